@@ -1,0 +1,71 @@
+"""What a policy is: an object with `act`; everything it may look at is in the `Episode`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from swe_env.replay.trajectory import Agent
+from swe_env.types import Action, Observation, PublicTask, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One action and what came back."""
+
+    action: Action
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """All a policy sees: policies keep no state of their own between turns.
+
+    So one policy object serves many episodes at once from many threads, and an episode can be
+    continued from any of its turns.
+    """
+
+    task: PublicTask
+    first: Observation
+    """The observation of `reset`: the issue."""
+    tools: Sequence[dict[str, Any]]
+    """Schemas of the tools offered (OpenAI function-calling form)."""
+    turns: Sequence[Turn] = ()
+    seed: int = 0
+    """Differs between attempts; a policy that samples derives every draw from it and the turn."""
+    answer: Task | None = field(default=None, repr=False)
+    """The full task, gold patch included; only for a policy whose `privileged` is True."""
+
+    @property
+    def observation(self) -> Observation:
+        """The latest observation."""
+        return self.turns[-1].observation if self.turns else self.first
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses the next action. Must be safe to call from several threads."""
+
+    agent: Agent
+    """Recorded in every trajectory."""
+    privileged: bool
+    """Whether `Episode.answer` is filled in (the oracle); such rollouts are marked."""
+
+    def act(self, episode: Episode) -> Action:
+        """The next action.
+
+        Raises:
+            PolicyError: the policy cannot go on; ends the episode as the policy's own failure.
+            ModelError: the model's server failed; ends it as an infrastructure failure.
+            EpisodeOver: the policy has a reason to stop (context full): a named truncation.
+        """
+        ...
+
+
+class EpisodeOver(Exception):  # noqa: N818 - control flow, not an error
+    """A policy ends its episode; the patch so far is graded, the record says `finished: false`."""
+
+    def __init__(self, truncation: str) -> None:
+        super().__init__(truncation)
+        self.truncation = truncation
