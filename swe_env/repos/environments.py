@@ -31,14 +31,21 @@ def interpreter(version: str) -> Path:
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         own = Path(sys.base_prefix, "bin", f"python{version}")
         if own.exists():
-            return own
+            return own.resolve()
+    candidates = [shutil.which(f"python{version}")]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python{version}"))]
     if importlib.util.find_spec("uv"):
         command = [sys.executable, "-m", "uv", "python", "find", "--system"]
         done = _run([*command, "--no-python-downloads", version])
-        if done.returncode == 0:
-            return Path(done.stdout.strip()).resolve()
-    if found := shutil.which(f"python{version}"):
-        return Path(found).resolve()
+        candidates.append(done.stdout.strip() if done.returncode == 0 else None)
+    # A shim of pyenv or asdf is no interpreter: ask each what it really runs.
+    asked = "import sys; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
+    for candidate in filter(None, candidates):
+        done = _run([candidate, "-c", asked])
+        said, _, base = done.stdout.strip().partition(" ")
+        if done.returncode == 0 and said == version:
+            return Path(base, "bin", f"python{version}").resolve()
     raise RecipeError(
         f"Python {version} is not on this machine: get it with `uv python install {version}` "
         f"(or pyenv, or the system's packages)."
@@ -162,6 +169,8 @@ def _pip_settings() -> dict[str, str]:
         "cert": "SSL_CERT_FILE",
     }
     settings = {names[key]: value for key, value in found.items() if key in names}
+    # pip takes the best version of all indexes; without this uv stops at the first that has any.
+    settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if found.get("no-index", "").lower() in ("1", "true", "yes"):
         settings["UV_NO_INDEX"] = "1"
     return {key: value for key, value in settings.items() if key not in os.environ}
