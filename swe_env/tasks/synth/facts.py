@@ -67,7 +67,10 @@ class Reader:
         if type(error).__name__ == "Failed" and "DID NOT RAISE" in str(error):
             return {"kind": "no_raise", "call": self.render(self.inside(statement))}
         if raised or not isinstance(error, AssertionError):
-            return {"kind": "raised", "call": self.render(self.subject(statement))}
+            subject = self.subject(statement)
+            if subject is None or isinstance(subject, ast.Lambda) or not has_call(subject):
+                return {}
+            return {"kind": "raised", "call": self.render(subject)}
         if isinstance(statement, ast.With) and "not raised" in str(error):
             return {"kind": "no_raise", "call": self.render(self.inside(statement))}
         return self.mismatch(statement)
