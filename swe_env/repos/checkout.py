@@ -121,9 +121,7 @@ def _folder_files(folder: Path) -> list[str]:
         listed = must(folder, "ls-files", "-z", "-co", "--exclude-standard").split("\0")
         names = [name for name in listed if name and (folder / name).is_file()]
     else:
-        names = [
-            str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()
-        ]
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
     return sorted(name for name in names if not _JUNK & set(Path(name).parts))
 
 

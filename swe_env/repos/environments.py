@@ -148,7 +148,7 @@ def _relocate(script: Path, folder: Path) -> None:
     if not data.startswith(first):
         return
     body = data.split(b"\n", 1)[1]
-    shim = b"#!/bin/sh\n'''exec' \"$(dirname -- \"$(realpath -- \"$0\")\")\"/python \"$0\" \"$@\"\n' '''\n"
+    shim = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/python "$0" "$@"\n\' \'\'\'\n'
     script.write_bytes(shim + body)
 
 

@@ -36,7 +36,9 @@ def download(name: str, version: str, sha256: str = "") -> Path:
     archive = _archive(kept)
     if archive is None or (sha256 and hash_of(archive) != sha256):
         shutil.rmtree(kept, ignore_errors=True)
-        raise TaskError(f"The kept sdist of {name} {version} was damaged and is removed: try again.")
+        raise TaskError(
+            f"The kept sdist of {name} {version} was damaged and is removed: try again."
+        )
     return archive
 
 
@@ -61,7 +63,9 @@ def _download(name: str, version: str, sha256: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="swe-env-pip-") as temporary:
         work = Path(temporary)
         pins = work / "requirements.txt"
-        pins.write_text(f"{name}=={version}" + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
+        pins.write_text(
+            f"{name}=={version}" + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n"
+        )
         command = [*_pip(), "download", "--quiet", "--no-deps", "--no-binary=:all:"]
         command += ["--disable-pip-version-check", "-d", str(work), "-r", str(pins)]
         # pip keeps the verified archive and then asks its build backend for metadata that nobody
@@ -108,6 +112,8 @@ def unpack(archive: Path, target: Path) -> None:
             raise TaskError(f"{archive.name} cannot be unpacked: {error}.") from error
         tops = [path for path in Path(temporary).iterdir() if path.is_dir()]
         if len(tops) != 1:
-            raise TaskError(f"{archive.name} is no source distribution: it has no single top folder.")
+            raise TaskError(
+                f"{archive.name} is no source distribution: it has no single top folder."
+            )
         for path in tops[0].iterdir():
             shutil.move(str(path), target / path.name)

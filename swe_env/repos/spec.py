@@ -14,9 +14,7 @@ ENVIRONMENT = "/opt/env"
 """Where the Python environment lies inside a sandbox."""
 
 
-def sandbox_spec(
-    task: Task, *, network: bool = False, limits: Limits | None = None
-) -> SandboxSpec:
+def sandbox_spec(task: Task, *, network: bool = False, limits: Limits | None = None) -> SandboxSpec:
     """What to start for a task: its base checkout and environment, both built once and cached.
 
     Values of `SandboxSpec.env` use ``{workdir}`` and ``{/opt/env}``: the path as the sandbox's

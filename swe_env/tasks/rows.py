@@ -79,7 +79,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _neighbours(path: Path) -> list[str]:
     folder = path.parent
-    return [p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES)] if folder.is_dir() else []
+    return (
+        [p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES)] if folder.is_dir() else []
+    )
 
 
 def _row(line: bytes, where: str) -> Task:

@@ -160,7 +160,9 @@ def distinct(data: bytes, ordered: Iterable[Candidate]) -> Iterator[Candidate]:
 
 
 def _names(function: FunctionNode) -> tuple[str, ...]:
-    names = {argument.arg: None for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
+    names = {
+        argument.arg: None for argument in ast.walk(function.args) if isinstance(argument, ast.arg)
+    }
     stored = [
         node for node in ast.walk(function)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)

@@ -40,7 +40,8 @@ def without_tests(source: str, functions: Iterable[tuple[str, ...]]) -> str | No
         found = [
             node
             for node in parent.body
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function[-1]
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name == function[-1]
         ]
         if not found:
             return None

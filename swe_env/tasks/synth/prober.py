@@ -77,7 +77,9 @@ class Prober:
             "COVERAGE_CORE": "ctrace",
         }
         self._server = subprocess.Popen(
-            [str(python), "-P", str(_SCRIPT)] if _safe_path(python) else [str(python), str(_SCRIPT)],
+            [str(python), "-P", str(_SCRIPT)]
+            if _safe_path(python)
+            else [str(python), str(_SCRIPT)],
             cwd=work,
             env=variables,
             stdin=subprocess.PIPE,
@@ -124,7 +126,9 @@ class Prober:
             line = ""
         if not line:
             said = self._server.stderr.read().strip().splitlines()
-            raise TaskError(f"The package's tests cannot be run: {said[-1] if said else 'no word'}.")
+            raise TaskError(
+                f"The package's tests cannot be run: {said[-1] if said else 'no word'}."
+            )
         return msgspec.json.decode(line, type=Answer)
 
     def close(self) -> None:
