@@ -114,9 +114,20 @@ def row_of(trajectory: Trajectory) -> Row:
 
 
 def pack(trajectory: Trajectory) -> tuple[Row, bytes]:
-    """A record's row and its bytes, header included."""
-    row = row_of(trajectory)
-    body = _compressor().compress(msgspec.json.encode(trajectory) + b"\n")
+    """A record's row and its bytes, header included.
+
+    Raises:
+        ReplayError: the trajectory would not read back (a NaN, a value of the wrong type).
+    """
+    try:
+        text = msgspec.json.encode(trajectory)
+        # The id is that of the record as it reads back: an integer reward must not change it.
+        row = row_of(_TRAJECTORY.decode(text))
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise ReplayError(
+            f"The trajectory of {trajectory.instance_id!r} cannot be stored: {error}."
+        ) from error
+    body = _compressor().compress(text + b"\n")
     columns = msgspec.json.encode(row)
     payload = _PREFIX.size - 8 + len(columns) + _CHECK
     head = _PREFIX.pack(_MAGIC, payload, _TAG, len(body), _digest(body, 16)) + columns

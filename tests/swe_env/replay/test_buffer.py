@@ -179,6 +179,20 @@ def test_a_torn_tail_costs_only_the_last_record_at_every_length(tmp_path, trajec
     assert list(buffer) == trajectories[:3]
 
 
+@pytest.mark.parametrize("reward", [float("nan"), "1"])
+def test_what_would_not_read_back_is_refused(tmp_path, reward):
+    buffer = ReplayBuffer(tmp_path)
+    with pytest.raises(ReplayError, match="cannot be stored"):
+        buffer.append(dataclasses.replace(make_trajectory(), reward=reward))
+    assert len(buffer) == 0
+
+
+def test_an_integer_reward_has_the_id_it_reads_back_with(tmp_path):
+    buffer = ReplayBuffer(tmp_path)
+    identity = buffer.append(dataclasses.replace(make_trajectory(), reward=1))
+    assert buffer[0].trajectory_id == identity
+
+
 def test_a_shard_that_shrank_behind_the_index_is_read_again(folder, trajectories):
     shard = shard_of(folder)
     offsets = ReplayBuffer(folder).column("offset")
