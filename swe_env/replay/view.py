@@ -132,6 +132,11 @@ class Records(ABC):
         names = index.texts
         return {names[codes[g[0]]]: View(self, index, positions[g]) for g in groups}
 
+    def has(self, identity: str) -> bool:
+        """Whether a record of that trajectory id is here."""
+        index, positions = self.snapshot()
+        return bool((index.table["id"][positions] == identity.encode()).any())
+
     def rows(self) -> Iterator[Row]:
         """The records' index rows, in order; bodies are not read."""
         index, positions = self.snapshot()

@@ -85,7 +85,8 @@ class RecordTrajectory(
         self.buffer = _open(path) if path is not None else buffer
         self._system_prompt = system_prompt
         self._first_attempt = attempt
-        self._provenance = dict(provenance or {})
+        self.provenance = dict(provenance or {})
+        """May be added to until the episode ends."""
         self._seen: dict[str, int] = {}
         self._steps: list[Step] = []
         self._running = False
@@ -238,7 +239,7 @@ class RecordTrajectory(
             "versions": {"swe-env": _version(), "python": platform.python_version()},
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
-            **self._provenance,
+            **self.provenance,
         }
 
 
