@@ -93,9 +93,7 @@ def run_rollouts(
     folder = JobFolder(out)
     config = _config(policy, tasks, loaded, attempts, seed, env_kwargs, budget)
     folder.configure(config, growing=frozenset({"attempts"}))
-    opened = not isinstance(buffer, ReplayBuffer)
-    store = ReplayBuffer(buffer) if buffer is not None and opened else buffer
-    assert store is None or isinstance(store, ReplayBuffer)
+    store = buffer if isinstance(buffer, ReplayBuffer) or buffer is None else ReplayBuffer(buffer)
     leases = Leases(folder.path, stale_after=stale_after)
     run = _Run(
         policy=policy,
@@ -115,7 +113,7 @@ def run_rollouts(
         return run.run(workers)
     finally:
         leases.close()
-        if store is not None and opened:
+        if store is not None and store is not buffer:
             store.close()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from swe_env.replay import ReplayBuffer
 from tests.swe_env.replay.conftest import make_trajectory
@@ -29,7 +30,7 @@ def start(folder, name, count):
         return subprocess.Popen(
             [sys.executable, "-c", WRITER, str(folder), name, str(count)],
             stdout=log,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         )
 
 
