@@ -157,7 +157,7 @@ class ChatTemplate:
 
     def _render_raw(self, messages: list[Message], generation: bool) -> str:
         rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [{"role": m["role"], "content": m["content"]} for m in messages],
             add_generation_prompt=generation,
             tokenize=False,
         )

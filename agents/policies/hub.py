@@ -50,7 +50,8 @@ def load(
     path = _resolve(name)
     with _quiet(), _explained(name):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=as_dtype(dtype, place))
-        model = model.to(place).eval()
+        model.to(place)  # type: ignore[arg-type]  # a decorator hides the real signature
+        model.eval()
     return model, load_tokenizer(name)
 
 
@@ -150,10 +151,9 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # save_pretrained refuses a model that was read as quantised, and peft would wrap it so.
-        for attribute in ("hf_quantizer", "quantization_method"):
-            if hasattr(model, attribute):
+        for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+            if attribute in vars(model):
                 delattr(model, attribute)
-        model.is_quantized = False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.config._name_or_path = model.name_or_path = "SmolLM2-135M-Instruct"
@@ -178,19 +178,16 @@ def _explained(name: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without progress bars and without anything below an error in the log."""
+    """No progress bars of transformers, and nothing below an error in its log."""
     from transformers.utils import logging as hf_logging
 
-    level, bars = hf_logging.get_verbosity(), _bars_enabled(hf_logging)
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
+    settings: Any = hf_logging  # partly untyped
+    level, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity(logging.ERROR)
+    settings.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        settings.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
-
-
-def _bars_enabled(hf_logging: Any) -> bool:
-    return bool(hf_logging.is_progress_bar_enabled())
+            settings.enable_progress_bar()
