@@ -40,9 +40,7 @@ def collate(sequences: Sequence[Encoded], device: torch.device) -> Batch:
         mask[row, :length] = torch.tensor(sequence.loss_mask[:length])
         attention[row, :length] = True
     padded = min(lengths) < longest
-    return Batch(
-        ids.to(device), mask.to(device), attention.to(device) if padded else None
-    )
+    return Batch(ids.to(device), mask.to(device), attention.to(device) if padded else None)
 
 
 def microbatches(samples: Sequence[Sample], budget: int) -> list[list[int]]:

@@ -106,7 +106,8 @@ def encode(
         encoded = _templated(trajectory, tokenizer, chat, text_format)
     if max_tokens is not None and len(encoded) > max_tokens:
         raise Unusable(
-            "too-long", f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}."
+            "too-long",
+            f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}.",
         )
     return encoded
 

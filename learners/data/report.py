@@ -23,7 +23,7 @@ REASONS = {
 """Why a trajectory or pair is left out."""
 
 
-class Unusable(SweError):  # noqa: N818 - says what the trajectory is
+class Unusable(SweError):
     """A trajectory cannot be trained on; `reason` is a key of `REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 from learners.losses.base import (
@@ -72,9 +72,10 @@ def entropo_dpo(
     rejected = zeta * policy_rejected_logps - gamma * ref_rejected_logps.detach()
     # Differences first: the two rewards are large and nearly equal, and float32 would keep only
     # their common digits.
-    margin = zeta * (policy_chosen_logps - policy_rejected_logps) - gamma * (
-        ref_chosen_logps - ref_rejected_logps
-    ).detach()
+    margin = (
+        zeta * (policy_chosen_logps - policy_rejected_logps)
+        - gamma * (ref_chosen_logps - ref_rejected_logps).detach()
+    )
     flip = torch.full_like(margin, label_smoothing).masked_fill(tie, 0.5)
     losses = -(1 - flip) * F.logsigmoid(margin) - flip * F.logsigmoid(-margin)
     return LossOutput(

@@ -1,4 +1,4 @@
-"""EntroPO-KTO, KTO, and the variant of the authors' released code: losses on single trajectories."""
+"""EntroPO-KTO, KTO, and the authors' released variant: losses on single trajectories."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def entropo_kto(
     """
     _check(policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight)
     reward = policy_logps - (gamma / zeta) * ref_logps.detach()
-    return _kto(
-        reward, policy_logps, desirable, zeta, z0, desirable_weight, undesirable_weight
-    )
+    return _kto(reward, policy_logps, desirable, zeta, z0, desirable_weight, undesirable_weight)
 
 
 def kto(

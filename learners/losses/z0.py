@@ -109,7 +109,9 @@ class EmaZ0(Z0):
 
     def update(self, rows: Sequence[int], rewards: Tensor) -> None:  # noqa: D102
         super().update(rows, rewards)
-        self.mean = self.decay * self.mean + (1 - self.decay) * rewards.detach().double().cpu().mean()
+        self.mean = (
+            self.decay * self.mean + (1 - self.decay) * rewards.detach().double().cpu().mean()
+        )
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {**super().state_dict(), "mean": self.mean.clone()}

@@ -122,7 +122,10 @@ class _TokenLogps(torch.autograd.Function):
         for at in _chunks(len(targets), chunk_size):
             logits = _logits(hidden[at], head)
             grad = _grad_logits(
-                logits, targets[at], norms[at], grad_logps[at],
+                logits,
+                targets[at],
+                norms[at],
+                grad_logps[at],
                 (entropies[at], grad_entropies[at]) if grad_entropies is not None else None,
             )
             if softcap is not None:

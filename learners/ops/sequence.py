@@ -18,7 +18,7 @@ class SequenceLogps(NamedTuple):
     """Sums over the loss tokens of each sequence of a batch."""
 
     logps: Tensor
-    """Sum of log-probabilities, shape (batch,), float32 or wider, differentiable (a sequence
+    """Sum of log-probabilities, shape (batch,), added up in float64, differentiable (a sequence
     without loss tokens gives a differentiable zero)."""
     entropies: Tensor
     """Sum of the exact entropies of the policy's distribution at each loss token, (batch,),
@@ -133,7 +133,10 @@ def _sums(
         chosen, weight, targets[mask], bias=bias, chunk_size=chunk_size, **shape
     )
     rows = torch.arange(len(mask), device=mask.device).repeat_interleave(counts)
-    zeros = torch.zeros(len(mask), dtype=logps.dtype, device=logps.device)
+    # float32 would lose 0.01 nat over 10k tokens, which lambda multiplies in every margin.
+    zeros = torch.zeros(len(mask), dtype=torch.float64, device=logps.device)
     return SequenceLogps(
-        zeros.index_add(0, rows, logps), zeros.index_add(0, rows, entropies), counts
+        zeros.index_add(0, rows, logps.double()),
+        zeros.index_add(0, rows, entropies.double()),
+        counts,
     )

@@ -19,8 +19,8 @@ def log_sigmoid(x: float) -> float:
 def written_out(rows, gamma, zeta, smoothing):
     """Eq. 7 with smoothing and ties, one pair at a time: (mean loss, d loss / d S_w, S_l)."""
     loss, grads = 0.0, []
-    for w, l, rw, rl, tie in rows:
-        u = zeta * (w - l) - gamma * (rw - rl)
+    for w, x, rw, rx, tie in rows:
+        u = zeta * (w - x) - gamma * (rw - rx)
         flip = 0.5 if tie else smoothing
         loss += -(1 - flip) * log_sigmoid(u) - flip * log_sigmoid(-u)
         slope = -(1 - flip) * math.exp(log_sigmoid(-u)) + flip * math.exp(log_sigmoid(u))
@@ -29,7 +29,7 @@ def written_out(rows, gamma, zeta, smoothing):
 
 
 def tensors(rows):
-    columns = [torch.tensor(column, dtype=torch.float64) for column in list(zip(*rows))[:4]]
+    columns = [torch.tensor(column, dtype=torch.float64) for column in list(zip(*rows, strict=True))[:4]]
     columns[0].requires_grad_()
     columns[1].requires_grad_()
     return columns, torch.tensor([row[4] for row in rows])
@@ -54,11 +54,11 @@ def test_value_and_gradient_are_the_papers(rows, gamma, zeta, smoothing):
 
 @given(rows=BATCH, beta=st.floats(0.01, 1))
 def test_lambda_zero_is_dpo(rows, beta):
-    (w, l, rw, rl), _ = tensors(rows)
-    entropo = entropo_dpo(w, l, rw, rl, gamma=beta, zeta=beta)
-    rafailov = -torch.nn.functional.logsigmoid(beta * ((w - rw) - (l - rl))).mean()
+    (w, x, rw, rx), _ = tensors(rows)
+    entropo = entropo_dpo(w, x, rw, rx, gamma=beta, zeta=beta)
+    rafailov = -torch.nn.functional.logsigmoid(beta * ((w - rw) - (x - rx))).mean()
     assert entropo.loss.item() == pytest.approx(rafailov.item(), rel=1e-9, abs=1e-12)
-    assert dpo(w, l, rw, rl, beta=beta).loss.item() == entropo.loss.item()
+    assert dpo(w, x, rw, rx, beta=beta).loss.item() == entropo.loss.item()
 
 
 def test_step_zero_loss_has_its_closed_form():

@@ -27,7 +27,9 @@ def tensors(rows):
     )
 
 
-@given(rows=st.lists(ROW, min_size=1, max_size=5), gamma=st.floats(0.02, 1), zeta=st.floats(0.02, 1))
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=5), gamma=st.floats(0.02, 1), zeta=st.floats(0.02, 1)
+)
 def test_value_and_gradient_are_the_papers(rows, gamma, zeta):
     policy, ref, desirable, z0 = tensors(rows)
     out = entropo_kto(

@@ -36,7 +36,9 @@ def test_parity_with_the_models_own_logits():
     model = tiny_llama()
     for ids, mask in batch():
         out = sequence_logps(model, ids[None], mask[None])
-        torch.testing.assert_close(out.logps[0], reference(model, ids, mask), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            out.logps[0].float(), reference(model, ids, mask), atol=1e-4, rtol=1e-5
+        )
         assert out.num_tokens.item() == mask.sum()
 
 
@@ -81,7 +83,12 @@ def test_gradient_is_exactly_zero_where_the_policy_did_not_sample():
 
 def families():
     from transformers import (
-        CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, Qwen2Config, Qwen3Config,
+        CohereConfig,
+        Gemma2Config,
+        GPT2Config,
+        GraniteConfig,
+        Qwen2Config,
+        Qwen3Config,
     )  # fmt: skip
 
     common = {
@@ -107,7 +114,9 @@ def test_families_scale_and_cap_as_their_own_forward_does(family):
     model = AutoModelForCausalLM.from_config(families()[family]).eval()
     ids, mask = batch(vocab=120)[0]
     out = sequence_logps(model, ids[None], mask[None])
-    torch.testing.assert_close(out.logps[0], reference(model, ids, mask), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        out.logps[0].float(), reference(model, ids, mask), atol=1e-4, rtol=1e-4
+    )
     check_logits(model, ids)
 
 
@@ -128,7 +137,9 @@ def test_an_adapter_stays_in_effect():
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     wrapped = get_peft_model(model, config).eval()
     after = sequence_logps(wrapped, ids[None], mask[None]).logps
-    torch.testing.assert_close(after[0], reference(wrapped, ids, mask), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        after[0].float(), reference(wrapped, ids, mask), atol=1e-4, rtol=1e-5
+    )
     assert abs(after - before).item() > 1e-3
     with wrapped.disable_adapter():
         assert torch.equal(sequence_logps(wrapped, ids[None], mask[None]).logps, before)
@@ -137,7 +148,7 @@ def test_an_adapter_stays_in_effect():
 def test_wrong_masks_are_one_sentence():
     model = tiny_llama()
     ids = torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ConfigError, match="loss_mask is torch.int64"):
+    with pytest.raises(ConfigError, match="loss_mask is torch"):
         sequence_logps(model, ids, ids)
     with pytest.raises(ConfigError, match="stands first"):
         sequence_logps(model, ids, torch.ones(1, 4, dtype=torch.bool))
