@@ -18,6 +18,8 @@ from swe_env.types import Action
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from agents.chat import Message
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -43,10 +45,14 @@ class Encoded:
         return self.loss_mask.index(True) if True in self.loss_mask else len(self)
 
 
+DEFAULT_FORMAT = "r2e"
+"""How tool calls are written where neither the record nor the caller says."""
+
+
 class Chat(Protocol):
     """What `encode` asks of a chat template; `agents.chat.ChatTemplate` is one."""
 
-    def prompt(self, messages: Sequence[Any]) -> list[int]:
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the messages up to the point where a reply is sampled."""
         ...
 
@@ -167,9 +173,9 @@ def _templated(
 
 def _conversation(
     trajectory: Trajectory, text_format: Format | None
-) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
+) -> tuple[list[Message], list[tuple[str, str]]]:
     """(messages of the first state, [(reply, observation)] of each agent turn)."""
-    first: list[dict[str, str]] = []
+    first: list[Message] = []
     for step in trajectory.steps:
         if step.source == "agent":
             break
@@ -199,8 +205,7 @@ def _format_of(trajectory: Trajectory) -> Format:
     from agents.parsing import get_format
 
     name = trajectory.agent.settings.get("format")
-    found: Format = get_format(name) if isinstance(name, str) else get_format()
-    return found
+    return get_format(name if isinstance(name, str) else DEFAULT_FORMAT)
 
 
 def _join(pieces: Sequence[tuple[Sequence[int], int]], trajectory: Trajectory) -> Encoded:

@@ -70,7 +70,7 @@ def token_logps(
         chunk_size = max(budget // (4 * lm_head_weight.shape[0]), 16)
     # Autocast would turn the float32 products back into half precision.
     with torch.autocast(hidden.device.type, enabled=False):
-        result: tuple[Tensor, Tensor] = _TokenLogps.apply(
+        result: tuple[Tensor, Tensor] = _TokenLogps.apply(  # type: ignore[no-untyped-call]
             hidden, lm_head_weight, bias, targets, chunk_size, softcap, scale
         )
     return result
@@ -106,7 +106,7 @@ class _TokenLogps(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None
     ) -> tuple[Any, ...]:

@@ -65,8 +65,8 @@ def sequence_logps(
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside; peft's adapters live in its layers, so they stay in effect."""
-    get_base = getattr(model, "get_base_model", None)
-    causal: PreTrainedModel = get_base() if get_base is not None else model
+    wrapped: Any = model
+    causal: PreTrainedModel = getattr(wrapped, "get_base_model", lambda: wrapped)()
     return causal
 
 
@@ -76,7 +76,7 @@ def output_layer(causal: PreTrainedModel) -> tuple[Tensor, Tensor | None, dict[s
     Raises:
         ConfigError: the output layer is not a plain linear layer.
     """
-    head = causal.get_output_embeddings()
+    head: Any = causal.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(head, nn.Linear):
         raise ConfigError(
             f"The output layer of {type(causal).__name__} is a {type(head).__name__}: the learner "

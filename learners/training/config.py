@@ -15,8 +15,9 @@ from swe_env.errors import ConfigError
 class TrainConfig(BaseModel):
     """Settings of one run of `learners.train`.
 
-    The defaults are the paper's recipe (arXiv 2509.12434: LoRA r = 8, alpha = 16, learning rate 1e-5, batch 16, gamma = 0.1, zeta = 0.11) plus label smoothing and tie pairs, without
-    which pass/fail labels drive all mass to the winners whatever zeta is.
+    The defaults are the paper's (arXiv 2509.12434: LoRA r = 8, alpha = 16, learning rate 1e-5,
+    batch 16, gamma = 0.1, zeta = 0.11) plus label smoothing and tie pairs, without which pass/fail
+    labels drive all mass to the winners whatever zeta is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -42,6 +42,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    model: Any
     if config.init_adapter is None:
         torch.manual_seed(config.seed)
         lora = LoraConfig(
@@ -65,7 +66,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             raise _other_base(folder, config.model) from error
     model.peft_config["default"].base_model_name_or_path = config.model
     if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     found: PeftModel = model
     return found
 

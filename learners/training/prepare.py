@@ -17,6 +17,9 @@ from swe_env.replay.trajectory import Trajectory
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from agents.chat import ChatTemplate
+    from agents.parsing import TextFormat
+
 _MAY_CHANGE = {"resume", "out", "save_every", "keep_checkpoints", "eval_every", "tensorboard"}
 """Settings that a resumed run may have other values of: they do not change its result."""
 
@@ -112,8 +115,8 @@ class _Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
         self._tokenizer = tokenizer
         self._config = config
-        self._chat = None
-        self._format = None
+        self._chat: ChatTemplate | None = None
+        self._format: TextFormat | None = None
         if config.text_format is not None:
             from agents.parsing import get_format
 

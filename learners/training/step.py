@@ -71,7 +71,7 @@ def run_batch(
             if backward:
                 offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
                 share = sum(weights[row] for row in rows) / sum(weights)
-                (objective.loss(**offered).loss * share).backward()
+                torch.autograd.backward(objective.loss(**offered).loss * share)
         logps[rows] = live.detach()
         entropies[rows] = sums.entropies.detach().view(len(rows), width)
         counts[rows] = tokens

@@ -29,7 +29,9 @@ def written_out(rows, gamma, zeta, smoothing):
 
 
 def tensors(rows):
-    columns = [torch.tensor(column, dtype=torch.float64) for column in list(zip(*rows, strict=True))[:4]]
+    columns = [
+        torch.tensor(column, dtype=torch.float64) for column in list(zip(*rows, strict=True))[:4]
+    ]
     columns[0].requires_grad_()
     columns[1].requires_grad_()
     return columns, torch.tensor([row[4] for row in rows])
