@@ -32,7 +32,13 @@ from learners.training.model import (
     save_adapter,
     trainable,
 )
-from learners.training.prepare import build_dataset, prepare_folder, read_buffer
+from learners.training.prepare import (
+    build_dataset,
+    check_folder,
+    check_vocabulary,
+    open_folder,
+    read_buffer,
+)
 from learners.training.reference import reference_logps
 from learners.training.schedule import batch_at, learning_rate, total_steps
 from learners.training.score import Scorer
@@ -130,22 +136,24 @@ class _Run:
         zeta = config.zeta_for(self.loss.parameters)
         if config.init_adapter is not None:
             check_adapter(config.init_adapter)
+        self.out = check_folder(config)
         trajectories = read_buffer(config.buffer)
         tokenizer = load_tokenizer(config.model)
         self.dataset: Dataset = build_dataset(trajectories, tokenizer, config, self.loss)
         self.mismatched = mismatches(self.dataset.samples) if self._wants_mismatched() else []
-        self.out = prepare_folder(config)
         log.info("%s", self.dataset.report)
         self.on_progress(Progress("data", len(self.dataset), self.dataset.report.seen, {}))
 
         base, _ = load(config.model, dtype=config.dtype, device=config.device)
         base.requires_grad_(False)
+        check_vocabulary(self.dataset, base.config.get_text_config().vocab_size)
         self.fingerprint = base_fingerprint(base)
         self.device = base.device
         self.model = add_adapter(base, config, self.fingerprint)
         self.scorer = Scorer(self.model, self.device)
         first = self.dataset.samples[0].sequences[0].input_ids[:16]
         check_logits(self.model, torch.tensor(first, device=self.device))
+        open_folder(self.out, config)
         settings = config.model_dump(
             include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
         )

@@ -24,8 +24,8 @@ _MAY_CHANGE = {"resume", "out", "save_every", "keep_checkpoints", "eval_every", 
 """Settings that a resumed run may have other values of: they do not change its result."""
 
 
-def prepare_folder(config: TrainConfig) -> Path:
-    """The output folder, empty or holding the same run's earlier part; the settings in it.
+def check_folder(config: TrainConfig) -> Path:
+    """The output folder: missing, empty, or holding the same run's earlier part.
 
     Raises:
         ConfigError: it holds something else, or a run with other settings.
@@ -51,9 +51,13 @@ def prepare_folder(config: TrainConfig) -> Path:
                 f"The run in {out} was started with {name} = {before.get(name)!r}, not "
                 f"{settings[name]!r}: resume it with the same settings."
             )
-    out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(settings, indent=2) + "\n")
     return out
+
+
+def open_folder(out: Path, config: TrainConfig) -> None:
+    """Make the output folder and write down the settings; called once nothing can be wrong."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
 
 
 def read_buffer(path: str) -> list[Trajectory]:
@@ -77,8 +81,6 @@ def build_dataset(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
     loss: Loss,
-    *,
-    vocab_size: int | None = None,
 ) -> Dataset:
     """The samples this loss learns from.
 
@@ -99,14 +101,21 @@ def build_dataset(
             trajectories, encoder, kind=loss.kind, per_task=config.per_task, seed=config.seed
         )
     _check_samples(dataset, loss)
-    if vocab_size is not None:
-        highest = max(max(s.input_ids) for sample in dataset.samples for s in sample.sequences)
-        if highest >= vocab_size:
-            raise ConfigError(
-                f"The buffer holds token id {highest}, the model's vocabulary ends at "
-                f"{vocab_size - 1}: the trajectories were recorded with another model's tokenizer."
-            )
     return dataset
+
+
+def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
+    """Every token id is one the model has.
+
+    Raises:
+        ConfigError: names the highest that is not.
+    """
+    highest = max(max(s.input_ids) for sample in dataset.samples for s in sample.sequences)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"The buffer holds token id {highest}, the model's vocabulary ends at "
+            f"{vocab_size - 1}: the trajectories were recorded with another model's tokenizer."
+        )
 
 
 class _Encoder:

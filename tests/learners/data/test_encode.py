@@ -22,7 +22,9 @@ def test_recorded_ids_are_used_as_they_are():
     last, prompt = list(trajectory.prompt_ids())[-1]
     assert encoded.input_ids == prompt + last.metrics.completion_token_ids
     for turn, step in enumerate(trajectory.agent_steps):
-        ids = tuple(i for i, t in zip(encoded.input_ids, encoded.turn_ids, strict=True) if t == turn)
+        ids = tuple(
+            i for i, t in zip(encoded.input_ids, encoded.turn_ids, strict=True) if t == turn
+        )
         assert ids == step.metrics.completion_token_ids
     assert encoded.loss_mask == tuple(turn >= 0 for turn in encoded.turn_ids)
     assert encoded.prompt_length == len(trajectory.agent_steps[0].metrics.prompt_token_ids)
