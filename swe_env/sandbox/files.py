@@ -1,4 +1,4 @@
-"""`DirFiles`: the file access of every sandbox whose workspace is a folder this process can open."""
+"""`DirFiles`: file access for sandboxes whose workspace is a folder this process can open."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class DirFiles:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
+
+    def move_to(self, root: int) -> None:
+        """Go on in another folder."""
+        self.close()
+        self._root = os.dup(root)
 
     def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
         """See `Files.read`."""
