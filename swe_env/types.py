@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A Python environment built once from pins and cached; the default way to run without Docker."""
+    """A Python environment built once from pins and cached: how to run without Docker."""
 
     python: str = "3.11"
     """Version of the interpreter, "major.minor"."""

@@ -1,0 +1,66 @@
+"""A Gymnasium environment over real repositories: ``gym.make("SWE-v0")``.
+
+Importing registers the environment and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import WrapperSpec, register
+
+from swe_env.errors import SweError
+
+if TYPE_CHECKING:
+    from swe_env.env import SWEEnv
+    from swe_env.grading import grade
+    from swe_env.replay import ReplayBuffer, Trajectory
+    from swe_env.sandbox import check_sandbox
+    from swe_env.types import Action, Observation, Task, TestReport
+    from swe_env.wrappers import RecordTrajectory
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "SWEEnv": "swe_env.env",
+    "grade": "swe_env.grading",
+    "ReplayBuffer": "swe_env.replay",
+    "Trajectory": "swe_env.replay",
+    "check_sandbox": "swe_env.sandbox",
+    "Action": "swe_env.types",
+    "Observation": "swe_env.types",
+    "Task": "swe_env.types",
+    "TestReport": "swe_env.types",
+    "RecordTrajectory": "swe_env.wrappers",
+}
+
+__all__ = [
+    "Action",
+    "Observation",
+    "RecordTrajectory",
+    "ReplayBuffer",
+    "SWEEnv",
+    "SweError",
+    "Task",
+    "TestReport",
+    "Trajectory",
+    "check_sandbox",
+    "grade",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'swe_env' has no attribute {name!r}")
+
+
+register(
+    id="SWE-v0",
+    entry_point="swe_env.env:SWEEnv",
+    max_episode_steps=100,
+    additional_wrappers=(
+        WrapperSpec("GradeOnTimeLimit", "swe_env.wrappers.limits:GradeOnTimeLimit", {}),
+    ),
+)

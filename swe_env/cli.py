@@ -1,0 +1,76 @@
+"""`swe`: one command line; mounts the sub-commands of all three packages.
+
+The packages above this one are looked up by name when the command line starts, so the layers stay
+one-way and a machine with `swe_env` alone has the commands that work there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from importlib import util
+
+import typer
+
+from swe_env.errors import ConfigError, InfrastructureError, SweError
+
+COMMANDS = (
+    "swe_env.tasks.commands",
+    "swe_env.commands",
+    "agents.rollouts.commands",
+    "agents.viewer.commands",
+    "learners.training.commands",
+    "learners.experiments.commands",
+)
+"""Modules that each hold `register(app: typer.Typer)`."""
+
+
+def build() -> typer.Typer:
+    """The command line with every sub-command that can be had here.
+
+    Raises:
+        ConfigError: another distribution's package named `agents` hides ours.
+    """
+    app = typer.Typer(
+        name="swe",
+        help="Train coding agents that stay diverse.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    _check_agents()
+    for name in COMMANDS:
+        if util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name).register(app)
+    return app
+
+
+def main() -> None:
+    """Run `swe`; a known failure is one sentence on stderr and exit code 2 (3: infrastructure)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        build()()
+    except SweError as error:
+        print(f"swe: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, InfrastructureError) else 2)
+    except KeyboardInterrupt:
+        print("swe: interrupted; run the same command again to continue.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check_agents() -> None:
+    found = util.find_spec("agents")
+    if found is None:
+        return
+    module = importlib.import_module("agents")
+    if getattr(module, "PROJECT", "") != "swe-env":
+        raise ConfigError(
+            f"`import agents` finds {found.origin}, which is not part of swe-env (the package "
+            "openai-agents installs that name too): uninstall it or use a separate virtual "
+            "environment."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Checkouts: a task's starting state, built once, one clean commit and no way to the future."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from swe_env.cache import build_once, cache_dir, digest
+from swe_env.errors import PatchError, TaskError
+from swe_env.repos import sdist
+from swe_env.repos.git import commit_all, git, must, said
+from swe_env.repos.patches import apply_patch
+from swe_env.types import Source, Task
+
+_LAYOUT = 1
+"""Raise when the way a checkout is made changes."""
+_JUNK = {".git", ".hg", "__pycache__", ".venv", ".tox", ".nox", "node_modules"}
+_JUNK_SUFFIXES = (".pyc", ".pyo", ".orig", ".rej")
+_log = logging.getLogger(__name__)
+
+
+def pristine(source: Source, base_commit: str = "") -> Path:
+    """The repository's files before `base_patch`, as a repository of one deterministic commit.
+
+    Args:
+        source: where the files come from.
+        base_commit: commit to check out; needed for git only.
+
+    Raises:
+        TaskError: the source cannot be had.
+    """
+    wanted = base_commit if source.kind == "git" else ""
+    key: object = [_LAYOUT, source, wanted]
+    if source.kind == "folder":
+        key = [_LAYOUT, source.location, _folder_state(Path(source.location))]
+    target = cache_dir("pristine") / f"{_slug(source.location)}-{digest(key)}"
+    return build_once(target, lambda folder: _fill(source, wanted, folder))
+
+
+def head(checkout: Path) -> str:
+    """Name of the checkout's only commit."""
+    return must(checkout, "rev-parse", "HEAD").strip()
+
+
+def base(task: Task) -> Path:
+    """The agent's starting state: `source` at `base_commit` with `base_patch`, one clean commit.
+
+    Raises:
+        TaskError: the task has no source, or its source or patch no longer fits.
+    """
+    source = task.source
+    if source is None:
+        raise TaskError(f"{task.instance_id} has no source to check out and no image.")
+    if not task.base_patch and source.kind != "folder":
+        return pristine(source, task.base_commit)
+    key = [_LAYOUT, source, task.base_commit, task.base_patch]
+    target = cache_dir("bases") / f"{_slug(task.instance_id)}-{digest(key)}"
+
+    def build(folder: Path) -> None:
+        origin = pristine(source, task.base_commit)
+        if source.kind != "git" and task.base_commit and head(origin) != task.base_commit:
+            raise TaskError(
+                f"{source.location} is not what {task.instance_id} was made from: its files have "
+                f"commit {head(origin)[:12]}, the task wants {task.base_commit[:12]}."
+            )
+        shutil.copytree(
+            origin, folder, symlinks=True, dirs_exist_ok=True, ignore=_without_git(origin)
+        )
+        try:
+            apply_patch(folder, task.base_patch)
+        except PatchError as error:
+            raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
+        commit_all(folder)
+
+    return build_once(target, build)
+
+
+def _slug(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text.rstrip("/"))
+    return kept[-60:].strip("-.") or "checkout"
+
+
+def _without_git(origin: Path) -> Callable[[str, list[str]], list[str]]:
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        return [".git"] if Path(folder) == origin and ".git" in names else []
+
+    return ignore
+
+
+def _fill(source: Source, commit: str, folder: Path) -> None:
+    if source.kind == "sdist":
+        sdist.unpack(sdist.download(source.location, source.version, source.sha256), folder)
+    elif source.kind == "folder":
+        _copy_folder(Path(source.location), folder)
+    else:
+        _fetch(source.location, commit, folder)
+    _clean(folder)
+    commit_all(folder)
+
+
+def _clean(folder: Path) -> None:
+    for top, names, files in os.walk(folder):
+        for name in [name for name in names if name in _JUNK]:
+            path = Path(top, name)
+            names.remove(name)
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+        for name in files:
+            if name.endswith(_JUNK_SUFFIXES) or name == ".git":
+                Path(top, name).unlink()
+
+
+def _folder_files(folder: Path) -> list[str]:
+    """Files of a folder: what its repository does not ignore, or everything."""
+    if not folder.is_dir():
+        raise TaskError(f"There is no folder {folder}.")
+    if (folder / ".git").exists():
+        listed = must(folder, "ls-files", "-z", "-co", "--exclude-standard").split("\0")
+        names = [name for name in listed if name and (folder / name).is_file()]
+    else:
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(name for name in names if not _JUNK & set(Path(name).parts))
+
+
+def _folder_state(folder: Path) -> list[tuple[str, int, int]]:
+    stats = [(name, (folder / name).lstat()) for name in _folder_files(folder)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _copy_folder(origin: Path, folder: Path) -> None:
+    for name in _folder_files(origin):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(origin / name, folder / name, follow_symlinks=False)
+
+
+def origins(location: str) -> list[str]:
+    """Where a git repository may be had from: the mirror in ``SWE_ENV_MIRRORS``, then its origin."""
+    short = location.removesuffix(".git")
+    name = "/".join(short.split("/")[-2:]) if "://" in short or "@" in short else short
+    found: list[str] = []
+    if mirrors := os.environ.get("SWE_ENV_MIRRORS"):
+        mirror = Path(mirrors).expanduser() / f"{name.replace('/', '__')}.git"
+        if mirror.is_dir():
+            found.append(str(mirror.absolute()))
+    plain = location.count("/") == 1 and "://" not in location and not Path(location).exists()
+    return [*found, f"https://github.com/{location}.git" if plain else location]
+
+
+def _fetch(location: str, commit: str, folder: Path) -> None:
+    """Put the files of one commit into `folder`; the repository they came from is dropped."""
+    if not commit:
+        raise TaskError(f"A task from {location} needs a base_commit.")
+    problem = ""
+    with tempfile.TemporaryDirectory(prefix=".git-", dir=folder.parent) as temporary:
+        store = Path(temporary)
+        must(store, "init", "-q", "--bare", "--template=")
+        for origin in origins(location):
+            _log.info("fetching %s at %s", location, commit[:12])
+            done = git(store, "fetch", "-q", "--no-tags", "--depth=1", origin, commit)
+            if done.returncode:
+                # A server that hands out no bare commit names still hands out its branches.
+                git(store, "fetch", "-q", origin, "+refs/*:refs/all/*")
+            if git(store, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0:
+                must(store, f"--work-tree={folder}", "checkout", "-q", commit, "--", ".")
+                return
+            problem = said(done)
+    raise TaskError(
+        f"Commit {commit[:12]} of {location} could not be fetched ({problem}): check the network, "
+        "or point SWE_ENV_MIRRORS at a folder with a bare mirror named owner__name.git."
+    )

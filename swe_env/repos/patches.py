@@ -1,0 +1,92 @@
+"""Unified diffs: written for a changed file, applied to a tree."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from swe_env.errors import PatchError
+from swe_env.repos.git import git
+
+_CONTEXT = 3
+
+
+def _lines(text: str) -> list[str]:
+    # Only "\n" ends a line of a diff; str.splitlines would also split at form feeds and the like.
+    lines = text.split("\n")
+    ended = [line + "\n" for line in lines[:-1]]
+    return [*ended, lines[-1]] if lines[-1] else ended
+
+
+def file_diff(path: str, old: str, new: str) -> str:
+    """Git's unified diff of one file that exists before and after; empty when nothing changed."""
+    if old == new:
+        return ""
+    before, after = _lines(old), _lines(new)
+    # Equal heads and tails are cut to the context first: difflib is quadratic in what is left.
+    head = 0
+    while head < min(len(before), len(after)) and before[head] == after[head]:
+        head += 1
+    tail = 0
+    while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
+        tail += 1
+    first, last = max(0, head - _CONTEXT), max(0, tail - _CONTEXT)
+    matcher = difflib.SequenceMatcher(
+        None, before[first : len(before) - last], after[first : len(after) - last], autojunk=False
+    )
+    out = [f"diff --git a/{path} b/{path}\n", f"--- a/{path}\n", f"+++ b/{path}\n"]
+    for group in matcher.get_grouped_opcodes(_CONTEXT):
+        _, i1, _, j1, _ = group[0]
+        _, _, i2, _, j2 = group[-1]
+        out.append(f"@@ -{_range(first + i1, i2 - i1)} +{_range(first + j1, j2 - j1)} @@\n")
+        for tag, a1, a2, b1, b2 in group:
+            if tag == "equal":
+                out += _marked(" ", before[first + a1 : first + a2])
+                continue
+            out += _marked("-", before[first + a1 : first + a2])
+            out += _marked("+", after[first + b1 : first + b2])
+    return "".join(out)
+
+
+def _range(start: int, length: int) -> str:
+    return f"{start + 1 if length else start},{length}"
+
+
+def _marked(mark: str, lines: list[str]) -> list[str]:
+    ending = "\n\\ No newline at end of file\n"
+    return [mark + line if line.endswith("\n") else mark + line + ending for line in lines]
+
+
+def apply_patch(tree: Path, patch: str) -> None:
+    """Apply a unified diff to the files under `tree`, all of it or nothing.
+
+    Raises:
+        PatchError: it does not apply (names the first place), is no diff, touches `.git`, or
+            leads out of the tree.
+    """
+    if not patch.strip():
+        return
+    data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
+    # --git-dir points nowhere: the tree's own repository must not influence the result, and a
+    # repository around the tree would make git skip files silently.
+    done = git(tree, "--git-dir=/dev/null", "apply", "--whitespace=nowarn", "-", stdin=data)
+    if done.returncode:
+        raise PatchError(_reason(done.stderr.decode("utf-8", "replace")))
+
+
+def _reason(stderr: str) -> str:
+    errors = [line.removeprefix("error: ") for line in stderr.splitlines() if "error: " in line]
+    first = errors[0] if errors else stderr.strip().splitlines()[0] if stderr.strip() else ""
+    if found := re.match(r"patch failed: (.+):(\d+)", first):
+        return (
+            f"The patch does not apply: {found[1]} differs from what the patch expects at "
+            f"line {found[2]}; make the patch against the task's base commit."
+        )
+    if found := re.match(r"invalid path '(.+)'", first):
+        return f"The patch is refused: it touches {found[1]!r}, outside the tree or inside .git."
+    if "beyond a symbolic link" in first:
+        return f"The patch is refused: {first} and would leave the tree."
+    if "No valid patches" in first or "unrecognized input" in first:
+        return "The patch is no unified diff: no file header and hunk was found in it."
+    return f"The patch does not apply: {first}."

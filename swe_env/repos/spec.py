@@ -1,0 +1,67 @@
+"""From a task to what a sandbox is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swe_env.cache import cache_dir
+from swe_env.repos.checkout import base
+from swe_env.repos.environments import environment, interpreter, prefix
+from swe_env.sandbox.base import Limits, SandboxSpec
+from swe_env.types import Image, Recipe, Task
+
+ENVIRONMENT = "/opt/env"
+"""Where the Python environment lies inside a sandbox."""
+
+
+def sandbox_spec(task: Task, *, network: bool = False, limits: Limits | None = None) -> SandboxSpec:
+    """What to start for a task: its base checkout and environment, both built once and cached.
+
+    Values of `SandboxSpec.env` use ``{workdir}`` and ``{/opt/env}``: the path as the sandbox's
+    commands see it, so the path inside for a sandbox with binds and the folder on this machine
+    for one without.
+
+    Raises:
+        TaskError: the checkout cannot be made.
+        RecipeError: the Python environment cannot be built.
+    """
+    limits = limits or Limits()
+    if isinstance(task.environment, Image):
+        image = task.environment.name
+        return SandboxSpec(
+            base=cache_dir("empty"), limits=limits, network=network, image=image, env=_plain()
+        )
+    recipe = task.environment
+    checkout = base(task)
+    folder = environment(recipe, checkout)
+    binds = {ENVIRONMENT: folder}
+    home = prefix(interpreter(recipe.python))
+    if not home.is_relative_to("/usr"):
+        binds[str(home)] = home
+    return SandboxSpec(
+        base=checkout, env=_variables(recipe), binds=binds, limits=limits, network=network
+    )
+
+
+def _plain() -> dict[str, str]:
+    return {
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PAGER": "cat",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def _variables(recipe: Recipe) -> dict[str, str]:
+    inside = "{" + ENVIRONMENT + "}"
+    roots = [Path(part).as_posix() for part in recipe.pythonpath]
+    paths = ["{workdir}" if part == "." else "{workdir}/" + part for part in roots]
+    return {
+        **_plain(),
+        "PATH": f"{inside}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "VIRTUAL_ENV": inside,
+        "PYTHONPATH": ":".join(paths),
+        "PYTHONNOUSERSITE": "1",
+    }

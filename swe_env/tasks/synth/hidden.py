@@ -1,0 +1,83 @@
+"""Take test functions out of a test file, leaving the rest of its text as it is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from swe_env.tasks.mutate.base import FunctionNode, Text
+
+
+def file_of(test_id: str) -> str:
+    """The file part of a pytest node id."""
+    return test_id.split("::", 1)[0]
+
+
+def function_of(test_id: str) -> tuple[str, ...]:
+    """Class names and function name of a pytest node id, its parameters left out."""
+    path, _, rest = test_id.partition("::")
+    del path
+    return tuple(rest.split("[", 1)[0].split("::"))
+
+
+def without_tests(source: str, functions: Iterable[tuple[str, ...]]) -> str | None:
+    """The file without those test functions, or None when one of them is not written in it.
+
+    A function goes as a whole with its decorators; a class left empty gets ``pass``. (None: a
+    test that a class inherits, or one made at run time.)
+    """
+    tree = ast.parse(source)
+    text = Text(source.encode())
+    wanted = set(functions)
+    cuts: list[tuple[int, int, bytes]] = []
+    for function in wanted:
+        parent: ast.Module | ast.ClassDef = tree
+        for name in function[:-1]:
+            classes = [n for n in parent.body if isinstance(n, ast.ClassDef) and n.name == name]
+            if not classes:
+                return None
+            parent = classes[-1]
+        found = [
+            node
+            for node in parent.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name == function[-1]
+        ]
+        if not found:
+            return None
+        for node in found:
+            cuts.append((*_span(text, node), b""))
+        if isinstance(parent, ast.ClassDef) and _emptied(parent, function[:-1], wanted):
+            start, end, _ = cuts.pop()
+            cuts.append((start, end, b" " * found[-1].col_offset + b"pass\n"))
+            wanted = wanted - {(*function[:-1], "")} | {(*function[:-1], "")}
+    data = text.data
+    passed: set[tuple[int, int]] = set()
+    for start, end, replacement in sorted(set(cuts), reverse=True):
+        if (start, end) not in passed:
+            passed.add((start, end))
+            data = data[:start] + replacement + data[end:]
+    try:
+        compile(data, "<tests>", "exec")
+    except SyntaxError:
+        return None
+    return data.decode()
+
+
+def _emptied(parent: ast.ClassDef, name: tuple[str, ...], wanted: set[tuple[str, ...]]) -> bool:
+    def goes(node: ast.stmt) -> bool:
+        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        return named and (*name, getattr(node, "name", "")) in wanted
+
+    return all(goes(node) for node in parent.body)
+
+
+def _span(text: Text, node: FunctionNode) -> tuple[int, int]:
+    """Whole lines of a function, with its decorators and the blank lines after it."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    start, end = text.offset(first, 0), text.span(node)[1]
+    newline = text.data.find(b"\n", end)
+    end = len(text.data) if newline < 0 else newline + 1
+    while (newline := text.data.find(b"\n", end)) >= 0 and not text.data[end:newline].strip():
+        end = newline + 1
+    return start, end

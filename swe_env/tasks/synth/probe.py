@@ -1,0 +1,196 @@
+"""Test server of the task generator: runs in the package's own Python, one fork per request.
+
+Started as a script (`python probe.py`), so that it needs nothing but pytest and coverage. pytest is
+imported once; each request is a forked child that runs the tests it names in the working folder
+and answers one JSON line. It runs the code of packages that a user chose to make tasks from, in
+no sandbox: only without network where the kernel allows that.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import pathlib
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import facts
+
+del sys.path[:2]  # ours twice: the script's folder must not shadow a package under test
+
+MEMORY = 3 << 30
+
+
+class Recorder:
+    """A pytest plugin that keeps outcomes, durations, what failures show, and coverage."""
+
+    def __init__(self, root, details, cover):
+        self.root = root
+        self.details = details
+        self.outcomes = {}
+        self.durations = {}
+        self.failures = {}
+        self.cover = cover
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        """Lines run from here on are this test's."""
+        if self.cover is not None:
+            self.cover.switch_context(item.nodeid)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        """Keep the outcome, the time, and what a failure shows."""
+        report = yield
+        node = item.nodeid
+        self.durations[node] = self.durations.get(node, 0.0) + call.duration
+        if report.when == "call" or report.outcome != "passed":
+            earlier = self.outcomes.get(node)
+            if earlier in (None, "passed"):
+                self.outcomes[node] = outcome(report)
+        room = len(self.failures) < self.details and node not in self.failures
+        if room and report.failed and call.excinfo is not None:
+            with contextlib.suppress(Exception):
+                self.failures[node] = facts.of(item, call.excinfo, self.root)
+        return report
+
+
+def outcome(report):
+    """Name of a report's outcome, as swe_env.types.Outcome has it."""
+    if hasattr(report, "wasxfail"):
+        return "xfailed" if report.skipped else "xpassed"
+    if report.failed:
+        return "failed" if report.when == "call" else "error"
+    return report.outcome
+
+
+def run(request):
+    """Run the tests of a request in this process and return the answer."""
+    cover = None
+    if request.get("cover"):
+        import coverage
+
+        cover = coverage.Coverage(
+            data_file=None, config_file=False, include=[request["cwd"] + "/*"]
+        )
+        cover.start()
+    recorder = Recorder(request["cwd"], request.get("details", 0), cover)
+    code = pytest.main(request["args"], plugins=[recorder])
+    answer = {
+        "code": int(code),
+        "outcomes": recorder.outcomes,
+        "durations": recorder.durations,
+        "failures": recorder.failures,
+    }
+    if cover is not None:
+        cover.stop()
+        answer["contexts"] = contexts(cover.get_data(), request["cwd"])
+    return answer
+
+
+def contexts(data, root):
+    """Path → line → ids of the tests that ran it ("" is what importing ran)."""
+    found = {}
+    for path in data.measured_files():
+        if path.startswith(root + os.sep):
+            by_line = data.contexts_by_lineno(path)
+            found[os.path.relpath(path, root)] = {str(k): v for k, v in by_line.items() if v}
+    return found
+
+
+def child(request, channel):
+    """Everything a forked child does; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.chdir(request["cwd"])
+        # Compiled files are kept from the pristine run only: a mutated file must never be one.
+        sys.dont_write_bytecode = not request["warm"]
+        sys.argv = ["pytest"]
+        data = json.dumps(run(request)).encode()
+        data = struct.pack("<Q", len(data)) + data
+        while data:
+            data = data[os.write(channel, data) :]
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def receive(channel, deadline):
+    """The child's answer, or None when it died or the time is over."""
+    data = b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([channel], [], [], left)[0]:
+            return None
+        part = os.read(channel, 1 << 20)
+        if not part:
+            return None
+        data += part
+        if len(data) >= 8 and len(data) >= 8 + struct.unpack("<Q", data[:8])[0]:
+            return json.loads(data[8:])
+
+
+def serve(request):
+    """Fork, wait, kill what is left."""
+    reading, writing = os.pipe()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        child(request, writing)
+    os.close(writing)
+    answer = receive(reading, started + request["timeout"])
+    os.close(reading)
+    for victim in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            victim(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if answer is None:
+        hung = time.monotonic() - started >= request["timeout"]
+        answer = {"died": "timeout" if hung else "crash"}
+    return answer
+
+
+def leave_network():
+    """An own network namespace with only a loopback, as the sandbox will have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    user, net = 0x10000000, 0x40000000
+    if libc.unshare(net if uid == 0 else net | user) != 0:
+        return
+    if uid != 0:
+        own = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+        for name, text in own.items():
+            pathlib.Path("/proc/self", name).write_text(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 1))
+
+
+def main():
+    """Answer one JSON line for each JSON line, until the input ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        leave_network()
+    for line in sys.stdin:
+        answer = serve(json.loads(line))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

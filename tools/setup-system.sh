@@ -1,0 +1,32 @@
+#!/bin/sh
+# What pip cannot install: a Python with venv, git and bubblewrap. As root they are installed with apt-get;
+# otherwise the command to run is named. Bubblewrap is optional (the `process` sandbox works without).
+set -eu
+
+need() { # need COMMAND PACKAGE
+    command -v "$1" >/dev/null 2>&1 && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "setup: installing $2" >&2
+        { apt-get update -qq && apt-get install -y -qq "$2"; } >/dev/null 2>&1 && return 0
+    fi
+    return 1
+}
+
+if [ -z "${PYTHON:-}" ]; then
+    echo "setup: Python 3.11 or newer is needed and was not found: install it (apt-get install python3 python3-venv) and run make again." >&2
+    exit 1
+fi
+need git git || {
+    echo "setup: git is needed: run 'sudo apt-get install git' and make again." >&2
+    exit 1
+}
+need bwrap bubblewrap || echo "setup: bubblewrap is missing, so commands of agents will run WITHOUT isolation: run 'sudo apt-get install bubblewrap' to have it." >&2
+
+if [ ! -x "$VENV/bin/pip" ]; then
+    "$PYTHON" -c 'import ensurepip' 2>/dev/null || need python3-venv-missing python3-venv ||
+        "$PYTHON" -c 'import ensurepip' 2>/dev/null || {
+        echo "setup: $PYTHON has no venv module: run 'sudo apt-get install python3-venv' and make again." >&2
+        exit 1
+    }
+    "$PYTHON" -m venv "$VENV"
+fi
