@@ -10,9 +10,7 @@ from swe_env.errors import ConfigError, GradingError
 from swe_env.grading import grade
 from swe_env.types import Outcome
 
-FIXED = {
-    "calc.py": 'def add(a, b):\n    """The sum."""\n    return a + b\n\n\ndef mul(a, b):\n    return a * b\n'
-}
+FIXED = {"calc.py": "def add(a, b):\n    return a + b\n\n\ndef mul(a, b):\n    return a * b\n"}
 
 
 def test_the_gold_patch_resolves(project):
