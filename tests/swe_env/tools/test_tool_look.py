@@ -133,10 +133,27 @@ def test_search_caps_and_counts(desk):
     assert "50 more lines left out" in text
 
 
-PATHS = """
-a.log keep.log build/x sub/build/x docs/a.html docs/b/a.html gen/a.py x/gen/a.py #odd tmp1 tmpx
-foo/bar foo/a/b/bar foo/other local.txt sub/local.txt sub/special.log sub/other.log build.txt
-""".split()
+PATHS = [
+    "a.log",
+    "keep.log",
+    "build/x",
+    "sub/build/x",
+    "docs/a.html",
+    "docs/b/a.html",
+    "gen/a.py",
+    "x/gen/a.py",
+    "#odd",
+    "tmp1",
+    "tmpx",
+    "foo/bar",
+    "foo/a/b/bar",
+    "foo/other",
+    "local.txt",
+    "sub/local.txt",
+    "sub/special.log",
+    "sub/other.log",
+    "build.txt",
+]
 IGNORES = {
     ".gitignore": "*.log\n/build/\ndocs/*.html\n!keep.log\n**/gen/*.py\n# no\n\\#odd\ntmp[0-9]\n"
     "foo/**/bar\n",
