@@ -49,8 +49,8 @@ class Tool:
     description: str
     parameters: tuple[schemas.Parameter, ...]
     function: Callable[..., ToolResult | str]
-    harmless: tuple[Mapping[str, Any], ...] = ()
-    """Arguments of calls that change nothing and take no time, for random exploration."""
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """Arguments of harmless calls: what `action_space.sample()` may draw."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -99,20 +99,20 @@ DEFAULT = presets.register("default")(("view", "edit", "search", "bash", "run_te
 def tool(function: ToolFunction) -> Tool: ...
 @overload
 def tool(
-    *, name: str = "", register: bool = True, harmless: Sequence[Mapping[str, Any]] = ()
+    *, name: str = "", register: bool = True, samples: Sequence[Mapping[str, Any]] = ()
 ) -> Callable[[ToolFunction], Tool]: ...
 def tool(
     function: ToolFunction | None = None,
     *,
     name: str = "",
     register: bool = True,
-    harmless: Sequence[Mapping[str, Any]] = (),
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> Tool | Callable[[ToolFunction], Tool]:
     """Make a tool of a typed function whose first argument is the `ToolContext`.
 
     The docstring's text describes the tool to the model, its ``Args`` section the arguments. The
     tool can then be asked for by its name; with ``register=False`` only by its dotted path.
-    `harmless` are arguments that `action_space.sample()` may call it with.
+    `samples` are arguments of calls that change nothing, for ``action_space.sample()``.
 
     Raises:
         ConfigError: an argument has no type.
@@ -121,8 +121,8 @@ def tool(
     def make(wrapped: ToolFunction) -> Tool:
         called = name or wrapped.__name__
         description = schemas.docstring(wrapped)[0]
-        arguments = schemas.parameters(wrapped)
-        made = Tool(called, description, arguments, wrapped, tuple(harmless))
+        parameters = schemas.parameters(wrapped)
+        made = Tool(called, description, parameters, wrapped, tuple(samples))
         return tools.register(called)(made) if register else made
 
     return make if function is None else make(function)
@@ -145,14 +145,14 @@ class Toolset:
         return [tool.schema for tool in self.tools]
 
     @property
-    def harmless(self) -> list[dict[str, Any]]:
-        """Actions that change nothing; never empty (a call of no tool at all is one)."""
+    def samples(self) -> list[dict[str, Any]]:
+        """Harmless calls, as actions; a set without any has one that only asks for help."""
         calls = [
             {"tool": tool.name, "arguments": dict(arguments)}
             for tool in self.tools
-            for arguments in tool.harmless
+            for arguments in tool.samples
         ]
-        return calls or [{"tool": "", "arguments": {}}]
+        return calls or [{"tool": "help", "arguments": {}}]
 
     def call(self, ctx: ToolContext, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Run a tool; what the model did wrong comes back as a result with exit code 1.

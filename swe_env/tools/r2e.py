@@ -24,7 +24,7 @@ R2E = tuple(
 Command = Literal["view", "create", "str_replace", "insert", "undo_edit"]
 
 
-@tool(register=False, harmless=[{"command": "view"}])
+@tool(register=False, samples=[{"command": "view"}])
 def file_editor(
     ctx: ToolContext,
     command: Command,
@@ -64,7 +64,7 @@ def file_editor(
     return edit_lines(ctx, {"path": path, **lines})
 
 
-@tool(register=False, harmless=[{"cmd": "ls"}])
+@tool(register=False, samples=[{"cmd": "ls"}])
 def execute_bash(ctx: ToolContext, cmd: str) -> ToolResult:
     """Run a command in a shell that keeps its folder and variables between calls.
 
@@ -74,7 +74,7 @@ def execute_bash(ctx: ToolContext, cmd: str) -> ToolResult:
     return bash(ctx, {"command": cmd})
 
 
-@tool(register=False, harmless=[{"search_term": "def "}])
+@tool(register=False, samples=[{"search_term": "def "}])
 def search(
     ctx: ToolContext, search_term: str, path: str = ".", python_only: bool = True
 ) -> ToolResult:
