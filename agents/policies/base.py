@@ -69,3 +69,22 @@ class EpisodeOver(Exception):  # noqa: N818 - control flow, not an error
     def __init__(self, truncation: str) -> None:
         super().__init__(truncation)
         self.truncation = truncation
+
+
+class BasePolicy:
+    """Defaults for a policy: subclass it and write `act`."""
+
+    privileged: bool = False
+
+    @property
+    def agent(self) -> Agent:
+        """Recorded in every trajectory; by default just the class's name."""
+        return Agent(name=type(self).__name__)
+
+    def system_prompt(self, tools: Sequence[dict[str, Any]]) -> str:  # noqa: ARG002
+        """What the policy tells its model before the issue; recorded as the system step."""
+        return ""
+
+    def act(self, episode: Episode) -> Action:
+        """The next action (see `Policy.act`)."""
+        raise NotImplementedError(f"{type(self).__name__} must define act(episode).")

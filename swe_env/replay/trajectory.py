@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -107,11 +107,9 @@ class Trajectory:
     @property
     def trajectory_id(self) -> str:
         """Content address: SHA-256 of the record with times left out (32 hexadecimal digits)."""
-        record = self.to_dict()
         timeless = {k: v for k, v in self.provenance.items() if k not in _TIMES}
-        record["provenance"] = timeless
-        if record["report"] is not None:
-            record["report"] = {**record["report"], "seconds": 0.0}
+        report = replace(self.report, seconds=0.0) if self.report else None
+        record = replace(self, provenance=timeless, report=report)
         encoded = msgspec.json.encode(record, order="deterministic")
         return hashlib.sha256(encoded).hexdigest()[:32]
 

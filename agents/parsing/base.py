@@ -1,0 +1,100 @@
+"""What a text format is: how a tool call is written in a model's reply and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from swe_env.errors import ToolError
+from swe_env.types import Action
+
+INVALID_TOOL = "invalid"
+"""Tool name of an action made from a malformed reply: the environment answers with its ``reason``."""
+
+
+class ParseError(ToolError):
+    """A reply holds no tool call that could be read; the message tells the model how to write one."""
+
+
+class TextFormat(Protocol):
+    """One way to write a tool call as text.
+
+    ``parse(render(action))`` gives back the tool and, as strings, its arguments, for every action
+    that `render` accepts.
+    """
+
+    name: str
+
+    def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """What to tell the model before the issue: the task, the format and the tools."""
+        ...
+
+    def render(self, action: Action) -> str:
+        """The reply that makes this call: the action's message, if any, then the call.
+
+        Raises:
+            ParseError: the format cannot express the call so that it reads back the same.
+        """
+        ...
+
+    def parse(self, text: str) -> Action:
+        """The call in a reply; `message` is the whole reply.
+
+        Raises:
+            ParseError: there is none, or it is malformed.
+        """
+        ...
+
+
+def parse_reply(text_format: TextFormat, text: str) -> Action:
+    """The call in a reply; a malformed reply becomes the ``invalid`` call, which the environment
+    answers with the reason and counts."""
+    try:
+        return text_format.parse(text)
+    except ParseError as error:
+        return Action(tool=INVALID_TOOL, arguments={"reason": str(error)}, message=text)
+
+
+def as_text(value: object) -> str:
+    """An argument as it stands in a reply: strings as they are, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def reasoning(action: Action) -> str:
+    """The action's message as the part of a reply before its call."""
+    text = action.get("message", "").strip()
+    return f"{text}\n" if text else ""
+
+
+def require_round_trip(text_format: TextFormat, action: Action, text: str) -> str:
+    """`text`, which must read back as `action`.
+
+    Raises:
+        ParseError: it does not (an argument or the message holds the format's own marks).
+    """
+    wanted = {key: as_text(value) for key, value in action["arguments"].items()}
+    try:
+        found = text_format.parse(text)
+    except ParseError as error:
+        raise ParseError(f"The format {text_format.name} cannot express this call: {error}") from None
+    same = {key: as_text(value) for key, value in found["arguments"].items()} == wanted
+    if found["tool"] != action["tool"] or not same:
+        raise ParseError(
+            f"The format {text_format.name} cannot express this call to {action['tool']!r}: "
+            "its text holds the format's own marks."
+        )
+    return text
+
+
+def describe_tools(tools: Iterable[Mapping[str, Any]]) -> str:
+    """One line a tool: ``name(required, optional?): first sentence``."""
+    lines = []
+    for tool in tools:
+        function = tool["function"]
+        parameters = function.get("parameters", {})
+        required = parameters.get("required", ())
+        names = [key if key in required else f"{key}?" for key in parameters.get("properties", {})]
+        sentence = function.get("description", "").strip().split("\n")[0].split(". ")[0].rstrip(".")
+        lines.append(f"{function['name']}({', '.join(names)}): {sentence}")
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""Tool calls as one fenced bash block (mini-swe-agent's way); the command ``submit`` submits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agents.parsing.base import ParseError, as_text, reasoning, require_round_trip
+from swe_env.types import Action
+
+_CALL = "```bash\nCOMMAND\n```"
+_BLOCK = re.compile(
+    r"^(?P<fence>`{3,})(?:bash|sh)[ \t]*\n(?P<code>.*?)\n?^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE
+)
+
+
+class BashFormat:
+    """One fenced bash block after free reasoning."""
+
+    name = "bash"
+
+    def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:  # noqa: ARG002 - protocol
+        """The task and the format; every call is a command, so the tools need no list."""
+        return (
+            "Fix the issue in the repository. Each turn: one short thought, then one bash command:\n"
+            f"{_CALL}\nWhen the issue is fixed, the command is: submit"
+        )
+
+    def render(self, action: Action) -> str:
+        """The message, then the command in a fence (see `TextFormat.render`)."""
+        if action["tool"] == "submit" and not action["arguments"]:
+            command = "submit"
+        elif action["tool"] == "bash" and set(action["arguments"]) == {"command"}:
+            command = as_text(action["arguments"]["command"])
+        else:
+            raise ParseError(f"The format bash has no way to call {action['tool']!r}.")
+        fence = "```"
+        while fence in command:
+            fence += "`"
+        text = f"{reasoning(action)}{fence}bash\n{command}\n{fence}"
+        return require_round_trip(self, action, text)
+
+    def parse(self, text: str) -> Action:
+        """The one block (see `TextFormat.parse`)."""
+        blocks = [match.group("code") for match in _BLOCK.finditer(text)]
+        if len(blocks) != 1:
+            raise ParseError(
+                f"The reply must hold exactly one bash block, found {len(blocks)}. Write:\n{_CALL}"
+            )
+        if blocks[0].strip() == "submit":
+            return Action(tool="submit", arguments={}, message=text)
+        return Action(tool="bash", arguments={"command": blocks[0]}, message=text)

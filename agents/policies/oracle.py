@@ -1,0 +1,199 @@
+"""The oracle: the gold patch through the tools, by one of several correct routes.
+
+Its trajectories are what a model is first taught on, so they are short, every sentence quotes only
+what the episode has shown, and the replies are written in a text format.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from agents.parsing import TextFormat, get_format
+from agents.policies.base import BasePolicy, Episode
+from agents.policies.goldedits import Edit, enclosing, gold_edits, patched_paths
+from swe_env.errors import PolicyError
+from swe_env.replay.trajectory import Agent
+from swe_env.types import Action, Task
+
+ROUTES = ("view_symbol", "view_range", "search", "direct")
+_LONG = 60
+"""Lines of a function beyond which it is viewed by range."""
+
+Call = tuple[str, dict[str, Any], str]
+"""(tool, arguments, reasoning)"""
+
+
+class OraclePolicy(BasePolicy):
+    """Applies the gold patch; the episode's seed chooses the route.
+
+    Routes look at the place by name, by line range, or after a search, or edit directly when the
+    issue itself shows the lines; then they edit, may run the tests, and submit. A patch that exact
+    edits cannot make goes through ``git apply`` in the shell.
+
+    Args:
+        text_format: how messages are written (`agents.parsing`).
+        routes: names to choose from (`ROUTES`).
+        tests: probability of running the tests before submitting.
+        test_targets: what `run_tests` is given; empty for all visible tests.
+    """
+
+    privileged = True
+
+    def __init__(
+        self,
+        text_format: str | TextFormat = "r2e",
+        routes: Sequence[str] = ROUTES,
+        tests: float = 0.5,
+        test_targets: str = "",
+    ) -> None:
+        self._format = get_format(text_format)
+        self._routes = tuple(routes)
+        self._tests = tests
+        self._targets = test_targets
+
+    @property
+    def agent(self) -> Agent:
+        """Name and settings."""
+        settings = {
+            "text_format": self._format.name,
+            "routes": list(self._routes),
+            "tests": self._tests,
+        }
+        return Agent(name="oracle", settings=settings)
+
+    def system_prompt(self, tools: Sequence[dict[str, Any]]) -> str:
+        """The text format's, the same that a model trained on these episodes gets."""
+        return self._format.system_prompt(tools)
+
+    def act(self, episode: Episode) -> Action:
+        """The next call of the plan.
+
+        Raises:
+            PolicyError: the task has no gold patch, or applying it failed.
+        """
+        if episode.answer is None or not episode.answer.patch:
+            raise PolicyError(f"The oracle needs the gold patch of {episode.task.instance_id}.")
+        tool, arguments, message = self._next(episode, episode.answer)
+        action = Action(tool=tool, arguments=arguments, message=message)
+        return Action(tool=tool, arguments=arguments, message=self._format.render(action))
+
+    def _next(self, episode: Episode, task: Task) -> Call:
+        plan = self._plan(episode, task)
+        done = len(episode.turns)
+        failed = next(
+            (
+                k
+                for k, turn in enumerate(episode.turns)
+                if turn.action["tool"] == "edit" and turn.observation["exit_code"]
+            ),
+            None,
+        )
+        if failed is not None:
+            plan = plan[: failed + 1] + _through_shell(task.patch) + self._ending(episode)
+        if done and plan[done - 1][0] == "bash" and episode.observation["exit_code"]:
+            raise PolicyError(
+                f"The gold patch of {task.instance_id} could not be applied: "
+                f"{episode.observation['text'][:200]}"
+            )
+        if done >= len(plan):
+            raise PolicyError(f"The submission of {task.instance_id} did not end the episode.")
+        tool, arguments, message = plan[done]
+        if tool == "submit" and episode.turns[-1].action["tool"] == "run_tests":
+            message = "The tests pass." if episode.observation["exit_code"] == 0 else "It is fixed."
+        return tool, arguments, message
+
+    def _plan(self, episode: Episode, task: Task) -> list[Call]:
+        base = _base_files(task)
+        edits = gold_edits(task.patch, base)
+        if edits is None:
+            return _through_shell(task.patch) + self._ending(episode)
+        rng = random.Random(f"route {episode.seed}")
+        route = rng.choice(self._routes)
+        issue = episode.first["text"]
+        plan: list[Call] = []
+        for edit in edits:
+            if edit.old_str and not (route == "direct" and _shown(edit.old_str, issue)):
+                plan += _look(edit, base[edit.path], route, rng)
+            plan.append(_edit_call(edit))
+        return plan + self._ending(episode)
+
+    def _ending(self, episode: Episode) -> list[Call]:
+        rng = random.Random(f"ending {episode.seed}")
+        submit: Call = ("submit", {}, "The fix is in.")
+        if rng.random() >= self._tests:
+            return [submit]
+        targets = {"targets": self._targets} if self._targets else {}
+        return [("run_tests", targets, "Check the fix."), submit]
+
+
+def _look(edit: Edit, text: str, route: str, rng: random.Random) -> list[Call]:
+    """The calls that bring the edit's lines to sight."""
+    symbol = enclosing(text, edit.line)
+    name = symbol[0].rpartition(".")[2] if symbol else ""
+    calls: list[Call] = []
+    if route == "search" and name:
+        calls.append(("search", {"query": f"def {name}"}, f"Find {name}."))
+    last_changed = edit.line + edit.old_str.count("\n")
+    short = symbol is not None and symbol[2] - symbol[1] < _LONG and last_changed <= symbol[2]
+    if symbol and short and route != "view_range":
+        calls.append(("view", {"path": edit.path, "symbol": symbol[0]}, f"Look at {name}."))
+        return calls
+    total = text.count("\n") + 1
+    first = max(1, edit.line - rng.randint(3, 8))
+    last = min(total, last_changed + rng.randint(3, 8))
+    calls.append(("view", {"path": edit.path, "view_range": [first, last]}, "Look at the code."))
+    return calls
+
+
+def _edit_call(edit: Edit) -> Call:
+    arguments = {"path": edit.path, "old_str": edit.old_str, "new_str": edit.new_str}
+    line = edit.old_str.strip()
+    if not line:
+        message = "Add the file."
+    elif "\n" in line or "`" in line or len(line) > 80:
+        message = "These lines are wrong."
+    else:
+        message = f"`{line}` is wrong."
+    return "edit", arguments, message
+
+
+def _through_shell(patch: str) -> list[Call]:
+    """The whole patch at once, on files put back to their first state."""
+    mark = "END_OF_PATCH"
+    while mark in patch:
+        mark += "_"
+    paths = " ".join(shlex.quote(path) for path in patched_paths(patch))
+    restore = f"git checkout -q HEAD -- {paths} && " if paths else ""
+    body = patch if patch.endswith("\n") else f"{patch}\n"
+    command = f"{restore}git apply --whitespace=nowarn - <<'{mark}'\n{body}{mark}"
+    return [("bash", {"command": command}, "Apply the change as a patch.")]
+
+
+def _shown(passage: str, text: str) -> bool:
+    return all(line.strip() in text for line in passage.split("\n") if line.strip())
+
+
+def _base_files(task: Task) -> dict[str, str]:
+    """Text of the files that the gold patch changes, as they are when the episode starts.
+
+    Read from the task's own base checkout; what is not there as text is left out.
+    """
+    from swe_env.repos import sandbox_spec
+
+    return _read_files(sandbox_spec(task).base, tuple(patched_paths(task.patch)))
+
+
+@lru_cache(maxsize=256)
+def _read_files(base: Path, paths: tuple[str, ...]) -> dict[str, str]:
+    texts = {}
+    for path in paths:
+        try:
+            texts[path] = (base / path).read_bytes().decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return texts

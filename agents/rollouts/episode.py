@@ -1,0 +1,212 @@
+"""One episode: a policy acts in an environment until the verdict."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from agents.policies.base import Episode, EpisodeOver, Policy, Turn
+from agents.rollouts.stuck import is_stuck
+from swe_env.errors import InfrastructureError, PolicyError, TaskError
+from swe_env.replay.trajectory import Trajectory
+from swe_env.types import Action, Failure, Observation
+from swe_env.wrappers.record import RecordTrajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one episode may use beside the environment's own step limit; 0 means no limit."""
+
+    tokens: int = 0
+    """Tokens the policy samples; over it, truncation ``tokens``."""
+    seconds: float = 0.0
+    """Time since reset; over it, truncation ``time`` (after the call that is running)."""
+    repeats: int = 4
+    """The same call and answer (or two in alternation) this often in a row: ``stuck``."""
+    errors: int = 8
+    """Turns in a row that failed with the same words: ``stuck``."""
+
+
+class Stopped(Exception):  # noqa: N818 - control flow, not an error
+    """The run was told to stop at once; the episode leaves no result."""
+
+
+Gate = AbstractContextManager[Any]
+"""Held while the environment works (a semaphore of CPU slots), not while the policy thinks."""
+
+
+def run_episode(
+    env: gym.Env[Observation, Action],
+    policy: Policy,
+    *,
+    instance_id: str,
+    attempt: int = 0,
+    seed: int = 0,
+    budget: Budget | None = None,
+    gate: Gate | None = None,
+    log: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    provenance: Mapping[str, Any] | None = None,
+) -> Trajectory:
+    """Run one episode and give its record back; `env` is left open.
+
+    A failure of the machinery (environment, model) is a trajectory with `failure`; a policy that
+    breaks is truncated as ``policy``, graded, and its error kept in
+    ``provenance["policy_error"]``.
+
+    Args:
+        env: an environment with SWEEnv's surface; its recorder is put around it here.
+        policy: who acts.
+        instance_id: the task.
+        attempt: recorded; which attempt at this task it is.
+        seed: of the environment and of every draw of the policy.
+        budget: limits beside the environment's own.
+        gate: held while the environment works.
+        log: takes one line for each step.
+        stop: asked between steps; True ends the episode without a result.
+        provenance: entries for the record.
+
+    Raises:
+        Stopped: `stop` said so.
+    """
+    return _Run(
+        env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
+        log or logger.debug, stop, dict(provenance or {}),
+    ).run()  # fmt: skip
+
+
+class _Run:
+    """The state of one running episode."""
+
+    def __init__(
+        self,
+        env: gym.Env[Observation, Action],
+        policy: Policy,
+        instance_id: str,
+        attempt: int,
+        seed: int,
+        budget: Budget,
+        gate: Gate,
+        log: Callable[[str], None],
+        stop: Callable[[], bool],
+        provenance: dict[str, Any],
+    ) -> None:
+        self.env, self.policy, self.budget, self.gate = env, policy, budget, gate
+        self.instance_id, self.attempt, self.seed = instance_id, attempt, seed
+        self.log, self.stop = log, stop
+        self.provenance = provenance
+        self.records: list[Trajectory] = []
+        self.turns: list[Turn] = []
+        self.tokens = 0
+
+    def run(self) -> Trajectory:
+        self.started = time.monotonic()
+        try:
+            with self.gate:
+                recorder, first = self._reset()
+        except (InfrastructureError, TaskError) as error:
+            kind = error.kind if isinstance(error, InfrastructureError) else "task"
+            self.log(f"reset failed: {error}")
+            return self._without_episode(Failure(kind=kind, message=str(error)))
+        try:
+            self._play(recorder, first)
+        except InfrastructureError as error:
+            self.log(f"{type(error).__name__}: {error}")
+            if not self.records:
+                recorder.abort(Failure(kind=error.kind, message=str(error)))
+        return self.records[-1]
+
+    def _reset(self) -> tuple[RecordTrajectory, Observation]:
+        base: Any = self.env.unwrapped
+        prompt = getattr(self.policy, "system_prompt", None)
+        recorder = RecordTrajectory(
+            self.env,
+            self.records,
+            agent=self.policy.agent,
+            system_prompt=prompt(base.toolset.schemas) if prompt else "",
+            attempt=self.attempt,
+            provenance=self.provenance,
+        )
+        # Held by reference, so that what is learnt on the way still reaches the record.
+        recorder.provenance = self.provenance
+        first, _ = recorder.reset(seed=self.seed, options={"instance_id": self.instance_id})
+        return recorder, first
+
+    def _play(self, recorder: RecordTrajectory, first: Observation) -> None:
+        base: Any = self.env.unwrapped
+        while True:
+            if self.stop():
+                raise Stopped
+            episode = Episode(
+                task=base.task.public(),
+                first=first,
+                tools=base.toolset.schemas,
+                turns=tuple(self.turns),
+                seed=self.seed,
+                answer=base.task if self.policy.privileged else None,
+            )
+            action = self._act(episode)
+            truncation = action if isinstance(action, str) else self._step(recorder, action)
+            if truncation is None:
+                return
+            if truncation:
+                self.log(f"truncated: {truncation}")
+                with self.gate:
+                    recorder.finish(truncation)
+                return
+
+    def _act(self, episode: Episode) -> Action | str:
+        """The policy's action, or why it takes none."""
+        try:
+            return self.policy.act(episode)
+        except EpisodeOver as over:
+            return over.truncation
+        except InfrastructureError:
+            raise
+        except Exception as error:
+            if not isinstance(error, PolicyError):
+                logger.exception("The policy %s broke.", self.policy.agent.name)
+            self.provenance["policy_error"] = f"{type(error).__name__}: {error}"
+            self.log(self.provenance["policy_error"])
+            return "policy"
+
+    def _step(self, recorder: RecordTrajectory, action: Action) -> str | None:
+        """None when the environment ended the episode, else the limit that struck, or empty."""
+        with self.gate:
+            observation, _, terminated, truncated, _ = recorder.step(action)
+        self.turns.append(Turn(action=action, observation=observation))
+        self.tokens += len(action.get("completion", {}).get("token_ids", ()))
+        elapsed = time.monotonic() - self.started
+        self.log(
+            f"{elapsed:8.2f}s {action.get('tool')} {action.get('arguments')} "
+            f"-> exit {observation['exit_code']}, {len(observation['text'])} characters"
+        )
+        if terminated or truncated:
+            return None
+        budget = self.budget
+        if budget.tokens and self.tokens >= budget.tokens:
+            return "tokens"
+        if budget.seconds and elapsed >= budget.seconds:
+            return "time"
+        stuck = is_stuck(self.turns, repeats=budget.repeats, errors=budget.errors)
+        return "stuck" if stuck else ""
+
+    def _without_episode(self, failure: Failure) -> Trajectory:
+        return Trajectory(
+            instance_id=self.instance_id,
+            agent=self.policy.agent,
+            steps=(),
+            attempt=self.attempt,
+            seed=self.seed,
+            truncation="failure",
+            failure=failure,
+            provenance=self.provenance,
+        )

@@ -1,0 +1,264 @@
+"""`RecordTrajectory`: writes every episode of an environment to a replay buffer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Protocol, SupportsFloat
+
+import gymnasium as gym
+import msgspec
+from gymnasium.utils import RecordConstructorArgs
+
+from swe_env.cache import digest
+from swe_env.errors import InfrastructureError
+from swe_env.replay.trajectory import (
+    Agent,
+    Metrics,
+    Step,
+    StepObservation,
+    ToolCall,
+    Trajectory,
+)
+from swe_env.types import Action, Completion, Failure, Observation
+
+log = logging.getLogger(__name__)
+
+UNGRADED = "ungraded"
+"""Failure kind of an episode that was left before a verdict: no evidence about the agent."""
+
+
+class Sink(Protocol):
+    """Where trajectories go: a `ReplayBuffer`, or a plain list."""
+
+    def append(self, trajectory: Trajectory, /) -> object:
+        """Take one trajectory."""
+        ...
+
+
+class RecordTrajectory(
+    gym.Wrapper[Observation, Action, Observation, Action], RecordConstructorArgs
+):
+    """Writes one record per episode to `buffer`.
+
+    The record is written when the episode terminates or truncates, when `finish` ends it, and also
+    when it is left unfinished (`close`, another `reset`, an exception), then with the failure kind
+    ``ungraded`` so that nobody learns from it. Steps start with the system prompt, if any, and the
+    first observation, so that trajectories of one task and prompt share their first state.
+
+    Args:
+        env: the environment; its `unwrapped` may have ``task``, ``toolset`` and ``settings``.
+        buffer: a `ReplayBuffer`, the path of one, or anything with ``append``.
+        agent: who acts: an `Agent`, or its fields as a mapping.
+        system_prompt: what the policy was told before the issue.
+        attempt: number of the first episode of each task; later ones count up.
+        provenance: entries added to every record's `Trajectory.provenance`.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Observation, Action],
+        buffer: Sink | str | os.PathLike[str],
+        *,
+        agent: Agent | Mapping[str, Any],
+        system_prompt: str = "",
+        attempt: int = 0,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        gym.Wrapper.__init__(self, env)
+        path = os.fspath(buffer) if isinstance(buffer, (str, os.PathLike)) else None
+        self._agent = agent if isinstance(agent, Agent) else msgspec.convert(dict(agent), Agent)
+        RecordConstructorArgs.__init__(
+            self,
+            buffer=path or getattr(buffer, "path", repr(buffer)),
+            agent=asdict(self._agent),
+            system_prompt=system_prompt,
+            attempt=attempt,
+            provenance=dict(provenance or {}),
+        )
+        self.buffer = _open(path) if path is not None else buffer
+        self._system_prompt = system_prompt
+        self._first_attempt = attempt
+        self.provenance = dict(provenance or {})
+        """May be added to until the episode ends."""
+        self._seen: dict[str, int] = {}
+        self._steps: list[Step] = []
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; one still running is recorded as unfinished."""
+        self._abandon("reset")
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._instance_id = str(info.get("instance_id", ""))
+        self._seed = int(seed or 0)
+        self._steps = []
+        if self._system_prompt:
+            self._steps.append(Step(step_id=1, source="system", message=self._system_prompt))
+        first = Step(step_id=len(self._steps) + 1, source="user", message=observation["text"])
+        self._steps.append(first)
+        self._context: tuple[int, ...] = ()
+        self._running = True
+        return observation, info
+
+    def step(
+        self, action: Action
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take a step and record it; the last one writes the trajectory."""
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except BaseException as error:
+            if self._running and not isinstance(error, gym.error.ResetNeeded):
+                self._add(action, None)
+                self._abandon("failure", error)
+            raise
+        self._add(action, observation)
+        if truncated and not terminated and not {"report", "failure"} & info.keys():
+            reward, more = self._verdict("steps")  # a limit inside that does not grade
+            info = info | more
+        if terminated or truncated:
+            self._write(float(reward), info, finished=terminated)
+        return observation, reward, terminated, truncated, info
+
+    def finish(self, truncation: str) -> tuple[float, dict[str, Any]]:
+        """End the running episode from outside: grade the workspace as it is and record it."""
+        try:
+            reward, info = self._verdict(truncation)
+        except BaseException as error:
+            self._abandon("failure", error)
+            raise
+        self._write(reward, info, finished=False)
+        return reward, info
+
+    def abort(self, failure: Failure) -> None:
+        """End the running episode without a verdict: the machinery outside failed (the model)."""
+        info = {"failure": asdict(failure), "truncation": "failure"}
+        self._write(0.0, info, finished=False)
+
+    def close(self) -> None:
+        """Record an unfinished episode, close the environment and a buffer opened by path."""
+        self._abandon("closed")
+        self.env.close()
+
+    def _verdict(self, truncation: str) -> tuple[float, dict[str, Any]]:
+        finish = getattr(self.env.unwrapped, "finish", None)
+        if finish is None:
+            return 0.0, {"truncation": truncation}
+        reward, info = finish(truncation)
+        return float(reward), dict(info)
+
+    def _add(self, action: Action, observation: Observation | None) -> None:
+        number = len(self._steps) + 1
+        call = ToolCall(
+            function_name=str(action.get("tool", "")),
+            arguments=dict(action.get("arguments") or {}),
+            tool_call_id=f"call_{number}",
+        )
+        seen = None
+        if observation is not None:
+            seen = StepObservation(
+                content=observation["text"], exit_code=int(observation["exit_code"])
+            )
+        step = Step(
+            step_id=number,
+            source="agent",
+            message=action.get("message", ""),
+            tool_calls=(call,),
+            observation=seen,
+            metrics=self._metrics(action.get("completion")),
+        )
+        self._steps.append(step)
+
+    def _metrics(self, completion: Completion | None) -> Metrics | None:
+        """The turn's tokens, its prompt as an increment on what came before (see `Metrics`)."""
+        if not completion or "token_ids" not in completion:
+            return None
+        prompt = tuple(int(token) for token in completion.get("prompt_token_ids", ()))
+        tokens = tuple(int(token) for token in completion["token_ids"])
+        shared = common_prefix(self._context, prompt)
+        self._context = prompt + tokens
+        return Metrics(
+            prompt_prefix=shared,
+            prompt_token_ids=prompt[shared:],
+            completion_token_ids=tokens,
+            logprobs=tuple(float(value) for value in completion.get("logprobs", ())),
+        )
+
+    def _abandon(self, truncation: str, error: BaseException | None = None) -> None:
+        if not self._running:
+            return
+        kind = error.kind if isinstance(error, InfrastructureError) else UNGRADED
+        message = f"the episode was left before its verdict ({truncation})"
+        if error is not None:
+            message = f"{type(error).__name__}: {error}"
+        failure = {"kind": kind, "message": message}
+        self._write(0.0, {"failure": failure, "truncation": truncation}, finished=False)
+
+    def _write(self, reward: float, info: Mapping[str, Any], *, finished: bool) -> None:
+        self._running = False
+        failure = info.get("failure")
+        report = info.get("report")
+        count = self._seen.get(self._instance_id, 0)
+        self._seen[self._instance_id] = count + 1
+        self.trajectory = Trajectory(
+            instance_id=self._instance_id,
+            agent=self._agent,
+            steps=tuple(self._steps),
+            attempt=self._first_attempt + count,
+            seed=self._seed,
+            reward=0.0 if failure else reward,
+            resolved=bool(report.resolved) if report is not None else False,
+            finished=finished and failure is None,
+            truncation=str(info.get("truncation", "")),
+            failure=Failure(**failure) if failure else None,
+            patch=str(info.get("patch", "")),
+            report=report,
+            tools=tuple(self._schemas()),
+            provenance=self._origin(),
+        )
+        self.buffer.append(self.trajectory)  # type: ignore[union-attr]
+
+    def _schemas(self) -> Sequence[dict[str, Any]]:
+        toolset = getattr(self.env.unwrapped, "toolset", None)
+        return [dict(schema) for schema in toolset.schemas] if toolset is not None else []
+
+    def _origin(self) -> dict[str, Any]:
+        base = self.env.unwrapped
+        task = getattr(base, "task", None)
+        return {
+            "task": digest(task) if task is not None else "",
+            "env": dict(getattr(base, "settings", {})),
+            "versions": {"swe-env": _version(), "python": platform.python_version()},
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            **self.provenance,
+        }
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    if one == other[: len(one)]:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _open(path: str) -> Sink:
+    from swe_env.replay.buffer import ReplayBuffer
+
+    return ReplayBuffer(path)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("swe-env")
+    except metadata.PackageNotFoundError:
+        return "unknown"
