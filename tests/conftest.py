@@ -24,7 +24,7 @@ def label(name):
     return name.strip().title()
 '''
 BAD = GOOD.replace("(100 - discount)", "(100 + discount)")
-VISIBLE = '''\
+VISIBLE = """\
 from shop import label, total
 
 
@@ -34,14 +34,14 @@ def test_total_without_discount():
 
 def test_label():
     assert label(" green tea ") == "Green Tea"
-'''
+"""
 HIDDEN = (
     VISIBLE
-    + '''
+    + """
 
 def test_discount():
     assert total([100], discount=10) == 90
-'''
+"""
 )
 
 

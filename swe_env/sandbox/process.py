@@ -134,8 +134,4 @@ def _outside(spec: SandboxSpec, text: str) -> str:
 def _environment(spec: SandboxSpec, folder: Path) -> dict[str, str]:
     workdir = str(folder / "testbed")
     own = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), **BASE_ENV}
-    given = {
-        name: _outside(spec, value.replace("{workdir}", workdir))
-        for name, value in spec.env.items()
-    }
-    return {**own, **given}
+    return {**own, **spec.variables(workdir, bound=False)}

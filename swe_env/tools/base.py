@@ -49,6 +49,8 @@ class Tool:
     description: str
     parameters: tuple[schemas.Parameter, ...]
     function: Callable[..., ToolResult | str]
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """Arguments of harmless calls: what `action_space.sample()` may draw."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -96,14 +98,21 @@ DEFAULT = presets.register("default")(("view", "edit", "search", "bash", "run_te
 @overload
 def tool(function: ToolFunction) -> Tool: ...
 @overload
-def tool(*, name: str = "", register: bool = True) -> Callable[[ToolFunction], Tool]: ...
 def tool(
-    function: ToolFunction | None = None, *, name: str = "", register: bool = True
+    *, name: str = "", register: bool = True, samples: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[ToolFunction], Tool]: ...
+def tool(
+    function: ToolFunction | None = None,
+    *,
+    name: str = "",
+    register: bool = True,
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> Tool | Callable[[ToolFunction], Tool]:
     """Make a tool of a typed function whose first argument is the `ToolContext`.
 
     The docstring's text describes the tool to the model, its ``Args`` section the arguments. The
     tool can then be asked for by its name; with ``register=False`` only by its dotted path.
+    `samples` are arguments of calls that change nothing, for ``action_space.sample()``.
 
     Raises:
         ConfigError: an argument has no type.
@@ -112,7 +121,8 @@ def tool(
     def make(wrapped: ToolFunction) -> Tool:
         called = name or wrapped.__name__
         description = schemas.docstring(wrapped)[0]
-        made = Tool(called, description, schemas.parameters(wrapped), wrapped)
+        parameters = schemas.parameters(wrapped)
+        made = Tool(called, description, parameters, wrapped, tuple(samples))
         return tools.register(called)(made) if register else made
 
     return make if function is None else make(function)
@@ -133,6 +143,16 @@ class Toolset:
     def schemas(self) -> list[dict[str, Any]]:
         """The tools in OpenAI's function-calling form."""
         return [tool.schema for tool in self.tools]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Harmless calls, as actions; a set without any has one that only asks for help."""
+        calls = [
+            {"tool": tool.name, "arguments": dict(arguments)}
+            for tool in self.tools
+            for arguments in tool.samples
+        ]
+        return calls or [{"tool": "help", "arguments": {}}]
 
     def call(self, ctx: ToolContext, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Run a tool; what the model did wrong comes back as a result with exit code 1.

@@ -18,7 +18,7 @@ _LARGE = 4 << 20
 """Bytes of a file beyond which it is not searched."""
 
 
-@tool
+@tool(samples=({"query": "def "}, {"query": "import"}))
 def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) -> str:
     """Find the lines that contain a text, in all files below a folder or in one file.
 

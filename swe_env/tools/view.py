@@ -20,7 +20,7 @@ _ENTRIES = 300
 _DEPTH = 2
 
 
-@tool
+@tool(samples=({}, {"path": "."}))
 def view(
     ctx: ToolContext,
     path: str = "",

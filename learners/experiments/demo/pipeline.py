@@ -54,11 +54,11 @@ class _Demo:
         )
         stages.run("base", "The bare model on held-out tasks", lambda: self._heldout("base", None))
         stages.run(
-            "adapter", "Before: N attempts on held-out tasks", lambda: self._heldout("adapter", start)
+            "adapter",
+            "Before: N attempts on held-out tasks",
+            lambda: self._heldout("adapter", start),
         )
-        stages.run(
-            "rollouts", "Attempts at training tasks", lambda: self._training_rollouts(start)
-        )
+        stages.run("rollouts", "Attempts at training tasks", lambda: self._training_rollouts(start))
         trained = stages.run(
             "train", f"Preference training ({self.settings.loss})", lambda: self._train(start)
         )

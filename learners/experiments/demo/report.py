@@ -85,9 +85,7 @@ def _processor() -> str:
     return f"{os.cpu_count()} cores {names[0] if names else platform.processor()}".strip()
 
 
-def _notes(
-    records: dict[str, dict[str, Any]], data_arms: dict[str, list[Trajectory]]
-) -> list[str]:
+def _notes(records: dict[str, dict[str, Any]], data_arms: dict[str, list[Trajectory]]) -> list[str]:
     train = records["train"]["result"]
     oracle = records["oracle"]["result"]
     resolved = sum(split["resolved"] for split in oracle.values())
@@ -114,10 +112,7 @@ def _figures(arm: Arm) -> dict[str, Any]:
     return {
         "attempts": len([a for a in arm.attempts if not a.failure]),
         "resolved": sum(a.resolved for a in arm.attempts if not a.failure),
-        "pass@k": {
-            str(e.k): [e.value, e.low, e.high]
-            for e in arm.pass_at
-        },
+        "pass@k": {str(e.k): [e.value, e.low, e.high] for e in arm.pass_at},
     }
 
 
