@@ -20,12 +20,13 @@ from swe_env.repos import sandbox_spec
 from swe_env.sandbox import get as get_sandbox
 from swe_env.sandbox.base import WORKDIR, Limits, Sandbox
 from swe_env.spaces import ToolCallSpace, UnicodeText
-from swe_env.text import shorten
-from swe_env.tools import ToolContext, ToolResult, toolset
+from swe_env.tools import ToolContext, ToolResult, shorten, toolset
 from swe_env.types import Action, Observation, Task, TestReport
 
 MAX_TEXT = 65_536
 """Longest observation text in characters; longer ones keep head and tail."""
+_MARK = 100
+"""Room for the words that say how much was left out."""
 INVALID_TOOL = "invalid"
 """Tool name of an action made from a reply that could not be parsed; ``arguments["reason"]`` says
 why and comes back as the observation."""
@@ -105,7 +106,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         self.max_episode_steps = max_episode_steps
         self.command_timeout = command_timeout
         self.grade_timeout = grade_timeout
-        self.output_limit = min(output_limit, MAX_TEXT)
+        self.output_limit = min(output_limit, MAX_TEXT - 2 * _MARK)
         self.network = network
         self.grade_cache = grade_cache
         self.render_mode = render_mode
@@ -117,7 +118,7 @@ class SWEEnv(gym.Env[Observation, Action]):
                 "steps_left": Discrete(1 << 31),
             }
         )
-        self.action_space = ToolCallSpace(self.toolset.schemas, self.toolset.harmless)
+        self.action_space = ToolCallSpace(self.toolset.schemas, self.toolset.samples)
         self.task: Task | None = None
         self.timings: dict[str, float] = {}
         """Seconds of this episode's reset, tools and grading; kept apart from `info`, which is
@@ -311,7 +312,7 @@ class SWEEnv(gym.Env[Observation, Action]):
             # that the text is the same in every run.
             text = text.replace(f"{box.workdir}/", "").replace(box.workdir, ".")
         return {
-            "text": shorten(text, MAX_TEXT),
+            "text": shorten(text, MAX_TEXT - _MARK),
             "tool": tool[:256],
             "exit_code": max(-1, min(int(result.exit_code), 255)),
             "steps_left": max(0, self.max_episode_steps - self._steps),

@@ -1,0 +1,14 @@
+"""From a configuration to an adapter: loop, reference cache, checkpoints, records."""
+
+from learners.training.config import TrainConfig
+from learners.training.loop import Progress, StopTraining, TrainResult, train
+from learners.training.metrics import read_metrics
+
+__all__ = [
+    "Progress",
+    "StopTraining",
+    "TrainConfig",
+    "TrainResult",
+    "read_metrics",
+    "train",
+]

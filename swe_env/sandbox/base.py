@@ -35,13 +35,31 @@ class SandboxSpec:
     base: Path
     """Read-only folder with the starting state, `.git` included; shared by many sandboxes."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of every command; values may use ``{workdir}``."""
+    """Environment variables of every command; in values ``{workdir}`` stands for the workspace's
+    root and ``{PATH}``, for each path of `binds`, for where commands find that folder."""
     binds: Mapping[str, Path] = field(default_factory=dict)
     """Read-only extra folders: path inside → folder on this machine (Python environments)."""
     limits: Limits = field(default_factory=Limits)
     network: bool = False
     image: str = ""
     """Container image, for sandboxes that run images; `base` is then the image's own checkout."""
+
+    def variables(self, workdir: str, *, bound: bool = True) -> dict[str, str]:
+        """`env` with its placeholders filled in.
+
+        Args:
+            workdir: The workspace's root as commands see it.
+            bound: Whether `binds` lie at their paths inside, or are used where they are.
+        """
+        places = {"{workdir}": workdir}
+        for inside, folder in self.binds.items():
+            places["{" + inside + "}"] = inside if bound else str(folder)
+        filled = {}
+        for name, value in self.env.items():
+            for placeholder, path in places.items():
+                value = value.replace(placeholder, path)
+            filled[name] = value
+        return filled
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ def _settings(package: _Package, seed: int) -> Settings:
         max_lines=25,
         single_line=True,
         per_function=3,
+        per_operator=max(2, package.tasks // 5),
         tests=5,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from swe_env.errors import TaskError
@@ -51,10 +52,9 @@ def measure(probers: Sequence[Prober]) -> Baseline:
     Raises:
         TaskError: hardly any test passes.
     """
-    from concurrent.futures import ThreadPoolExecutor
 
     def run(index: int) -> Answer:
-        return probers[index].run(timeout=SUITE_TIMEOUT, cover=index == 0)
+        return probers[index].run(timeout=SUITE_TIMEOUT, cover=index == 0, warm=True)
 
     with ThreadPoolExecutor(len(probers)) as pool:
         answers = list(pool.map(run, range(len(probers))))

@@ -70,7 +70,7 @@ class Reader:
             subject = self.subject(statement)
             if subject is None or isinstance(subject, ast.Lambda) or not has_call(subject):
                 return {}
-            return {"kind": "raised", "call": self.render(subject)}
+            return {"kind": "raised", "call": self.told(subject)}
         if isinstance(statement, ast.With) and "not raised" in str(error):
             return {"kind": "no_raise", "call": self.render(self.inside(statement))}
         return self.mismatch(statement)
@@ -79,9 +79,9 @@ class Reader:
         """The innermost statement that covers the failing line."""
         best = None
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.stmt) and node.lineno <= self.line <= node.end_lineno:
-                if best is None or node.lineno >= best.lineno:
-                    best = node
+            covers = isinstance(node, ast.stmt) and node.lineno <= self.line <= node.end_lineno
+            if covers and (best is None or node.lineno >= best.lineno):
+                best = node
         if isinstance(best, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
             return None
         return best
@@ -146,48 +146,72 @@ class Reader:
             return {}
         if relation in ("==", "is") and not self.calls(left) and self.calls(right):
             left, right, got, expected = right, left, expected, got
+        shown = repr(got), repr(expected)
+        start = max(0, len(os.path.commonprefix(shown)) - LIMIT // 2)
+        if start and max(map(len, shown)) > LIMIT:
+            # Two long values are told apart only where they begin to differ.
+            shown = ["…" + text[start:] for text in shown]
         return {
             "kind": "mismatch",
-            "call": self.render(self.origin(left)),
+            "call": self.told(left),
             "relation": relation,
-            "got": self.show(got),
-            "expected": self.show(expected),
+            "got": clean(shown[0], self.root),
+            "expected": clean(shown[1], self.root),
             "wanted": self.render(right),
         }
+
+    def told(self, node):
+        """The expression where its value came from; never just the value itself."""
+        text = self.render(self.origin(node))
+        try:
+            ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+        return clean(ast.unparse(node), self.root)
 
     def truth(self, test):
         """A condition that should hold and does not."""
         expected = "true"
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             test, expected = test.operand, "false"
-        if isinstance(test, ast.BoolOp) or isinstance(test, ast.Compare):
+        if isinstance(test, (ast.BoolOp, ast.Compare)):
             return {"kind": "condition", "call": self.render(test)}
-        found = {"kind": "truth", "call": self.render(self.origin(test)), "expected": expected}
+        found = {"kind": "truth", "call": self.told(test), "expected": expected}
         found["got"] = self.show(self.value(test))
         return found
 
     def calls(self, node):
+        """Whether the expression, or what made it, calls anything."""
         return has_call(self.origin(node))
 
     def origin(self, node):
-        """For a name that the test assigned just before: the expression assigned to it."""
+        """For a name that the test assigned just before and left alone: what was assigned."""
         if not isinstance(node, ast.Name) or node.id not in self.locals:
             return node
-        best = None
+        statement = self.statement()
+        last = None
         for other in ast.walk(self.tree):
-            if isinstance(other, ast.Assign) and other.lineno < self.line:
-                target = other.targets[0]
-                same = isinstance(target, ast.Name) and target.id == node.id
-                near = self.line - other.lineno < 15
-                if same and near and (best is None or other.lineno > best.lineno):
-                    best = other
-        return best.value if best is not None and has_call(best.value) else node
+            if not isinstance(other, ast.Assign) or assigned(other, node.id) is None:
+                continue
+            near = statement.lineno - 15 < other.lineno <= other.end_lineno < statement.lineno
+            if near and (last is None or other.lineno > last.lineno):
+                last = other
+        if last is None:
+            return node
+        between = range(last.end_lineno + 1, statement.lineno)
+        for other in ast.walk(self.tree):
+            if isinstance(other, ast.Name) and other.id == node.id and other.lineno in between:
+                return node
+        value = assigned(last, node.id)
+        return value if has_call(value) else node
 
     def value(self, node):
+        """The expression's value in the test's frame."""
         code = compile(ast.Expression(node), "<test>", "eval")
         return eval(code, dict(self.names))
 
     def show(self, value):
+        """A value as a statement quotes it."""
         return clean(repr(value), self.root)
 
     def render(self, node):
@@ -198,20 +222,48 @@ class Reader:
                  and isinstance(n.ctx, ast.Store)}  # fmt: skip
         bound |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
         copied = ast.parse(ast.unparse(node), mode="eval").body
-        return clean(ast.unparse(Substitute(self.locals, bound).visit(copied)), self.root)
+        return clean(ast.unparse(Substitute(self, bound).visit(copied)), self.root)
+
+
+def assigned(statement, name):
+    """What a statement assigns to a name, as an expression; None when it does not."""
+    for target in statement.targets:
+        if isinstance(target, ast.Name) and target.id == name:
+            return statement.value
+        if isinstance(target, ast.Tuple):
+            for index, part in enumerate(target.elts):
+                if isinstance(part, ast.Name) and part.id == name:
+                    return ast.Subscript(statement.value, ast.Constant(index), ast.Load())
+    return None
 
 
 class Substitute(ast.NodeTransformer):
-    """Names of plain values → the values."""
+    """Names of plain values → the values; receivers → how the test made them."""
 
-    def __init__(self, values, bound):
-        self.values = values
+    def __init__(self, reader, bound):
+        self.reader = reader
         self.bound = bound
 
+    def visit_Attribute(self, node):
+        """``x.go()`` → ``Thing(1).go()`` where the test made ``x`` just before."""
+        base = node.value
+        if isinstance(base, ast.Name) and base.id not in self.bound:
+            made = self.reader.origin(base)
+            if made is not base:
+                text = ast.unparse(made)
+                if len(text) <= 60:
+                    node.value = self.visit(ast.parse(text, mode="eval").body)
+                return node
+            if self.reader.locals.get(base.id) is None:
+                return node
+        return self.generic_visit(node)
+
     def visit_Name(self, node):
-        if node.id in self.bound or node.id not in self.values:
+        """A local's short plain value in place of its name."""
+        values = self.reader.locals
+        if node.id in self.bound or values.get(node.id) is None:
             return node
-        text = repr(self.values[node.id])
+        text = repr(values[node.id])
         try:
             ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

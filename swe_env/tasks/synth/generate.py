@@ -18,7 +18,7 @@ from swe_env.errors import TaskError
 from swe_env.repos import file_diff
 from swe_env.tasks.mutate import Candidate, Text, candidates, distinct
 from swe_env.tasks.statement import Detail, Place, write
-from swe_env.tasks.synth.baseline import Baseline, measure
+from swe_env.tasks.synth.baseline import SUITE_TIMEOUT, Baseline, measure
 from swe_env.tasks.synth.package import Package
 from swe_env.tasks.synth.prober import PYTEST_OPTIONS, Prober
 from swe_env.tasks.synth.trial import Bug, attempt
@@ -46,6 +46,8 @@ class Settings:
     """Only bugs that replace text within one line."""
     per_function: int = 0
     """Most tasks from one function; 0 for no limit."""
+    per_operator: int = 0
+    """Most tasks from one operator; 0 for no limit."""
     tests: int = 10
     """Most test functions a bug may break."""
 
@@ -86,6 +88,7 @@ def generate(
         for _ in range(count - 1):
             prober = Prober(package.checkout, package.environment, roots=roots, seed=0)
             probers.append(stack.enter_context(prober))
+            prober.run(timeout=SUITE_TIMEOUT, warm=True)
         ordered = _ordered(package, baseline, settings)
         tasks = _collect(package, baseline, settings, ordered, probers, progress)
     if not tasks:
@@ -174,27 +177,32 @@ def _collect(
             free.put(prober)
 
     tasks: list[Task] = []
-    per_function: Counter[tuple[str, str]] = Counter()
+    kept: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     waiting: deque[tuple[Candidate, Future[Bug | str]]] = deque()
     with ThreadPoolExecutor(len(probers)) as pool:
         try:
             while len(tasks) < settings.limit:
                 for candidate in ordered:
+                    function = f"{candidate.path}:{candidate.function}"
+                    if _enough(kept, function, candidate.operator, settings):
+                        continue
                     waiting.append((candidate, pool.submit(run, candidate)))
                     if len(waiting) >= 2 * len(probers):
                         break
                 if not waiting:
                     break
                 candidate, future = waiting.popleft()
-                key = candidate.path, candidate.function
+                function = f"{candidate.path}:{candidate.function}"
+                if _enough(kept, function, candidate.operator, settings):
+                    future.cancel()
+                    reasons["enough"] += 1
+                    continue
                 result = future.result()
-                if settings.per_function and per_function[key] >= settings.per_function:
-                    result = "enough"
                 task = _task(package, settings, result) if isinstance(result, Bug) else None
                 reasons["kept" if task else result if isinstance(result, str) else "untold"] += 1
                 if task:
-                    per_function[key] += 1
+                    kept.update((function, candidate.operator))
                     tasks.append(task)
                     if progress:
                         progress(package.label, len(tasks), settings.limit)
@@ -203,6 +211,12 @@ def _collect(
                 future.cancel()
     _log.info("%s: %s", package.label, dict(reasons))
     return tasks
+
+
+def _enough(kept: Counter[str], function: str, operator: str, settings: Settings) -> bool:
+    """Whether no more tasks of that function or operator are wanted."""
+    full = settings.per_function and kept[function] >= settings.per_function
+    return bool(full or (settings.per_operator and kept[operator] >= settings.per_operator))
 
 
 def _task(package: Package, settings: Settings, bug: Bug) -> Task | None:

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import json
 import os
+import pathlib
 import resource
 import select
 import signal
@@ -21,13 +22,12 @@ import time
 
 import pytest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import facts
 
-sys.path.pop(0)
+del sys.path[:2]  # ours twice: the script's folder must not shadow a package under test
 
 MEMORY = 3 << 30
-RECURSION_FREE = 20
 
 
 class Recorder:
@@ -43,12 +43,14 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item):
+        """Lines run from here on are this test's."""
         if self.cover is not None:
             self.cover.switch_context(item.nodeid)
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
+        """Keep the outcome, the time, and what a failure shows."""
         report = yield
         node = item.nodeid
         self.durations[node] = self.durations.get(node, 0.0) + call.duration
@@ -56,10 +58,10 @@ class Recorder:
             earlier = self.outcomes.get(node)
             if earlier in (None, "passed"):
                 self.outcomes[node] = outcome(report)
-        if self.details and report.failed and call.excinfo is not None:
-            if len(self.failures) < self.details and node not in self.failures:
-                with contextlib.suppress(Exception):
-                    self.failures[node] = facts.of(item, call.excinfo, self.root)
+        room = len(self.failures) < self.details and node not in self.failures
+        if room and report.failed and call.excinfo is not None:
+            with contextlib.suppress(Exception):
+                self.failures[node] = facts.of(item, call.excinfo, self.root)
         return report
 
 
@@ -79,7 +81,7 @@ def run(request):
         import coverage
 
         cover = coverage.Coverage(
-            data_file=None, config_file=False, include=[os.path.join(request["cwd"], "*")]
+            data_file=None, config_file=False, include=[request["cwd"] + "/*"]
         )
         cover.start()
     recorder = Recorder(request["cwd"], request.get("details", 0), cover)
@@ -117,6 +119,8 @@ def child(request, channel):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(request["cwd"])
+        # Compiled files are kept from the pristine run only: a mutated file must never be one.
+        sys.dont_write_bytecode = not request["warm"]
         sys.argv = ["pytest"]
         data = json.dumps(run(request)).encode()
         data = struct.pack("<Q", len(data)) + data
@@ -171,10 +175,9 @@ def leave_network():
     if libc.unshare(net if uid == 0 else net | user) != 0:
         return
     if uid != 0:
-        for name, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (uid, uid)),
-                           ("gid_map", "%d %d 1" % (gid, gid))):  # fmt: skip
-            with open("/proc/self/" + name, "w") as file:
-                file.write(text)
+        own = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+        for name, text in own.items():
+            pathlib.Path("/proc/self", name).write_text(text)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 1))
 

@@ -72,14 +72,13 @@ class Prober:
             "PYTHONHASHSEED": str(seed),
             "PYTHONPATH": ":".join(str(self.root / part) for part in roots),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPYCACHEPREFIX": str(work / "pycache"),
             "PYTHONNOUSERSITE": "1",
             # Python 3.14's default measurement core cannot tell which test ran a line.
             "COVERAGE_CORE": "ctrace",
         }
         self._server = subprocess.Popen(
-            [str(python), "-P", str(_SCRIPT)]
-            if _safe_path(python)
-            else [str(python), str(_SCRIPT)],
+            [str(python), str(_SCRIPT)],
             cwd=work,
             env=variables,
             stdin=subprocess.PIPE,
@@ -95,6 +94,7 @@ class Prober:
         timeout: float,
         cover: bool = False,
         details: int = 0,
+        warm: bool = False,
     ) -> Answer:
         """Run tests by path or id.
 
@@ -103,6 +103,7 @@ class Prober:
             timeout: seconds until it is killed.
             cover: record which test runs which line.
             details: of how many failures to keep the facts.
+            warm: keep compiled files for later runs; only while no file is changed.
 
         Raises:
             TaskError: the server itself broke.
@@ -114,6 +115,7 @@ class Prober:
             "timeout": timeout,
             "cover": cover,
             "details": details,
+            "warm": warm,
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -148,10 +150,3 @@ class Prober:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _safe_path(python: Path) -> bool:
-    """Whether that Python knows ``-P`` (3.11 and later), which keeps our folder off its path."""
-    lib = python.parent.parent / "lib"
-    versions = [path.name.removeprefix("python3.") for path in lib.glob("python3.*")]
-    return any(version.isdigit() and int(version) >= 11 for version in versions)

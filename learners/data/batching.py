@@ -1,0 +1,74 @@
+"""From encoded sequences to tensors: micro-batches by token budget, padding only where it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learners.data.dataset import Sample
+from learners.data.encode import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences as the model takes them."""
+
+    input_ids: Tensor
+    """(sequences, tokens), int64."""
+    loss_mask: Tensor
+    """(sequences, tokens), bool."""
+    attention_mask: Tensor | None
+    """(sequences, tokens), bool, False at padding on the right; None when there is none."""
+
+
+def collate(sequences: Sequence[Encoded], device: torch.device) -> Batch:
+    """Pad on the right to the longest; nothing behind a sequence's last loss token is kept.
+
+    What follows the last loss token predicts nothing that is learned, so leaving it out changes
+    no log-probability.
+    """
+    lengths = [_last_loss(sequence) + 1 for sequence in sequences]
+    longest = max(lengths)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    attention = torch.zeros_like(mask)
+    for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+        ids[row, :length] = torch.tensor(sequence.input_ids[:length])
+        mask[row, :length] = torch.tensor(sequence.loss_mask[:length])
+        attention[row, :length] = True
+    padded = min(lengths) < longest
+    return Batch(ids.to(device), mask.to(device), attention.to(device) if padded else None)
+
+
+def microbatches(samples: Sequence[Sample], budget: int) -> list[list[int]]:
+    """Split an optimizer batch into micro-batches of at most `budget` tokens each.
+
+    Samples of like length go together. A sample longer than the budget is alone in its
+    micro-batch: pairs are never split.
+
+    Returns:
+        Positions in `samples`, each once.
+    """
+    order = sorted(range(len(samples)), key=lambda i: (-_longest(samples[i]), i))
+    found: list[list[int]] = []
+    for position in order:
+        sample = samples[position]
+        if found:
+            widest = max(_longest(samples[found[-1][0]]), _longest(sample))
+            rows = sum(len(samples[i].sequences) for i in found[-1]) + len(sample.sequences)
+            if rows * widest <= budget:
+                found[-1].append(position)
+                continue
+        found.append([position])
+    return found
+
+
+def _longest(sample: Sample) -> int:
+    return max(len(sequence) for sequence in sample.sequences)
+
+
+def _last_loss(sequence: Encoded) -> int:
+    return len(sequence) - 1 - sequence.loss_mask[::-1].index(True)

@@ -1,0 +1,127 @@
+"""A buffer as training samples: selected, encoded, and every drop counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from learners.data.encode import Encoded
+from learners.data.report import DropReport, Unusable
+from learners.data.select import Pair, Row, kto_rows, pairs, sft_rows
+from swe_env.replay.trajectory import Trajectory
+
+T = TypeVar("T")
+Encoder = Callable[[Trajectory], Encoded]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one term of the loss looks at."""
+
+    sequences: tuple[Encoded, ...]
+    """(chosen, rejected) of a pair, or one trajectory."""
+    group: int
+    """Number of its task."""
+    tie: bool = False
+    desirable: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Sampled tokens of all its sequences."""
+        return sum(sequence.num_loss_tokens for sequence in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples of one kind."""
+
+    samples: tuple[Sample, ...]
+    report: DropReport
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits over everything the loss sees."""
+        seen = hashlib.sha256()
+        for sample in self.samples:
+            seen.update(f"{sample.group},{sample.tie},{sample.desirable};".encode())
+            for sequence in sample.sequences:
+                seen.update(repr((sequence.input_ids, sequence.turn_ids)).encode())
+        return seen.hexdigest()[:16]
+
+
+def pair_samples(
+    trajectories: Iterable[Trajectory],
+    encoder: Encoder,
+    *,
+    per_task: int = 1,
+    ties: int = 0,
+    seed: int = 0,
+) -> Dataset:
+    """`pairs`, encoded; a pair whose sides start from different tokens is dropped."""
+    found, report = pairs(trajectories, per_task=per_task, ties=ties, seed=seed)
+    groups = _numbers(pair.chosen.instance_id for pair in found)
+
+    def build(pair: Pair) -> Sample:
+        chosen, rejected = encoder(pair.chosen), encoder(pair.rejected)
+        first = chosen.input_ids[: chosen.prompt_length]
+        if first != rejected.input_ids[: rejected.prompt_length]:
+            raise Unusable("prompts-differ", f"{pair.chosen.instance_id}: prompts differ.")
+        group = groups[pair.chosen.instance_id]
+        return Sample((chosen, rejected), group, tie=pair.tie)
+
+    return _build(found, build, report)
+
+
+def row_samples(
+    trajectories: Iterable[Trajectory],
+    encoder: Encoder,
+    *,
+    kind: str,
+    per_task: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """`kto_rows` (kind ``"kto"``) or `sft_rows` (``"sft"``), encoded."""
+    select = kto_rows if kind == "kto" else sft_rows
+    found, report = select(trajectories, per_task=per_task, seed=seed)
+    groups = _numbers(row.trajectory.instance_id for row in found)
+
+    def build(row: Row) -> Sample:
+        group = groups[row.trajectory.instance_id]
+        return Sample((encoder(row.trajectory),), group, desirable=row.desirable)
+
+    return _build(found, build, report)
+
+
+def mismatched_sequence(prompt_of: Encoded, completion_of: Encoded) -> Encoded:
+    """One task's first state with another task's turns behind it: KTO's mismatched sample."""
+    start, end = prompt_of.prompt_length, completion_of.prompt_length
+    return Encoded(
+        prompt_of.input_ids[:start] + completion_of.input_ids[end:],
+        prompt_of.loss_mask[:start] + completion_of.loss_mask[end:],
+        prompt_of.turn_ids[:start] + completion_of.turn_ids[end:],
+    )
+
+
+def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport) -> Dataset:
+    samples = []
+    for item in found:
+        try:
+            samples.append(build(item))
+        except Unusable as problem:
+            report.drop(problem.reason)
+    report.kept = len(samples)
+    return Dataset(tuple(samples), report)
+
+
+def _numbers(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}

@@ -1,0 +1,226 @@
+"""`encode`: a trajectory as token ids, with a mask of exactly those the policy sampled.
+
+Everything else (prompt, role headers, observations, what the template inserts) has a probability
+that does not depend on the policy, so leaving it out is exact, not a heuristic (arXiv 2509.12434,
+section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from learners.data.report import Unusable
+from swe_env.replay.trajectory import Step, Trajectory
+from swe_env.types import Action
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from agents.chat import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One trajectory as tokens; the three tuples have the same length."""
+
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    """True at the tokens the policy sampled, the end of each turn included."""
+    turn_ids: tuple[int, ...]
+    """The agent turn (from 0) that sampled the token, or -1."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """How many tokens the policy sampled."""
+        return sum(self.loss_mask)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first sampled one: the first state."""
+        return self.loss_mask.index(True) if True in self.loss_mask else len(self)
+
+
+DEFAULT_FORMAT = "r2e"
+"""How tool calls are written where neither the record nor the caller says."""
+
+
+class Chat(Protocol):
+    """What `encode` asks of a chat template; `agents.chat.ChatTemplate` is one."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the messages up to the point where a reply is sampled."""
+        ...
+
+    def completion(self, text: str) -> list[int]:
+        """Ids sampled to say `text`, the end of the turn included."""
+        ...
+
+    def observation(self, text: str) -> list[int]:
+        """Ids between a sampled end of turn and the next reply."""
+        ...
+
+
+class Format(Protocol):
+    """What `encode` asks of a text format; those of `agents.parsing` are."""
+
+    def system_prompt(self, tools: Any) -> str:
+        """The system message that explains the tools."""
+        ...
+
+    def render(self, action: Action) -> str:
+        """The reply a model would write for this action."""
+        ...
+
+
+def encode(
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat: Chat | None = None,
+    text_format: Format | None = None,
+    max_tokens: int | None = None,
+) -> Encoded:
+    """Token ids and loss mask of a trajectory, up to its last agent token.
+
+    Recorded ids are used as they are when every agent step has them. Where some or all steps have
+    none (a scripted or oracle agent, an imported record), the conversation goes through the chat
+    template, and the mask is proven: the pieces put together must equal the template's own
+    rendering of the whole conversation, token by token.
+
+    Args:
+        trajectory: A record of an episode.
+        tokenizer: The trained model's.
+        chat: The chat template; by default `agents.chat.ChatTemplate` over `tokenizer`.
+        text_format: How tool calls are written and explained; by default the one that the
+            record names in ``agent.settings["format"]``, else the project's default.
+        max_tokens: The longest sequence allowed.
+
+    Raises:
+        Unusable: the trajectory cannot be trained on; its `reason` says why. Nothing is ever cut.
+    """
+    steps = trajectory.agent_steps
+    if not steps:
+        raise Unusable("no-agent-tokens", f"{_name(trajectory)} has no agent step.")
+    if all(step.metrics and step.metrics.completion_token_ids for step in steps):
+        encoded = _recorded(trajectory)
+    else:
+        encoded = _templated(trajectory, tokenizer, chat, text_format)
+    if max_tokens is not None and len(encoded) > max_tokens:
+        raise Unusable(
+            "too-long",
+            f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}.",
+        )
+    return encoded
+
+
+def _recorded(trajectory: Trajectory) -> Encoded:
+    """The recorded ids, when every prompt is what came before it and something more."""
+    pieces: list[tuple[Sequence[int], int]] = []
+    length = 0
+    for turn, step in enumerate(trajectory.agent_steps):
+        metrics = step.metrics
+        assert metrics is not None
+        if metrics.prompt_prefix != length:
+            raise Unusable(
+                "not-append-only",
+                f"{_name(trajectory)}: the prompt of agent turn {turn + 1} keeps "
+                f"{metrics.prompt_prefix} of {length} earlier tokens, so the turns do not form one "
+                "sequence.",
+            )
+        pieces += [(metrics.prompt_token_ids, -1), (metrics.completion_token_ids, turn)]
+        length += len(metrics.prompt_token_ids) + len(metrics.completion_token_ids)
+    return _join(pieces, trajectory)
+
+
+def _templated(
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat | None,
+    text_format: Format | None,
+) -> Encoded:
+    from agents.chat import ChatTemplate
+
+    chat = chat or ChatTemplate(tokenizer)
+    messages, replies = _conversation(trajectory, text_format)
+    pieces: list[tuple[Sequence[int], int]] = [(chat.prompt(messages), -1)]
+    for turn, (reply, observation) in enumerate(replies):
+        pieces.append((chat.completion(reply), turn))
+        if turn + 1 < len(replies):
+            pieces.append((chat.observation(observation), -1))
+            messages += [
+                {"role": "assistant", "content": reply},
+                {"role": "user", "content": observation},
+            ]
+    encoded = _join(pieces, trajectory)
+    whole = chat.prompt(messages)
+    ours = encoded.input_ids[: len(encoded) - len(pieces[-1][0])]
+    if tuple(whole) != ours:
+        at = next((i for i, (a, b) in enumerate(zip(whole, ours, strict=False)) if a != b), None)
+        where = min(len(whole), len(ours)) if at is None else at
+        raise Unusable(
+            "template",
+            f"{_name(trajectory)}: token {where} differs between the turns put together and the "
+            "chat template's rendering of the whole conversation, so the loss mask cannot be "
+            "proven; record token ids, or use a template that is append-only.",
+        )
+    return encoded
+
+
+def _conversation(
+    trajectory: Trajectory, text_format: Format | None
+) -> tuple[list[Message], list[tuple[str, str]]]:
+    """(messages of the first state, [(reply, observation)] of each agent turn)."""
+    first: list[Message] = []
+    for step in trajectory.steps:
+        if step.source == "agent":
+            break
+        first.append({"role": step.source, "content": step.message})
+    found = text_format or _format_of(trajectory)
+    if not any(message["role"] == "system" for message in first):
+        first.insert(0, {"role": "system", "content": found.system_prompt(trajectory.tools)})
+    replies = []
+    for step in trajectory.agent_steps:
+        observation = step.observation.content if step.observation else ""
+        replies.append((_reply(step, found), observation))
+    return first, replies
+
+
+def _reply(step: Step, text_format: Format) -> str:
+    """What a model would have written: the message, and its tool call as the format has it."""
+    if not step.tool_calls:
+        return step.message
+    call = step.tool_calls[0]
+    action: Action = {"tool": call.function_name, "arguments": dict(call.arguments)}
+    if step.message:
+        action["message"] = step.message
+    return text_format.render(action)
+
+
+def _format_of(trajectory: Trajectory) -> Format:
+    from agents.parsing import get_format
+
+    name = trajectory.agent.settings.get("format")
+    return get_format(name if isinstance(name, str) else DEFAULT_FORMAT)
+
+
+def _join(pieces: Sequence[tuple[Sequence[int], int]], trajectory: Trajectory) -> Encoded:
+    ids: list[int] = []
+    turns: list[int] = []
+    for piece, turn in pieces:
+        ids += piece
+        turns += [turn] * len(piece)
+    mask = tuple(turn >= 0 for turn in turns)
+    if not any(mask) or mask[0]:
+        raise Unusable(
+            "no-agent-tokens", f"{_name(trajectory)} has no agent token with a context before it."
+        )
+    return Encoded(tuple(ids), mask, tuple(turns))
+
+
+def _name(trajectory: Trajectory) -> str:
+    return f"Attempt {trajectory.attempt} of {trajectory.instance_id}"

@@ -1,0 +1,59 @@
+"""What was left out of a training set, and why: nothing is ever dropped silently."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from swe_env.errors import SweError
+
+REASONS = {
+    "failure": "an infrastructure failure, no evidence about the agent",
+    "unfinished": "cut off by a limit, the agent did not submit",
+    "unresolved": "not resolved, so nothing to imitate",
+    "no-partner": "its task has no finished trajectory of the other label",
+    "other-first-state": "no partner starts from the same system prompt, issue and tools",
+    "over-quota": "more than the asked number for its task",
+    "no-agent-tokens": "the policy sampled nothing in it",
+    "not-append-only": "its recorded prompts rewrite earlier turns",
+    "template": "the chat template does not reproduce it token by token",
+    "too-long": "longer than max_tokens",
+    "prompts-differ": "the two sides of the pair start from different tokens",
+}
+"""Why a trajectory or pair is left out."""
+
+
+class Unusable(SweError):
+    """A trajectory cannot be trained on; `reason` is a key of `REASONS`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class DropReport:
+    """Counts of what was kept and what was left out, by reason."""
+
+    seen: int = 0
+    """Trajectories looked at."""
+    kept: int = 0
+    """Samples (pairs or rows) that came out."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason (a key of `REASONS`) → trajectories, or pairs where a pair was given up."""
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count `count` more left out for `reason`."""
+        if count:
+            self.dropped[reason] += count
+
+    def __str__(self) -> str:
+        """One line: ``12 samples from 40 trajectories; left out: 9 unfinished (…), …``."""
+        head = f"{self.kept} samples from {self.seen} trajectories"
+        if not self.dropped:
+            return head
+        rest = ", ".join(
+            f"{count} {reason} ({REASONS.get(reason, reason)})"
+            for reason, count in sorted(self.dropped.items())
+        )
+        return f"{head}; left out: {rest}"

@@ -1,0 +1,183 @@
+"""Which trajectories to learn from: pairs, KTO rows and SFT rows out of a buffer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+from learners.data.report import DropReport
+from swe_env.cache import digest
+from swe_env.replay.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two trajectories of one task from the same first state."""
+
+    chosen: Trajectory
+    rejected: Trajectory
+    tie: bool = False
+    """Both resolved the task or neither did: neither is to be preferred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trajectory with its label."""
+
+    trajectory: Trajectory
+    desirable: bool
+
+
+def pairs(
+    trajectories: Iterable[Trajectory], *, per_task: int = 1, ties: int = 0, seed: int = 0
+) -> tuple[list[Pair], DropReport]:
+    """Pair resolved with unresolved trajectories of the same task and first state.
+
+    Only what the agent itself finished takes part (arXiv 2509.12434, section 4); infrastructure
+    failures never do. Trajectories are spread over the pairs as evenly as their number allows.
+
+    Args:
+        trajectories: A buffer or any iterable.
+        per_task: At most so many resolved × unresolved pairs a task.
+        ties: At most so many tie pairs a task, resolved × resolved and unresolved × unresolved by
+            turns; two trajectories with the same steps make none.
+        seed: The same trajectories in any order and the same seed give the same pairs.
+
+    Returns:
+        The pairs, ordered by task, and what was left out: of trajectories those that are in no
+        pair, of whole tasks none twice.
+    """
+    report = DropReport()
+    found: list[Pair] = []
+    for task in _by_task(_finished(trajectories, report)):
+        made: list[Pair] = []
+        states = _by_first_state(task)
+        for state in states:
+            good, bad = _split(state, seed)
+            made += [Pair(g, b) for g, b in _spread(product(good, bad), per_task - len(made))]
+            tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
+            tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
+            room = ties - sum(pair.tie for pair in made)
+            made += [Pair(a, b, tie=True) for a, b in _alternate(tied)[:room]]
+        used = {id(t) for pair in made for t in (pair.chosen, pair.rejected)}
+        rest = len(task) - len(used)
+        both = len({t.resolved for t in task}) == 2
+        if not both:
+            report.drop("no-partner", rest)
+        elif any(not pair.tie for pair in made) or len(states) == 1:
+            report.drop("over-quota", rest)
+        else:
+            report.drop("other-first-state", rest)
+        found += made
+    report.kept = len(found)
+    return found, report
+
+
+def kto_rows(
+    trajectories: Iterable[Trajectory], *, per_task: int | None = None, seed: int = 0
+) -> tuple[list[Row], DropReport]:
+    """Every finished trajectory with its label, at most `per_task` of each label a task."""
+    report = DropReport()
+    found: list[Row] = []
+    for task in _by_task(_finished(trajectories, report)):
+        for group in _split(task, seed):
+            kept = group[:per_task]
+            report.drop("over-quota", len(group) - len(kept))
+            found += [Row(trajectory, trajectory.resolved) for trajectory in kept]
+    report.kept = len(found)
+    return found, report
+
+
+def sft_rows(
+    trajectories: Iterable[Trajectory], *, per_task: int | None = None, seed: int = 0
+) -> tuple[list[Row], DropReport]:
+    """Every finished trajectory that resolved its task, at most `per_task` a task."""
+    report = DropReport()
+    found: list[Row] = []
+    for task in _by_task(_finished(trajectories, report)):
+        good, bad = _split(task, seed)
+        report.drop("unresolved", len(bad))
+        report.drop("over-quota", len(good) - len(good[:per_task]))
+        found += [Row(trajectory, True) for trajectory in good[:per_task]]
+    report.kept = len(found)
+    return found, report
+
+
+def first_state(trajectory: Trajectory) -> str:
+    """Digest of s_1: everything said before the first action, and the tools on offer.
+
+    V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1).
+    """
+    before = []
+    for step in trajectory.steps:
+        if step.source == "agent":
+            break
+        before.append((step.source, step.message))
+    prompt = next((ids for _, ids in trajectory.prompt_ids()), ())
+    return digest([before, trajectory.tools, prompt])
+
+
+def _finished(trajectories: Iterable[Trajectory], report: DropReport) -> list[Trajectory]:
+    kept = []
+    for trajectory in trajectories:
+        report.seen += 1
+        if trajectory.failure is not None:
+            report.drop("failure")
+        elif not trajectory.finished:
+            report.drop("unfinished")
+        elif not trajectory.agent_steps:
+            report.drop("no-agent-tokens")
+        else:
+            kept.append(trajectory)
+    return kept
+
+
+def _by_task(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.instance_id, []).append(trajectory)
+    return [groups[name] for name in sorted(groups)]
+
+
+def _by_first_state(task: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in task:
+        groups.setdefault(first_state(trajectory), []).append(trajectory)
+    return [groups[name] for name in sorted(groups)]
+
+
+def _split(task: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
+    """(resolved, unresolved), each in an order that depends on content and seed alone."""
+    ordered = sorted(task, key=lambda t: t.trajectory_id)
+    random.Random(f"{seed}:{task[0].instance_id}").shuffle(ordered)
+    return [t for t in ordered if t.resolved], [t for t in ordered if not t.resolved]
+
+
+def _spread(
+    candidates: Iterable[tuple[Trajectory, Trajectory]], count: int
+) -> list[tuple[Trajectory, Trajectory]]:
+    """`count` of the candidates, each time one whose two sides were used least so far."""
+    left = [(a, b) for a, b in candidates if a.steps != b.steps]
+    used: dict[int, int] = {}
+    chosen: list[tuple[Trajectory, Trajectory]] = []
+    while left and len(chosen) < count:
+        best = min(left, key=lambda p: used.get(id(p[0]), 0) + used.get(id(p[1]), 0))
+        left.remove(best)
+        chosen.append(best)
+        for side in best:
+            used[id(side)] = used.get(id(side), 0) + 1
+    return chosen
+
+
+def _alternate(
+    tied: Sequence[tuple[Trajectory, Trajectory]],
+) -> list[tuple[Trajectory, Trajectory]]:
+    """Resolved and unresolved ties by turns, resolved first."""
+    good = [pair for pair in tied if pair[0].resolved]
+    bad = [pair for pair in tied if not pair[0].resolved]
+    mixed = []
+    for i in range(max(len(good), len(bad))):
+        mixed += good[i : i + 1] + bad[i : i + 1]
+    return mixed

@@ -1,0 +1,51 @@
+"""`swe demo` and `swe demo-adapter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Mount this module's commands."""
+    app.command()(demo)
+    app.command()(demo_adapter)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder; run again to continue.")] = Path("runs/demo"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any of the demo's settings, NAME=VALUE; repeatable."),
+    ] = None,
+) -> None:
+    """The whole loop: real packages, rollouts, EntroPO, N attempts before and after, a report."""
+    from learners.experiments.demo import run_demo
+
+    run_demo(out, _demo_settings(settings or []))
+
+
+def demo_adapter(
+    out: Annotated[Path, typer.Option(help="Folder; run again to continue.")] = Path(
+        "runs/demo-adapter"
+    ),
+) -> None:
+    """Train the SFT adapter that the demo starts from; about an hour on 2 cores."""
+    from learners.experiments.adapter import make_adapter
+
+    typer.echo(str(make_adapter(out)))
+
+
+def _demo_settings(pairs: list[str]) -> Any:
+    from agents.rollouts.commands import parse_options
+    from learners.experiments.demo import DemoSettings
+    from swe_env.errors import ConfigError
+
+    options = parse_options(pairs)
+    unknown = sorted(set(options) - set(DemoSettings.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(DemoSettings.__dataclass_fields__)
+        raise ConfigError(f"The demo has no setting {unknown[0]!r}; it has: {known}.")
+    return DemoSettings(**options)

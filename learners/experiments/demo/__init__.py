@@ -1,0 +1,6 @@
+"""The demo: the whole loop on real packages, on a laptop, in a quarter of an hour."""
+
+from learners.experiments.demo.pipeline import run_demo
+from learners.experiments.demo.settings import DemoSettings
+
+__all__ = ["DemoSettings", "run_demo"]

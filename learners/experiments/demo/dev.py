@@ -1,0 +1,58 @@
+"""Stops preference training when it does harm, and keeps the best adapter seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learners.training import StopTraining
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class DevWatch:
+    """Rolls the adapter out on development tasks while it is trained.
+
+    The tasks come from the training packages but are never trained on, so that the held-out
+    packages stay untouched until the end.
+    """
+
+    def __init__(self, folder: Path, measure: Callable[[Path, int], float], start: float) -> None:
+        """`measure(adapter, step)` gives pass@1; `start` is that of the adapter begun with."""
+        self._folder = folder
+        self._measure = measure
+        self.seen: dict[int, float] = {0: start}
+        # A continued run: what was measured before is measured from its records.
+        for known in sorted(folder.glob("step-*")):
+            step = int(known.name.partition("-")[2])
+            self.seen[step] = measure(_flat(known), step)
+
+    def __call__(self, model: PeftModel, step: int) -> dict[str, float]:
+        """Called by `learners.train`; figures to record.
+
+        Raises:
+            StopTraining: pass@1 is below the best so far.
+        """
+        adapter = self._folder / f"step-{step}"
+        model.save_pretrained(str(adapter), selected_adapters=[model.active_adapter])
+        best = max(self.seen.values())
+        self.seen[step] = self._measure(_flat(adapter), step)
+        if self.seen[step] < best:
+            raise StopTraining(
+                f"pass@1 on the development tasks fell from {best:.3f} to {self.seen[step]:.3f}"
+            )
+        return {"dev_pass@1": self.seen[step]}
+
+    def best(self) -> tuple[int, Path]:
+        """Step and folder of the best adapter that was trained; the later one of equals."""
+        step = max((s for s in self.seen if s), key=lambda s: (self.seen[s], s))
+        return step, _flat(self._folder / f"step-{step}")
+
+
+def _flat(folder: Path) -> Path:
+    """Where peft put the adapter: in the folder, or in one below named like the adapter."""
+    if (folder / "adapter_config.json").exists():
+        return folder
+    return next(path.parent for path in folder.glob("*/adapter_config.json"))

@@ -1,0 +1,54 @@
+"""What the demo depends on, apart from the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ADAPTER = Path(__file__).parents[1] / "data" / "smollm2-swe-sft"
+"""The SFT adapter in the repository; `swe demo-adapter` makes it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """Sizes and settings; the defaults fit 2 cores and 15 minutes, installation included."""
+
+    seed: int = 0
+    model: str = "smollm2"
+    start: str = "adapter"
+    """``adapter``: begin with the SFT adapter kept in the repository. ``sft``: train one now on
+    the oracle trajectories of the training tasks (weaker, for there are few of them)."""
+    sandbox: str = "auto"
+
+    dev_tasks: int = 8
+    """Training packages' tasks kept out of training, to stop on."""
+    dev_attempts: int = 4
+    train_attempts: int = 4
+    """Attempts at each training task; they become the preference data."""
+    heldout_attempts: int = 8
+    """N: attempts at each held-out task, before and after."""
+    base_attempts: int = 2
+    """Attempts of the bare model, which cannot speak the format: few are enough to show it."""
+
+    max_episode_steps: int = 10
+    max_new_tokens: int = 192
+    """Tokens of one reply."""
+    temperature: float = 0.7
+    top_k: int = 20
+    top_p: float = 0.95
+    workers: int = 32
+    """Episodes in flight."""
+
+    loss: str = "entropo-kto"
+    gamma: float = 0.1
+    zeta: float = 0.2
+    learning_rate: float = 5e-5
+    train_steps: int = 12
+    batch_size: int = 16
+    eval_every: int = 6
+    """Optimizer steps between looks at the development tasks."""
+
+    sft_learning_rate: float = 1e-3
+    sft_epochs: float = 2.0
+    sft_attempts: int = 3
+    """Oracle routes recorded for each training task."""

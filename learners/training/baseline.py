@@ -1,0 +1,79 @@
+"""KTO's z0 during training: one of the table estimators, or the KTO paper's mismatched samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.data.dataset import Sample, mismatched_sequence
+from learners.data.encode import Encoded
+from learners.losses.z0 import Z0, estimator, mismatched
+from learners.training.score import Scorer
+from swe_env.errors import ConfigError
+
+
+def mismatches(samples: Sequence[Sample]) -> list[Encoded]:
+    """Each sample's first state with the turns of the next sample of another task.
+
+    Raises:
+        ConfigError: there is only one task.
+    """
+    found = []
+    for index, sample in enumerate(samples):
+        others = [*samples[index + 1 :], *samples[:index]]
+        other = next((s for s in others if s.group != sample.group), None)
+        if other is None:
+            raise ConfigError("z0 'mismatched' needs trajectories of at least two tasks.")
+        found.append(mismatched_sequence(sample.sequences[0], other.sequences[0]))
+    return found
+
+
+class MismatchedZ0(Z0):
+    """KTO's clamped estimate, with a forward pass over the batch's mismatched samples."""
+
+    def __init__(
+        self, scorer: Scorer, sequences: Sequence[Encoded], references: Tensor, *, clamp: bool
+    ) -> None:
+        super().__init__(torch.zeros(len(sequences)), [0] * len(sequences))
+        self._scorer = scorer
+        self._sequences = sequences
+        self._references = references
+        self._clamp = clamp
+
+    def estimate(self, rows: Sequence[int]) -> Tensor:  # noqa: D102 - as in the base class
+        with torch.no_grad():
+            logps = torch.cat([self._scorer([self._sequences[row]]).logps for row in rows]).cpu()
+        z0 = mismatched(logps, self._references[list(rows)], clamp=self._clamp)
+        return z0.expand(len(rows))
+
+
+def make_z0(
+    name: str,
+    samples: Sequence[Sample],
+    references: Tensor,
+    *,
+    ratio: float,
+    scorer: Scorer,
+    mismatch: tuple[Sequence[Encoded], Tensor] | None,
+) -> Z0:
+    """The estimator, exact at step 0 where it reads the table.
+
+    Args:
+        name: As in `TrainConfig.z0`.
+        samples: KTO rows.
+        references: Reference sums, (samples,): also the policy's own at step 0.
+        ratio: gamma / zeta.
+        scorer: Over the policy.
+        mismatch: Mismatched sequences and their reference sums, for ``mismatched``.
+    """
+    if mismatch is not None:
+        return MismatchedZ0(scorer, *mismatch, clamp=True)
+    return estimator(name, (1 - ratio) * references, [sample.group for sample in samples])
+
+
+def state_of(z0: Z0 | None) -> dict[str, Any]:
+    """For a checkpoint."""
+    return {} if z0 is None else z0.state_dict()

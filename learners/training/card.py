@@ -1,0 +1,74 @@
+"""The model card and the machine-readable record beside a finished adapter."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from learners.training.config import TrainConfig
+
+
+def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> None:
+    """Write ``training.json`` (everything) and ``README.md`` (for readers and model hubs)."""
+    record = {**record, "config": json.loads(config.model_dump_json()), "versions": versions()}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    settings = "\n".join(f"| {k} | `{v}` |" for k, v in record["config"].items() if v is not None)
+    figures = "\n".join(f"| {k} | {v:.6g} |" for k, v in sorted(record["metrics"].items()))
+    installed = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    (folder / "README.md").write_text(
+        f"""---
+library_name: peft
+base_model: {config.model}
+tags: [swe-env, {config.loss}, lora]
+---
+
+# LoRA adapter for {config.model}, trained with {config.loss}
+
+Trained by `swe train` on {record["samples"]} samples (data digest `{record["data_digest"]}`) for
+{record["steps"]} steps. {record["data_report"]}.
+
+Load it with `peft.PeftModel.from_pretrained(base, "<this folder>")`, or serve it with vLLM's
+`--lora-modules`.
+
+Base weights `{record["base_fingerprint"]}`, starting adapter `{config.init_adapter or "none"}`,
+code `{record["commit"] or "not a checkout"}`, {installed}.
+
+## Last step
+
+| metric | value |
+|---|---|
+{figures}
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+"""
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the result depends on."""
+    names = ("swe-env", "torch", "transformers", "peft", "accelerate")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the checkout this code runs from, or empty."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,124 @@
+"""``swe train``: the command line of `learners.train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from learners.training.loop import OnProgress, Progress
+
+
+def train(
+    loss: Annotated[
+        str | None, typer.Option(help="entropo-dpo, entropo-kto, dpo, kto, sft, or module:name.")
+    ] = None,
+    buffer: Annotated[str | None, typer.Option(help="Folder of the replay buffer.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, hub id, or smollm2.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the adapter and its records.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON or TOML file of settings.")] = None,
+    init_adapter: Annotated[str | None, typer.Option(help="Adapter to start from.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of the KL term.")] = None,
+    zeta: Annotated[float | None, typer.Option(help="gamma + lambda; 1.1 gamma if unset.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the samples.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs or rows a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of selection, order and weights.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last step saved.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, NAME=JSON; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train an adapter on a replay buffer."""
+    from learners.training.config import TrainConfig
+    from learners.training.loop import train as run
+
+    given: dict[str, Any] = {
+        "loss": loss, "buffer": buffer, "model": model, "out": out, "init_adapter": init_adapter,
+        "gamma": gamma, "zeta": zeta, "learning_rate": lr, "epochs": epochs,
+        "max_steps": max_steps, "batch_size": batch_size, "seed": seed,
+        "resume": resume or None,
+    }  # fmt: skip
+    changes = {name: value for name, value in given.items() if value is not None}
+    resolved = TrainConfig.load(config, **changes, **_parse(settings or []))
+    with _progress_bar() as show:
+        result = run(resolved, on_progress=show)
+    _print(result, as_json)
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; a value that is no JSON is taken as a string."""
+    import json
+
+    from swe_env.errors import ConfigError
+
+    found = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: write NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: Progress) -> None:
+            if progress.stage == "data":
+                return
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bar.add_task(progress.stage, figures="")
+            bar.update(
+                tasks[progress.stage],
+                completed=progress.done,
+                total=progress.total,
+                figures=_figures(progress.metrics),
+            )
+
+        yield show
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    names = ("loss", "rewards/margins", "entropy", "tokens_per_second")
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        record = {
+            "out": str(result.out), "steps": result.steps, "stopped": result.stopped,
+            "metrics": result.metrics, "dropped": dict(result.report.dropped),
+        }  # fmt: skip
+        typer.echo(json.dumps(record))
+        return
+    typer.echo(f"{result.report}.", err=True)
+    if result.stopped:
+        typer.echo(f"Stopped early: {result.stopped}.", err=True)
+    typer.echo(str(result.out))

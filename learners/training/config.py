@@ -1,0 +1,139 @@
+"""`TrainConfig`: everything a training run depends on, from keywords, JSON or TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from swe_env.errors import ConfigError
+
+
+class TrainConfig(BaseModel):
+    """Settings of one run of `learners.train`.
+
+    The defaults are the paper's (arXiv 2509.12434: LoRA r = 8, alpha = 16, learning rate 1e-5,
+    batch 16, gamma = 0.1, zeta = 0.11) plus label smoothing and tie pairs, without which pass/fail
+    labels drive all mass to the winners whatever zeta is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: str = "entropo-dpo"
+    """Name or dotted path of a loss (`learners.losses`)."""
+    model: str
+    """Folder in transformers' form, hub id, or ``smollm2``."""
+    buffer: str
+    """Folder of the replay buffer."""
+    out: str
+    """Folder the adapter, its card, the metrics and the checkpoints go to."""
+    init_adapter: str | None = None
+    """A peft adapter to start from; with it the model is also the reference policy."""
+
+    gamma: float = Field(default=0.1, gt=0)
+    """Weight of the KL to the reference; beta of ``dpo`` and ``kto``."""
+    zeta: float | None = Field(default=None, gt=0)
+    """gamma + lambda; by default 1.1 gamma, and always gamma for ``dpo`` and ``kto``."""
+    label_smoothing: float = Field(default=0.1, ge=0, le=0.5)
+    """Pairs: the chance that a label is wrong."""
+    z0: Literal["task", "batch", "ema", "zero", "mismatched"] = "task"
+    """KTO: how the reference point is estimated (`learners.losses.z0`)."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """KTO: weight of resolved trajectories."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """KTO: weight of unresolved ones."""
+
+    per_task: int | None = Field(default=None, ge=1)
+    """At most so many pairs a task (default 1), or rows of each label (default all)."""
+    ties: int = Field(default=1, ge=0)
+    """Pairs: at most so many tie pairs a task."""
+    max_tokens: int = Field(default=18_000, ge=2)
+    """Longer trajectories are left out, and counted."""
+    text_format: str | None = None
+    """Format in which tool calls without recorded tokens are written; default: the record's."""
+
+    lora_r: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_targets: str | list[str] = "all-linear"
+    """peft's ``target_modules``. The four are ignored with `init_adapter`, which has its own."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises linearly; then half a cosine to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimizer steps; overrides `epochs`."""
+    batch_size: int = Field(default=16, ge=1)
+    """Samples (pairs or rows) an optimizer step."""
+    micro_batch_tokens: int = Field(default=16_384, ge=1)
+    """Tokens in one forward pass; a longer sample is alone in its own."""
+    seed: int = 0
+    """Chooses pairs, order, and the adapter's first weights."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Of the frozen weights; by default bfloat16 where the device computes in it natively. The
+    adapter and the optimizer are float32 always."""
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third more time, far less memory."""
+
+    save_every: int | None = Field(default=50, ge=1)
+    """Steps between checkpoints; None for none."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between calls of `on_eval`; it is also called at the end."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside ``metrics.jsonl``."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, to the same result as if never stopped."""
+
+    @property
+    def pairs_per_task(self) -> int:
+        """`per_task` for a pair loss."""
+        return self.per_task or 1
+
+    def zeta_for(self, parameters: frozenset[str]) -> float:
+        """Zeta as a loss with these parameters sees it.
+
+        Raises:
+            ConfigError: the loss has no zeta (lambda = 0) and a different one was asked for.
+        """
+        if "beta" in parameters:
+            if self.zeta is not None and self.zeta != self.gamma:
+                raise ConfigError(
+                    f"The loss {self.loss!r} has no entropy term, so zeta {self.zeta} must equal "
+                    f"gamma {self.gamma} or be left out."
+                )
+            return self.gamma
+        return self.zeta if self.zeta is not None else 1.1 * self.gamma
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **changes: Any) -> TrainConfig:
+        """From a JSON or TOML file, with changes on top.
+
+        Raises:
+            ConfigError: the file cannot be read, or a setting is unknown or out of range.
+        """
+        data = _read(Path(path)) if path is not None else {}
+        try:
+            return cls(**{**data, **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the configuration"
+            raise ConfigError(f"Training setting {where!r}: {first['msg']}.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error}.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"The configuration {path} is not a table of settings.")
+    return data

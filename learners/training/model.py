@@ -1,0 +1,113 @@
+"""The trained model: base weights frozen, one LoRA adapter, new or continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from learners.training.config import TrainConfig
+from swe_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def base_fingerprint(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits that tell one set of base weights from another.
+
+    Hashes every parameter's name and shape and 32 of its values, rounded to bfloat16 so that the
+    type the weights were loaded in does not matter.
+    """
+    seen = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(flat.numel() // 32, 1)][:32].to(torch.bfloat16).float().tolist()
+        seen.update(f"{name}{tuple(parameter.shape)}{some}".encode())
+    return seen.hexdigest()[:16]
+
+
+def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) -> PeftModel:
+    """`base` with a trainable adapter: `config.init_adapter`'s, or a new one that changes nothing.
+
+    Adapter weights are float32 whatever the base is.
+
+    Raises:
+        ConfigError: the starting adapter is missing, or was made for another base model.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model: Any
+    if config.init_adapter is None:
+        torch.manual_seed(config.seed)
+        lora = LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.lora_targets,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(base, lora)
+        except ValueError as error:
+            raise ConfigError(
+                f"No adapter with targets {config.lora_targets!r}: {error}"
+            ) from error
+    else:
+        folder = check_adapter(config.init_adapter, fingerprint)
+        try:
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        except (RuntimeError, ValueError) as error:
+            raise _other_base(folder, config.model) from error
+    model.peft_config["default"].base_model_name_or_path = config.model
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    found: PeftModel = model
+    return found
+
+
+def check_adapter(path: str | Path, fingerprint: str | None = None) -> Path:
+    """The adapter's folder, once it is known to hold one that fits.
+
+    Raises:
+        ConfigError: there is none, or it records the fingerprint of other base weights.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"There is no adapter in {folder}: it has no adapter_config.json.")
+    record = folder / "training.json"
+    if fingerprint is not None and record.is_file():
+        trained_on = json.loads(record.read_text()).get("base_fingerprint", fingerprint)
+        if trained_on != fingerprint:
+            raise _other_base(folder, "this model")
+    return folder
+
+
+def adapter_digest(path: str | Path | None) -> str:
+    """Content hash of an adapter's weights, or empty for none."""
+    if path is None:
+        return ""
+    weights = Path(path).expanduser() / "adapter_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "?"
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters the optimizer moves, in a fixed order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter as peft, transformers and vLLM read it."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _other_base(folder: Path, model: str) -> ConfigError:
+    return ConfigError(
+        f"The adapter in {folder} was made for another base model than {model}: start from the "
+        "model it was trained on."
+    )

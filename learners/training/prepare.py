@@ -1,0 +1,176 @@
+"""Everything that can be wrong with a run, found before any long work begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learners.data.dataset import Dataset, pair_samples, row_samples
+from learners.data.encode import Encoded, encode
+from learners.losses import Loss
+from learners.training.config import TrainConfig
+from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from agents.chat import ChatTemplate
+    from agents.parsing import TextFormat
+
+_MAY_CHANGE = {"resume", "out", "save_every", "keep_checkpoints", "eval_every", "tensorboard"}
+"""Settings that a resumed run may have other values of: they do not change its result."""
+
+
+def check_folder(config: TrainConfig) -> Path:
+    """The output folder: missing, empty, or holding the same run's earlier part.
+
+    Raises:
+        ConfigError: it holds something else, or a run with other settings.
+    """
+    out = Path(config.out).expanduser()
+    record = out / "config.json"
+    settings = json.loads(config.model_dump_json())
+    if out.exists() and any(out.iterdir()):
+        if not config.resume:
+            raise ConfigError(
+                f"The output folder {out} is not empty: give another, or go on with --resume."
+            )
+        if not record.is_file():
+            raise ConfigError(f"{out} holds no earlier training run, so there is none to resume.")
+        before = json.loads(record.read_text())
+        changed = [
+            name for name in settings
+            if name not in _MAY_CHANGE and settings[name] != before.get(name)
+        ]  # fmt: skip
+        if changed:
+            name = changed[0]
+            raise ConfigError(
+                f"The run in {out} was started with {name} = {before.get(name)!r}, not "
+                f"{settings[name]!r}: resume it with the same settings."
+            )
+    return out
+
+
+def open_folder(out: Path, config: TrainConfig) -> None:
+    """Make the output folder and write down the settings; called once nothing can be wrong."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+
+
+def read_buffer(path: str) -> list[Trajectory]:
+    """All trajectories of a buffer.
+
+    Raises:
+        ConfigError: there is no such folder, or nothing in it.
+    """
+    from swe_env.replay import ReplayBuffer
+
+    if not Path(path).expanduser().is_dir():
+        raise ConfigError(f"There is no replay buffer {path}.")
+    trajectories = list(ReplayBuffer(Path(path).expanduser()))
+    if not trajectories:
+        raise ConfigError(f"The replay buffer {path} is empty: record some rollouts first.")
+    return trajectories
+
+
+def build_dataset(
+    trajectories: Iterable[Trajectory],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    loss: Loss,
+) -> Dataset:
+    """The samples this loss learns from.
+
+    Raises:
+        ConfigError: the trajectories were recorded with another tokenizer, or nothing is left of
+            them; says what was left out and why.
+    """
+    trajectories = list(trajectories)
+    _check_tokenizer(trajectories, tokenizer)
+    encoder = _Encoder(tokenizer, config)
+    if loss.kind == "pairs":
+        dataset = pair_samples(
+            trajectories, encoder,
+            per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
+        )  # fmt: skip
+    else:
+        dataset = row_samples(
+            trajectories, encoder, kind=loss.kind, per_task=config.per_task, seed=config.seed
+        )
+    _check_samples(dataset, loss)
+    return dataset
+
+
+def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
+    """Every token id is one the model has.
+
+    Raises:
+        ConfigError: names the highest that is not.
+    """
+    highest = max(max(s.input_ids) for sample in dataset.samples for s in sample.sequences)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"The buffer holds token id {highest}, the model's vocabulary ends at "
+            f"{vocab_size - 1}: the trajectories were recorded with another model's tokenizer."
+        )
+
+
+class _Encoder:
+    """`encode` with one chat template and format made once, on first use."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self._chat: ChatTemplate | None = None
+        self._format: TextFormat | None = None
+        if config.text_format is not None:
+            from agents.parsing import get_format
+
+            self._format = get_format(config.text_format)
+
+    def __call__(self, trajectory: Trajectory) -> Encoded:
+        if self._chat is None and getattr(self._tokenizer, "chat_template", None):
+            from agents.chat import ChatTemplate
+
+            self._chat = ChatTemplate(self._tokenizer)
+        return encode(
+            trajectory,
+            self._tokenizer,
+            chat=self._chat,
+            text_format=self._format,
+            max_tokens=self._config.max_tokens,
+        )
+
+
+def _check_tokenizer(
+    trajectories: Iterable[Trajectory], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    from agents.policies.hub import fingerprint
+
+    ours = fingerprint(tokenizer)
+    for trajectory in trajectories:
+        theirs = trajectory.agent.settings.get("tokenizer")
+        recorded = any(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
+        if recorded and theirs is not None and theirs != ours:
+            raise ConfigError(
+                f"The buffer's trajectories were sampled with another tokenizer ({theirs}, by "
+                f"{trajectory.agent.model_name or trajectory.agent.name}) than this model's "
+                f"({ours}): train the model that sampled them."
+            )
+
+
+def _check_samples(dataset: Dataset, loss: Loss) -> None:
+    what = {"pairs": "pairs", "kto": "trajectories", "sft": "resolved trajectories"}[loss.kind]
+    if not len(dataset):
+        raise ConfigError(f"The buffer gives no {what} to train on: {dataset.report}.")
+    if loss.kind == "pairs" and all(sample.tie for sample in dataset.samples):
+        raise ConfigError(
+            f"No task has both a resolved and an unresolved finished trajectory, so there is "
+            f"nothing to prefer: {dataset.report}."
+        )
+    if loss.kind == "kto" and len({sample.desirable for sample in dataset.samples}) == 1:
+        label = "resolved" if dataset.samples[0].desirable else "unresolved"
+        raise ConfigError(f"Every trajectory is {label}, {loss.name} needs both: {dataset.report}.")

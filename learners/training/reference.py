@@ -1,0 +1,73 @@
+"""Log-probabilities under the reference policy: computed once, before the first step, and cached.
+
+The reference is the policy as training finds it (base weights plus the starting adapter), scored
+by the same code as the policy: at step 0 with lambda = 0 every margin is 0. Nothing of a second
+model is kept in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from learners.data.encode import Encoded
+from learners.training.score import Scorer
+from swe_env.cache import build_once, cache_dir, digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Sums of log-probabilities, one for each sequence in the order given."""
+
+    logps: Tensor
+    """(sequences,), float64, on the CPU."""
+
+
+def reference_logps(
+    scorer: Scorer,
+    sequences: Sequence[Encoded],
+    *,
+    key: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Score every sequence with the policy as it is, or read what an equal run wrote.
+
+    Args:
+        scorer: Over the policy before its first step.
+        sequences: What to score.
+        key: Everything else the figures depend on: base weights, adapter, data, types, versions.
+        progress: Called with (done, total).
+    """
+    content = [list(key), [digest([s.input_ids, s.turn_ids]) for s in sequences]]
+    target = cache_dir("reference") / f"{digest(content)}"
+
+    def build(folder: Path) -> None:
+        (folder / "logps.json").write_text(json.dumps(_score(scorer, sequences, progress)))
+
+    logps = json.loads((build_once(target, build) / "logps.json").read_text())
+    return Reference(torch.tensor(logps, dtype=torch.float64))
+
+
+def _score(
+    scorer: Scorer,
+    sequences: Sequence[Encoded],
+    progress: Callable[[int, int], None] | None,
+) -> list[float]:
+    was_training = scorer.model.training
+    scorer.model.eval()
+    logps: list[float] = []
+    with torch.no_grad():
+        for done, sequence in enumerate(sequences, start=1):
+            logps += scorer([sequence]).logps.tolist()
+            if progress is not None:
+                progress(done, len(sequences))
+    scorer.model.train(was_training)
+    return logps

@@ -1,0 +1,197 @@
+"""`grade`: the verdict on a patch, in a fresh sandbox, by the task's own tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from swe_env import sandbox as sandboxes
+from swe_env.errors import GradingError, PatchError
+from swe_env.grading import guard
+from swe_env.grading.patches import apply_patch, patch_paths
+from swe_env.grading.runs import PASSING, TestRun, run_tests, runners
+from swe_env.sandbox.base import Files, Limits, Sandbox, SandboxFactory, SandboxSpec
+from swe_env.types import Outcome, Task, TestReport
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What was noticed: `notes` are put right and named, `cheats` also cost the verdict."""
+
+    notes: list[str] = field(default_factory=list)
+    cheats: list[str] = field(default_factory=list)
+
+
+def grade(
+    task: Task,
+    patch: str,
+    *,
+    sandbox: SandboxFactory | str = "auto",
+    timeout: float = 600.0,
+    limits: Limits | None = None,
+    spec: SandboxSpec | None = None,
+) -> TestReport:
+    """Grade a patch against the task's hidden tests.
+
+    A fresh sandbox at the task's starting state; the patch; the task's own versions of its test
+    files and of everything that decides how tests run put back; the hidden tests; one run.
+
+    Args:
+        task: the whole task, answer included.
+        patch: unified diff from the task's starting state; empty for "nothing was done".
+        sandbox: where to run, a factory or its name.
+        timeout: seconds for the tests.
+        limits: what the tests may use; the sandbox's own default when None.
+        spec: the starting state; `swe_env.repos.sandbox_spec(task)` when None.
+
+    Raises:
+        GradingError: the tests could not be run at all; says nothing about the patch.
+        SandboxError: the sandbox could not be started, or was lost.
+    """
+    factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
+    if spec is None:
+        from swe_env.repos import sandbox_spec
+
+        spec = sandbox_spec(task, limits=limits or Limits())
+    if limits is not None:
+        spec = replace(spec, limits=limits)
+    box = factory(spec)
+    try:
+        found = _Findings()
+        try:
+            changed = _prepare(box, task, patch, found)
+        except PatchError as error:
+            return _verdict(task, None, found, error=str(error))
+        run = _run(box, task, changed, timeout, factory, spec)
+    finally:
+        box.close()
+    return _verdict(task, run, found)
+
+
+def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str]:
+    """Patch the workspace and make its tests the task's; the program files that changed."""
+    named = patch_paths(patch)
+    tests = _protected(task)
+    before = guard.read_all(box.files, named | tests)
+    rule_paths = guard.rules(box.files, named)
+    expected = {path: before[path] for path in rule_paths}
+    expected |= _gold_rules(box, task, rule_paths)
+    applied = apply_patch(box, patch)
+    surprise = set(applied.paths) - named
+    if surprise:
+        raise PatchError(f"The patch changes files that its headers do not name: {min(surprise)}.")
+    after = guard.read_all(box.files, before)
+    found.notes += guard.restore_rules(box.files, expected, after)
+    for path in sorted(tests):
+        if after[path] != before[path]:
+            guard.put_back(box.files, path, before[path])
+            if before[path] is not None:
+                verb = "deletes" if after[path] is None else "changes"
+                found.notes.append(f"The patch {verb} {path}; the task's own version was used.")
+    program = sorted(named - tests - set(rule_paths))
+    for path in program:
+        if sentence := guard.reaches_inside(path, before[path], after[path], task.patch):
+            found.cheats.append(sentence)
+    try:
+        apply_patch(box, task.test_patch, what=f"The test_patch of {task.instance_id}")
+    except PatchError as error:
+        raise GradingError(f"{error} Validate the task: its tests are broken.") from error
+    return [path for path in program if before[path] != after[path]]
+
+
+def _protected(task: Task) -> set[str]:
+    """The task's test files: the patch has no say in them."""
+    ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
+    listed = {path for path in runners.get(task.log_parser).files(ids) if guard.is_test_file(path)}
+    return patch_paths(task.test_patch) | (listed - patch_paths(task.patch))
+
+
+def _gold_rules(box: Sandbox, task: Task, paths: list[str]) -> dict[str, bytes | None]:
+    """What the gold patch makes of the files that decide how tests run, where it changes them."""
+    shared = sorted(patch_paths(task.patch) & set(paths))
+    if not shared:
+        return {}
+    state = box.snapshot()
+    try:
+        apply_patch(box, task.patch, what=f"The gold patch of {task.instance_id}")
+        return guard.read_all(box.files, shared)
+    except PatchError as error:
+        raise GradingError(f"{error} Validate the task: its answer is broken.") from error
+    finally:
+        box.restore(state)
+        state.discard()
+
+
+def _run(
+    box: Sandbox,
+    task: Task,
+    changed: list[str],
+    timeout: float,
+    factory: SandboxFactory,
+    spec: SandboxSpec,
+) -> TestRun:
+    ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
+    targets = [
+        path for path in runners.get(task.log_parser).files(ids) if _runnable(box.files, path)
+    ]
+    if ids and not targets:
+        raise GradingError(
+            f"None of the test files of {task.instance_id} exists once its test_patch is applied: "
+            "validate the task."
+        )
+    try:
+        return run_tests(
+            box,
+            command=task.test_command,
+            targets=targets,
+            timeout=timeout,
+            runner=task.log_parser,
+            distrusted=changed,
+        )
+    except GradingError as error:
+        if not changed or not _base_runs(task, timeout, factory, spec):
+            raise
+        return TestRun(outcomes={}, ended=False, error=f"the patch breaks the test runner: {error}")
+
+
+def _base_runs(task: Task, timeout: float, factory: SandboxFactory, spec: SandboxSpec) -> bool:
+    """Whether the tests can be started without the patch: whose fault is it?"""
+    box = factory(spec)
+    try:
+        run_tests(
+            box,
+            command=task.test_command,
+            targets=["--version"],
+            timeout=timeout,
+            runner=task.log_parser,
+        )
+    except GradingError:
+        return False
+    finally:
+        box.close()
+    return True
+
+
+def _runnable(files: Files, path: str) -> bool:
+    return ("/" not in path and "." not in path) or files.stat(path) is not None
+
+
+def _verdict(task: Task, run: TestRun | None, found: _Findings, error: str = "") -> TestReport:
+    """The report on a run, or on a patch that did not get as far as one."""
+    outcomes = run.outcomes if run is not None else {}
+    wanted = {test: outcomes.get(test, Outcome.MISSING) for test in task.FAIL_TO_PASS}
+    kept = {test: outcomes.get(test, Outcome.MISSING) for test in task.PASS_TO_PASS}
+    cheats = [*found.cheats, *(run.tampering if run is not None else ())]
+    sound = run is not None and run.ended and not cheats
+    unbroken = sound and all(outcome in PASSING for outcome in kept.values())
+    mended = sum(outcome in PASSING for outcome in wanted.values())
+    fraction = mended / len(wanted) if unbroken and wanted else 0.0
+    return TestReport(
+        resolved=unbroken and mended == len(wanted) > 0,
+        fraction=fraction,
+        fail_to_pass=wanted,
+        pass_to_pass=kept,
+        patch_applied=run is not None,
+        tampering=(*found.notes, *cheats),
+        error=error or (run.error if run is not None else ""),
+        seconds=run.seconds if run is not None else 0.0,
+    )

@@ -1,0 +1,162 @@
+"""Which files decide how the tests run, and putting the task's own versions of them back."""
+
+from __future__ import annotations
+
+import configparser
+import posixpath
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+
+from swe_env.errors import ToolError
+from swe_env.sandbox.base import Files
+
+_RULES = frozenset({"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"})
+"""Files that only say how tests run: any change is put back."""
+_START_UP = frozenset({"sitecustomize.py", "usercustomize.py"})
+"""Run by the interpreter before anything else."""
+_METADATA = re.compile(r"(^|/)[^/]+\.(egg-info|dist-info|pth|egg-link)(/|$)")
+"""Package metadata found on the path can name pytest plugins; ``.pth`` files run code."""
+_SHARED = {"setup.cfg": "tool:pytest", "tox.ini": "pytest", "pyproject.toml": "tool.pytest"}
+"""Files that hold pytest's settings among others, with the section's name."""
+_SHADOWS = re.compile(r"^(src/|lib/)?(pytest|_pytest|pluggy|iniconfig|py)(\.py|/.*)$")
+_TEST_NAME = re.compile(r"(^|/)(test_[^/]*|[^/]*_test|tests)\.py$|(^|/)tests?/")
+_INTERNALS = re.compile(
+    r"\b_pytest\b|\bpluggy\b|\bpytest_(runtest|pyfunc|report|sessionfinish|collection)_?\w*"
+    r"|\bSWE_ENV_CHANNEL\b|\bgc\.get_(objects|referrers)\b|/proc/self/mem\b"
+)
+"""Nothing that mends a program reaches for these, unless it already did."""
+
+
+def is_test_file(path: str) -> bool:
+    """Whether a path looks like one of a test suite's files."""
+    return _TEST_NAME.search(path) is not None
+
+
+def rules(files: Files, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that decide how tests run or what they report, given the base's files."""
+    return [path for path in sorted(paths) if _is_rule(path) or _is_shadow(files, path)]
+
+
+def _is_rule(path: str) -> bool:
+    name = posixpath.basename(path)
+    return (
+        name in _RULES or name in _START_UP or name in _SHARED or _METADATA.search(path) is not None
+    )
+
+
+def _is_shadow(files: Files, path: str) -> bool:
+    """A new module with the name of a part of pytest, in a repository that is not pytest."""
+    match = _SHADOWS.match(path)
+    if match is None:
+        return False
+    place = (match.group(1) or "") + match.group(2)
+    return files.stat(place) is None and files.stat(f"{place}.py") is None
+
+
+def read_or_none(files: Files, path: str) -> bytes | None:
+    """The file's bytes, or None where there is no file of a readable kind."""
+    try:
+        return files.read(path, limit=1 << 30)
+    except ToolError:
+        return None
+
+
+def read_all(files: Files, paths: Iterable[str]) -> dict[str, bytes | None]:
+    """The bytes of each file, None for those that are not there."""
+    return {path: read_or_none(files, path) for path in paths}
+
+
+def put_back(files: Files, path: str, data: bytes | None) -> None:
+    """Make `path` hold `data` again (None: be gone), whatever stands there or in its way."""
+    parents = [part for part in _parents(path) if _kind(files, part) not in ("dir", "")]
+    for part in parents:
+        files.remove(part)
+    if _kind(files, path) not in ("file", ""):
+        files.remove(path)
+    if data is not None:
+        files.write(path, data)
+    elif _kind(files, path):
+        files.remove(path)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _kind(files: Files, path: str) -> str:
+    """The entry's own kind, links not followed; empty when there is none."""
+    folder, _, name = path.rpartition("/")
+    try:
+        return next((entry.kind for entry in files.list(folder) if entry.name == name), "")
+    except ToolError:
+        return ""
+
+
+def restore_rules(
+    files: Files, before: Mapping[str, bytes | None], after: Mapping[str, bytes | None]
+) -> list[str]:
+    """Put back the files that decide how tests run; one sentence for each that was changed."""
+    found = []
+    for path, old in before.items():
+        new = after.get(path)
+        if new == old or (posixpath.basename(path) in _SHARED and _same_section(path, old, new)):
+            continue
+        put_back(files, path, old)
+        found.append(f"The patch {_verb(old, new)} {path}, {_why(path)}; the task's was used.")
+    return found
+
+
+def _verb(old: bytes | None, new: bytes | None) -> str:
+    return "adds" if old is None else "deletes" if new is None else "changes"
+
+
+def _why(path: str) -> str:
+    name = posixpath.basename(path)
+    if name in _START_UP:
+        return "which runs when Python starts"
+    if _SHADOWS.match(path):
+        return "which hides the test runner"
+    if _METADATA.search(path):
+        return "which can load code into the test runner"
+    return "which decides how tests run"
+
+
+def _same_section(path: str, old: bytes | None, new: bytes | None) -> bool:
+    name = posixpath.basename(path)
+    return _section(name, old) == _section(name, new)
+
+
+def _section(name: str, data: bytes | None) -> object:
+    """The pytest settings in a shared file; the whole file where it cannot be read."""
+    if data is None:
+        return {}
+    try:
+        text = data.decode("utf-8")
+        if name == "pyproject.toml":
+            return tomllib.loads(text).get("tool", {}).get("pytest", {})
+        parser = configparser.RawConfigParser(strict=False)
+        parser.read_string(text)
+        section = _SHARED[name]
+        return dict(parser[section]) if parser.has_section(section) else {}
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, configparser.Error):
+        return data
+
+
+def reaches_inside(path: str, old: bytes | None, new: bytes | None, gold: str) -> str:
+    """A sentence when a patch makes program code reach into the test runner, else empty.
+
+    A file that did so before, or does so in the gold patch, is part of some test tool itself.
+    """
+    if new is None or not path.endswith(".py") or _SHADOWS.match(path) or _mentions(old):
+        return ""
+    added = sorted(_mentions(new) - _mentions(gold.encode("utf-8", "replace")))
+    return (
+        f"The patch makes {path} reach into the test runner ({', '.join(added)})." if added else ""
+    )
+
+
+def _mentions(data: bytes | None) -> set[str]:
+    text = (data or b"").decode("utf-8", "replace")
+    return {match.group(0) for match in _INTERNALS.finditer(text)}

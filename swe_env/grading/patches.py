@@ -1,0 +1,111 @@
+"""Applies patches of unknown origin to a fresh sandbox, and knows which files they touch."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+
+from swe_env.errors import GradingError, PatchError
+from swe_env.sandbox.base import Sandbox
+
+_GIT = ("git", "apply", "--numstat", "-z", "--apply", "--whitespace=nowarn")
+_GIT_ENV = {
+    "GIT_DIR": "/nonexistent",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+}
+"""Git without a repository: no configuration, hook or attribute of the workspace has a say."""
+
+_HEADER = re.compile(
+    r'^(?:--- |\+\+\+ |rename from |rename to |copy from |copy to )("(?:[^"\\]|\\.)*"|[^\t\n]*)',
+    re.MULTILINE,
+)
+_BOTH = re.compile(r"^diff --git (.+)$", re.MULTILINE)
+_LINK = re.compile(
+    r"^(?:new file mode|new mode) 120000$(?:\n(?!diff --git ).*)*?\n\+(?!\+\+ )(.*)$", re.MULTILINE
+)
+_ESCAPE = re.compile(r"\\([0-7]{3}|.)")
+_PLAIN = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_patch` did."""
+
+    paths: tuple[str, ...]
+    """Every path that the patch may have touched, relative to the root, sorted."""
+
+
+def patch_paths(patch: str) -> set[str]:
+    """Every path named by a header of a unified diff; at least those it changes."""
+    found = set()
+    for name in _HEADER.findall(patch):
+        path = _unquote(name.strip())
+        if path != "/dev/null":
+            found.add(path[2:] if path[:2] in ("a/", "b/") else path)
+            found.add(path.partition("/")[2] or path)
+    for names in _BOTH.findall(patch):
+        old, found_middle, new = names.partition(" b/")
+        if found_middle and not names.startswith('"'):
+            found.update((old.removeprefix("a/"), new))
+        elif names.startswith('"'):
+            found.update(_unquote(n)[2:] for n in re.findall(r'"(?:[^"\\]|\\.)*"', names))
+    return {path for path in found if path}
+
+
+def apply_patch(sandbox: Sandbox, patch: str, *, what: str = "The patch") -> Applied:
+    """Apply a unified diff to the sandbox's workspace, all of it or nothing.
+
+    Git itself refuses absolute paths, ``..``, ``.git`` and paths behind a symbolic link; links
+    that would point out of the workspace are refused here.
+
+    Raises:
+        PatchError: it does not apply, or reaches outside the workspace.
+        GradingError: git is not there.
+    """
+    if not patch.strip():
+        return Applied(())
+    for target_path, target in _links(patch):
+        resolved = posixpath.normpath(posixpath.join(posixpath.dirname(target_path), target))
+        if target.startswith("/") or resolved == ".." or resolved.startswith("../"):
+            raise PatchError(f"{what} makes a link that points out of the workspace ({target}).")
+    data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
+    result = sandbox.exec([*_GIT, "-"], stdin=data, env=_GIT_ENV, timeout=120)
+    if result.exit_code == 127:
+        raise GradingError("git is not installed where the tests run: install it there.")
+    if result.timed_out or result.limit:
+        raise PatchError(f"{what} was too much to apply: {result.limit or 'it took 120 s'}.")
+    if result.exit_code != 0:
+        reason = result.output.strip().splitlines()[:1] or ["git apply failed"]
+        raise PatchError(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
+    names = [entry.split("\t", 2)[-1] for entry in result.output.split("\0")]
+    return Applied(tuple(sorted(patch_paths(patch) | {name for name in names if name})))
+
+
+def _links(patch: str) -> list[tuple[str, str]]:
+    """(path, target) of each symbolic link that the patch makes or changes."""
+    found = []
+    for section in re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE):
+        for match in _LINK.finditer(section):
+            paths = sorted(patch_paths(section), key=len)
+            found.append((paths[0] if paths else "", match.group(1)))
+    return found
+
+
+def _unquote(name: str) -> str:
+    if not name.startswith('"'):
+        return name
+    raw = bytearray()
+    body = name[1:-1]
+    position = 0
+    for match in _ESCAPE.finditer(body):
+        raw += body[position : match.start()].encode()
+        code = match.group(1)
+        octal = len(code) == 3
+        raw += bytes([int(code, 8)]) if octal else _PLAIN.get(code, code).encode()
+        position = match.end()
+    raw += body[position:].encode()
+    return raw.decode("utf-8", "surrogateescape")

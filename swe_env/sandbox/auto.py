@@ -1,0 +1,29 @@
+"""`auto`: the `local` sandbox where it works, else `process` with its warning."""
+
+from __future__ import annotations
+
+import logging
+
+from swe_env.sandbox.base import Sandbox, SandboxSpec
+from swe_env.sandbox.local import LocalFactory
+from swe_env.sandbox.process import ProcessFactory
+
+_log = logging.getLogger(__name__)
+
+
+class AutoFactory:
+    """Starts the best kind of sandbox that this machine has."""
+
+    def __init__(self) -> None:
+        self._local = LocalFactory()
+
+    def available(self) -> str:
+        """Empty: there is always one kind that works."""
+        return ""
+
+    def __call__(self, spec: SandboxSpec) -> Sandbox:
+        """Start one."""
+        if reason := self._local.available():
+            _log.warning("No isolation: %s", reason)
+            return ProcessFactory()(spec)
+        return self._local(spec)

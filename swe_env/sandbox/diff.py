@@ -1,0 +1,109 @@
+"""What changed in a workspace, by a git that the workspace cannot influence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from swe_env.errors import SandboxError
+
+_SETTINGS = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "core.excludesFile": "/dev/null",
+    # Copies and overlays keep size and modification time of a file, not its inode and ctime.
+    "core.checkStat": "minimal",
+    "core.trustctime": "false",
+    "core.fileMode": "true",
+    "core.symlinks": "true",
+    "core.ignoreCase": "false",
+    "core.autocrlf": "false",
+    "core.safecrlf": "false",
+    "core.untrackedCache": "false",
+    "core.quotePath": "true",
+    "diff.algorithm": "myers",
+    "diff.suppressBlankEmpty": "false",
+    "diff.orderFile": "/dev/null",
+    "advice.addEmbeddedRepo": "false",
+    "safe.directory": "*",
+    "gc.auto": "0",
+}
+_DIFF = [
+    "diff", "--cached", "--binary", "--full-index", "--no-color", "--no-ext-diff",
+    "--no-textconv", "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--unified=3",
+    "--ignore-submodules=none",
+]  # fmt: skip
+
+
+class Ran(NamedTuple):
+    """A git command that ended."""
+
+    exit_code: int
+    output: bytes
+
+
+Run = Callable[[Sequence[str], Mapping[str, str]], Ran]
+"""Runs a program of this machine in the workspace's root and returns its two outputs as one."""
+
+
+def diff(base: Path, *, worktree: str, scratch: str, run: Run) -> str:
+    """Git's diff from `base`'s HEAD to the workspace.
+
+    Args:
+        base: the pristine checkout; its ``.git`` is read, never written.
+        worktree: the workspace's path where `run` runs.
+        scratch: an empty private folder there, for the index and new objects.
+        run: starts git.
+
+    Raises:
+        SandboxError: git failed; says how.
+    """
+    git_dir = base / ".git"
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_DIR": str(git_dir),
+        "GIT_WORK_TREE": worktree,
+        "GIT_INDEX_FILE": f"{scratch}/index",
+        "GIT_OBJECT_DIRECTORY": f"{scratch}/objects",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": f"{git_dir}/objects",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+    }
+
+    def git(*arguments: str, attributes: str = "/dev/null") -> bytes:
+        settings = {**_SETTINGS, "core.attributesFile": attributes}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        ran = run([_git(), *options, *arguments], env)
+        if ran.exit_code:
+            reason = ran.output.decode("utf-8", "replace").strip()
+            raise SandboxError(f"git {arguments[0]} failed in the workspace: {reason}.")
+        return ran.output
+
+    # -p keeps the index's time, by which git tells entries that may have changed unnoticed.
+    seeded = run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], env).exit_code == 0
+    if not seeded:
+        git("read-tree", "HEAD")
+    git("add", "--all", "--", ".")
+    output = git(*_DIFF, "HEAD", "--")
+    try:
+        return output.decode()
+    except UnicodeDecodeError:
+        # A text in another encoding: as a binary patch it survives being a string.
+        attributes = f"{scratch}/attributes"
+        run(["sh", "-c", 'printf "* -diff\\n" > "$0"', attributes], env)
+        return git(*_DIFF, "HEAD", "--", attributes=attributes).decode("utf-8", "replace")
+
+
+def _git() -> str:
+    found = shutil.which("git")
+    if found is None:
+        raise SandboxError("git is missing on this machine: apt-get install git.")
+    return found

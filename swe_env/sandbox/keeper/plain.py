@@ -1,0 +1,111 @@
+"""The keeper's side of `process`: a private copy of the checkout, and every process below it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from swe_env.sandbox.keeper.layers import copy_tree
+from swe_env.sandbox.keeper.processes import kill_all
+
+PREFIX = "swe-env-"
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Plain:
+    """A temporary folder that lives as long as its keeper."""
+
+    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+        # Whatever is orphaned below becomes a child of the keeper: a daemon cannot get away.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        parent = Path(request["parent"])
+        sweep(parent)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = os.open(self.folder / ".alive", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            for name in ("testbed", "home", "tmp", "scratch"):
+                (self.folder / name).mkdir()
+            self.root = os.open(self.folder / "testbed", os.O_RDONLY | os.O_DIRECTORY)
+            copy_tree(fds[0], self.root)
+        except BaseException:
+            self.teardown()
+            raise
+        os.close(fds[0])
+
+    def describe(self) -> tuple[dict[str, Any], list[int]]:
+        """What the library is told once the workspace stands."""
+        answer = {
+            "folder": str(self.folder),
+            "worktree": str(self.folder / "testbed"),
+            "scratch": str(self.folder / "scratch"),
+        }
+        return answer, [self.root]
+
+    def watched(self) -> list[int]:
+        """Descriptors whose readiness means that the sandbox died: none here."""
+        return []
+
+    def enter(self) -> None:
+        """Nothing to enter."""
+
+    def kill(self, spared: list[int]) -> bool:
+        """Kill every process below the keeper, apart from `spared` and theirs."""
+        return kill_all(spared, under=os.getpid())
+
+    def scratch(self) -> None:
+        """Empty the private folder."""
+        remove(self.folder / "scratch")
+        (self.folder / "scratch" / "objects").mkdir(parents=True)
+
+    def snapshot(self) -> int:
+        """Not kept here: a snapshot of a plain folder is a keeper of its own."""
+        raise OSError("a plain workspace is copied by starting another keeper on it")
+
+    def refill(self, source: int) -> None:
+        """Replace the workspace's contents by a copy of folder `source`; processes are ended."""
+        self.kill([])
+        for name in os.listdir(self.root):
+            path = self.folder / "testbed" / name
+            if path.is_dir() and not path.is_symlink():
+                remove(path)
+            else:
+                path.unlink()
+        copy_tree(source, self.root)
+
+    def teardown(self) -> None:
+        """Leave no process and no file."""
+        kill_all((), under=os.getpid())
+        remove(self.folder)
+
+
+def sweep(parent: Path) -> None:
+    """Remove folders whose keeper was killed before it could."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder / ".alive", os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(folder)
+            finally:
+                os.close(lock)
+
+
+def remove(folder: Path) -> None:
+    """Delete a tree, folders without write permission included."""
+
+    def retry(function: Any, path: str, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            Path(path).parent.chmod(0o700)
+            if not Path(path).is_symlink():
+                Path(path).chmod(0o700)
+            function(path)
+
+    shutil.rmtree(folder, onerror=retry)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Messages between the library and its helpers: a length, JSON, and descriptors beside it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+_HEADER = struct.Struct(">I")
+_MOST_FDS = 16
+
+
+def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """Send one message; the descriptors stay open here."""
+    data = json.dumps(message).encode()
+    sent = socket.send_fds(sock, [_HEADER.pack(len(data)) + data[:65536]], fds)
+    if sent < _HEADER.size + len(data):
+        sock.sendall(data[max(0, sent - _HEADER.size) :])
+
+
+def recv(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Receive one message; descriptors arrive close-on-exec.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    head, fds, _, _ = socket.recv_fds(sock, _HEADER.size, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    if not head:
+        raise EOFError
+    head += _exactly(sock, _HEADER.size - len(head))
+    message: dict[str, Any] = json.loads(_exactly(sock, _HEADER.unpack(head)[0]))
+    return message, fds
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        part = sock.recv(min(count - len(data), 1 << 20))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)

@@ -1,0 +1,198 @@
+"""What a tool is: a typed function with a docstring; `toolset` offers several by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from swe_env.errors import ToolError
+from swe_env.grading.runs import TestRun
+from swe_env.plugins import Registry
+from swe_env.sandbox.base import Sandbox
+from swe_env.tools import schema as schemas
+from swe_env.types import PublicTask
+
+
+@dataclass(slots=True, kw_only=True)
+class ToolContext:
+    """What a tool may use; one for each episode."""
+
+    sandbox: Sandbox
+    task: PublicTask
+    run_tests: Callable[[Sequence[str]], TestRun]
+    """Runs the visible tests on paths or ids (none: all)."""
+    command_timeout: float = 60.0
+    """Seconds a command may take unless it asks for less."""
+    output_limit: int = 16_000
+    """Characters of a result that reach the model."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What tools remember within the episode, copied when it forks: put immutable values in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool answers."""
+
+    text: str
+    exit_code: int = 0
+    """0 success, 1 tool error or failing tests, else a command's own; -1 when killed."""
+    submitted: bool = False
+    """Ends the episode: the work is handed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool by name, with its schema."""
+
+    name: str
+    description: str
+    parameters: tuple[schemas.Parameter, ...]
+    function: Callable[..., ToolResult | str]
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """Arguments of harmless calls: what `action_space.sample()` may draw."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """OpenAI's function-calling form."""
+        return schemas.schema(self.name, self.description, self.parameters)
+
+    def __call__(self, ctx: ToolContext, arguments: Mapping[str, Any]) -> ToolResult:
+        """Check the arguments and run the tool.
+
+        Raises:
+            ToolError: the arguments are wrong, or the tool says why it cannot do it.
+        """
+        answer = self.function(ctx, **schemas.bind(self.name, self.parameters, arguments))
+        return answer if isinstance(answer, ToolResult) else ToolResult(answer)
+
+
+ToolFunction = Callable[..., ToolResult | str]
+
+tools: Registry[Tool] = Registry(
+    "tools",
+    {
+        name: f"swe_env.tools.{module}:{name}"
+        for module, names in {
+            "view": ("view",),
+            "edit": ("edit",),
+            "edit_lines": ("edit_lines",),
+            "apply_diff": ("apply_diff",),
+            "undo": ("undo",),
+            "search": ("search",),
+            "bash": ("bash",),
+            "run_tests": ("run_tests",),
+            "submit": ("submit",),
+        }.items()
+        for name in names
+    },
+)
+"""Tools by name."""
+
+presets: Registry[tuple[str, ...]] = Registry("toolsets", {"r2e": "swe_env.tools.r2e:R2E"})
+"""Sets of tools by name."""
+
+DEFAULT = presets.register("default")(("view", "edit", "search", "bash", "run_tests", "submit"))
+
+
+@overload
+def tool(function: ToolFunction) -> Tool: ...
+@overload
+def tool(
+    *, name: str = "", register: bool = True, samples: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[ToolFunction], Tool]: ...
+def tool(
+    function: ToolFunction | None = None,
+    *,
+    name: str = "",
+    register: bool = True,
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> Tool | Callable[[ToolFunction], Tool]:
+    """Make a tool of a typed function whose first argument is the `ToolContext`.
+
+    The docstring's text describes the tool to the model, its ``Args`` section the arguments. The
+    tool can then be asked for by its name; with ``register=False`` only by its dotted path.
+    `samples` are arguments of calls that change nothing, for ``action_space.sample()``.
+
+    Raises:
+        ConfigError: an argument has no type.
+    """
+
+    def make(wrapped: ToolFunction) -> Tool:
+        called = name or wrapped.__name__
+        description = schemas.docstring(wrapped)[0]
+        parameters = schemas.parameters(wrapped)
+        made = Tool(called, description, parameters, wrapped, tuple(samples))
+        return tools.register(called)(made) if register else made
+
+    return make if function is None else make(function)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolset:
+    """The tools offered in an episode, in order."""
+
+    tools: tuple[Tool, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tools' names."""
+        return tuple(tool.name for tool in self.tools)
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools in OpenAI's function-calling form."""
+        return [tool.schema for tool in self.tools]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Harmless calls, as actions; a set without any has one that only asks for help."""
+        calls = [
+            {"tool": tool.name, "arguments": dict(arguments)}
+            for tool in self.tools
+            for arguments in tool.samples
+        ]
+        return calls or [{"tool": "help", "arguments": {}}]
+
+    def call(self, ctx: ToolContext, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Run a tool; what the model did wrong comes back as a result with exit code 1.
+
+        Raises:
+            InfrastructureError: the sandbox or the grading machinery failed, not the call.
+        """
+        found = next((tool for tool in self.tools if tool.name == name), None)
+        if found is None:
+            known = ", ".join(self.names)
+            return ToolResult(f"Error: there is no tool {name!r}. Tools: {known}.", 1)
+        try:
+            result = found(ctx, arguments)
+        except ToolError as error:
+            return ToolResult(f"Error: {shorten(str(error), ctx.output_limit)}", 1)
+        return replace(result, text=shorten(result.text, ctx.output_limit))
+
+
+def toolset(names: str | Sequence[str] = "default") -> Toolset:
+    """The tools of these names; a preset's name ("default", "r2e") stands for its tools.
+
+    Raises:
+        ConfigError: a name is unknown; says what was near.
+    """
+    wanted = [names] if isinstance(names, str) else list(names)
+    flat: list[str] = []
+    for name in wanted:
+        flat.extend(presets.get(name) if name in presets.names() else [name])
+    return Toolset(tuple(tools.get(name) for name in dict.fromkeys(flat)))
+
+
+def shorten(text: str, limit: int) -> str:
+    r"""`text`, with its middle left out when it is longer than `limit` characters.
+
+    >>> shorten("a" * 50 + "b" * 50, 20)
+    'aaaaaaaaaa\n[... 80 characters left out ...]\nbbbbbbbbbb'
+    """
+    if len(text) <= limit:
+        return text
+    head = (limit + 1) // 2
+    tail = limit - head
+    left_out = len(text) - limit
+    return f"{text[:head]}\n[... {left_out} characters left out ...]\n{text[len(text) - tail :]}"

@@ -1,0 +1,110 @@
+"""Which files git would leave out, from the workspace's .gitignore files; no git process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from swe_env.errors import ToolError
+from swe_env.sandbox.base import Entry, Files
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a .gitignore file."""
+
+    pattern: re.Pattern[str]
+    """Matches paths relative to the folder of the file."""
+    negated: bool
+    folders_only: bool
+
+
+def parse(text: str) -> list[Rule]:
+    """The rules of a .gitignore file, in order (gitignore(5))."""
+    rules = []
+    for raw in text.splitlines():
+        line = re.sub(r"(?<!\\)\s+$", "", raw)
+        if not line or line.startswith("#"):
+            continue
+        negated = line.startswith("!")
+        line = line[1:] if negated else line
+        folders_only = line.endswith("/")
+        line = line.rstrip("/")
+        if not line:
+            continue
+        anchored = "/" in line
+        expression = _translate(line.lstrip("/"))
+        prefix = "" if anchored else "(?:.*/)?"
+        try:
+            rules.append(Rule(re.compile(f"{prefix}{expression}$"), negated, folders_only))
+        except re.error:
+            continue
+    return rules
+
+
+def _translate(pattern: str) -> str:
+    """A gitignore pattern as a regular expression."""
+    out, i = "", 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i) and (i == 0 or pattern[i - 1] == "/"):
+            out, i = out + "(?:.*/)?", i + 3
+        elif pattern[i:] == "**" and (i == 0 or pattern[i - 1] == "/"):
+            out, i = out + ".+", i + 2
+        elif pattern[i] == "*":
+            out, i = out + "[^/]*", i + 1
+        elif pattern[i] == "?":
+            out, i = out + "[^/]", i + 1
+        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+            inside = pattern[i + 1 : end].replace("\\", "\\\\")
+            out, i = out + f"[{'^' + inside[1:] if inside[0] in '!^' else inside}]", end + 1
+        elif pattern[i] == "\\" and i + 1 < len(pattern):
+            out, i = out + re.escape(pattern[i + 1]), i + 2
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    return out
+
+
+def visible(files: Files, path: str = "") -> Iterator[tuple[str, Entry]]:
+    """(relative path, entry) of the files below a folder that git would not ignore, sorted."""
+    layers: list[tuple[str, list[Rule]]] = []
+    parts = path.strip("/").split("/") if path.strip("/") else []
+    for depth in range(len(parts)):
+        folder = "/".join(parts[:depth])
+        if rules := _rules(files, folder):
+            layers.append((folder, rules))
+    yield from _below(files, "/".join(parts), layers)
+
+
+def _below(
+    files: Files, folder: str, layers: list[tuple[str, list[Rule]]]
+) -> Iterator[tuple[str, Entry]]:
+    entries = files.list(folder)
+    if any(entry.name == ".gitignore" for entry in entries) and (rules := _rules(files, folder)):
+        layers = [*layers, (folder, rules)]
+    for entry in entries:
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.name == ".git" or _ignored(path, entry.kind == "dir", layers):
+            continue
+        if entry.kind == "dir":
+            yield from _below(files, path, layers)
+        elif entry.kind == "file":
+            yield path, entry
+
+
+def _rules(files: Files, folder: str) -> list[Rule]:
+    try:
+        data = files.read(f"{folder}/.gitignore" if folder else ".gitignore", limit=1 << 20)
+    except ToolError:
+        return []
+    return parse(data.decode("utf-8", "replace"))
+
+
+def _ignored(path: str, folder: bool, layers: list[tuple[str, list[Rule]]]) -> bool:
+    """The last rule that matches decides; deeper files come after."""
+    for root, rules in reversed(layers):
+        relative = path[len(root) + 1 :] if root else path
+        for rule in reversed(rules):
+            if (folder or not rule.folders_only) and rule.pattern.match(relative):
+                return not rule.negated
+    return False

@@ -1,0 +1,129 @@
+"""Finds the place an edit means: exactly, else with white space at line starts left aside."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from swe_env.errors import ToolError
+from swe_env.tools.changes import nearest
+from swe_env.tools.text import TextFile, split
+
+_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A file's new text, and what had to be bent to get there."""
+
+    text: str
+    said: str = ""
+
+
+def replace(found: TextFile, path: str, old: str, new: str) -> Replacement:
+    """Replace the one place in the file that `old` names.
+
+    Raises:
+        ToolError: there is no such place, or there are several; says where.
+    """
+    if found.newline == "\r\n":
+        old, new = _crlf(old), _crlf(new)
+    places = _places(found.text, old)
+    if len(places) == 1:
+        start = places[0]
+        return Replacement(found.text[:start] + new + found.text[start + len(old) :])
+    if len(places) > 1:
+        lines = _line_numbers(found.text, places)
+        raise ToolError(
+            f"old_str occurs {len(places)} times in {path}, at lines {lines}: add the lines "
+            "around it until it names one place."
+        )
+    return _loosely(found, path, old, new)
+
+
+def _crlf(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\n", "\r\n")
+
+
+def _places(text: str, part: str) -> list[int]:
+    places, start = [], text.find(part)
+    while start >= 0:
+        places.append(start)
+        start = text.find(part, start + 1)
+    return places
+
+
+def _line_numbers(text: str, places: list[int]) -> str:
+    ends = [index for index, char in enumerate(text) if char == "\n"]
+    numbers = [str(bisect_right(ends, place - 1) + 1) for place in places[:_LISTED]]
+    return ", ".join(numbers) + (", …" if len(places) > _LISTED else "")
+
+
+def _loosely(found: TextFile, path: str, old: str, new: str) -> Replacement:
+    """The place where only white space around the lines differs, re-indented like the file."""
+    lines = found.pieces
+    wanted = [line.strip() for line in split(old)]
+    while wanted and not wanted[-1]:
+        wanted.pop()
+    while wanted and not wanted[0]:
+        wanted.pop(0)
+    stripped = [line.strip() for line in lines]
+    size = len(wanted)
+    starts = [
+        index
+        for index in range(len(lines) - size + 1)
+        if size and stripped[index] == wanted[0] and stripped[index : index + size] == wanted
+    ]
+    if len(starts) != 1:
+        raise ToolError(_not_found(found, path, old, [start + 1 for start in starts]))
+    start = starts[0]
+    replaced = lines[start : start + size]
+    written = split(old)
+    while written and not written[0].strip():
+        written.pop(0)
+    ended = replaced[-1].endswith("\n")
+    fresh = reindent(split(new), written[:size], [line.rstrip("\r\n") for line in replaced])
+    while fresh and not fresh[0].strip():
+        fresh.pop(0)
+    while fresh and not fresh[-1].strip():
+        fresh.pop()
+    body = found.newline.join(fresh) + (found.newline if ended and fresh else "")
+    text = "".join(lines[:start]) + body + "".join(lines[start + size :])
+    return Replacement(text, "Only white space differed from old_str; new_str was re-indented.")
+
+
+def reindent(new: list[str], written: list[str], actual: list[str]) -> list[str]:
+    """`new`, whose author indented as in `written`, indented as the file's `actual` lines are."""
+    pairs = {_indent(w): _indent(a) for w, a in zip(written, actual, strict=False) if w.strip()}
+    shortest = min(pairs, key=len)
+    fresh = []
+    for line in new:
+        body, indent = line.lstrip(), _indent(line)
+        if not body:
+            fresh.append("")
+            continue
+        known = [w for w in pairs if indent.startswith(w)]
+        if known:
+            nearest_known = max(known, key=len)
+            indent = pairs[nearest_known] + indent[len(nearest_known) :]
+        else:
+            missing = len(shortest) - len(indent)
+            indent = pairs[shortest][: max(len(pairs[shortest]) - missing, 0)]
+        fresh.append(indent + body)
+    return fresh
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _not_found(found: TextFile, path: str, old: str, starts: list[int]) -> str:
+    if starts:
+        listed = ", ".join(map(str, starts[:_LISTED]))
+        return (
+            f"old_str is not in {path} exactly; with other white space it occurs at lines "
+            f"{listed}: add the lines around it until it names one place."
+        )
+    near = nearest(found.lines, old)
+    hint = f" The nearest lines are:\n{near}" if near else f" View {path} and copy the lines."
+    return f"old_str is not in {path}.{hint}"

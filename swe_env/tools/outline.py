@@ -1,0 +1,59 @@
+"""Classes and functions of a Python file with their line numbers, through its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A class or function."""
+
+    name: str
+    """Dotted from the module: ``Class.method``."""
+    kind: str
+    """``class`` or ``def``."""
+    first: int
+    """Line of the first decorator or of the definition, from 1."""
+    last: int
+    depth: int
+
+
+def symbols(source: str) -> list[Symbol]:
+    """Every class and function in order; empty when the source does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return list(_walk(tree, "", 0))
+
+
+def _walk(node: ast.AST, prefix: str, depth: int) -> Iterator[Symbol]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition):
+            name = f"{prefix}{child.name}"
+            first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
+            kind = "class" if isinstance(child, ast.ClassDef) else "def"
+            yield Symbol(name, kind, first, child.end_lineno or child.lineno, depth)
+            yield from _walk(child, f"{name}.", depth + 1)
+        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _walk(child, prefix, depth)
+
+
+def outline(source: str, limit: int = 200) -> str:
+    """One line a symbol: its lines, indented by depth."""
+    found = symbols(source)
+    lines = [
+        f"{s.first:6d}-{s.last:<6d}\t{'  ' * s.depth}{s.kind} {s.name.rpartition('.')[2]}"
+        for s in found[:limit]
+    ]
+    if len(found) > limit:
+        lines.append(f"[... {len(found) - limit} more ...]")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""`run_tests`: the visible tests, with a short structured summary."""
+
+# ruff: noqa: D417 - `ctx` is not the model's to give, so the schema must not name it
+
+from __future__ import annotations
+
+import shlex
+
+from swe_env.errors import ToolError
+from swe_env.grading.runs import TestRun
+from swe_env.tools.base import ToolContext, ToolResult, tool
+from swe_env.types import Outcome
+
+_FAILED = "failed_tests"
+_SHOWN = 10
+_LINES = 6
+_COUNTED = (
+    Outcome.FAILED,
+    Outcome.ERROR,
+    Outcome.PASSED,
+    Outcome.SKIPPED,
+    Outcome.XFAIL,
+    Outcome.XPASS,
+)
+
+
+@tool
+def run_tests(ctx: ToolContext, targets: str = "") -> ToolResult:
+    """Run the repository's tests and summarise what failed.
+
+    Args:
+        targets: Test files, folders or ids, separated by blanks; "failed" for those that failed
+            the last time; empty for all.
+    """
+    try:
+        wanted = shlex.split(targets)
+    except ValueError as error:
+        raise ToolError(f"targets cannot be read: {error}.") from error
+    if wanted == ["failed"]:
+        wanted = list(ctx.state.get(_FAILED, ()))
+        if not wanted:
+            return ToolResult("No test failed the last time; leave targets empty to run all.")
+    option = next((word for word in wanted if word.startswith("-")), None)
+    if option is not None:
+        raise ToolError(f"targets takes paths and test ids, not the option {option}.")
+    for word in wanted:
+        path = word.partition("::")[0]
+        if "/" in path or path.endswith(".py"):
+            entry = ctx.sandbox.files.stat(path)
+            if entry is None:
+                raise ToolError(f"there is no test file {path!r}: look for it with view or search.")
+    run = ctx.run_tests(wanted)
+    ctx.state[_FAILED] = run.failed
+    return ToolResult(summary(run), 0 if run.ended and not run.failed and run.outcomes else 1)
+
+
+def summary(run: TestRun) -> str:
+    """Counts, then each failure with its last lines."""
+    counts = [f"{n} {name}" for name in _COUNTED if (n := run.count(name))]
+    parts = [", ".join(counts) if counts else "No tests ran."]
+    for test_id in run.failed[:_SHOWN]:
+        lines = run.details.get(test_id, "").splitlines()[-_LINES:]
+        parts.append("\n".join([f"{run.outcomes[test_id].upper()} {test_id}", *lines]))
+    if len(run.failed) > _SHOWN:
+        parts.append(f"[... {len(run.failed) - _SHOWN} more failures ...]")
+    if run.error:
+        parts.append(f"The run did not finish: {run.error}.")
+        if not run.failed:
+            parts.append("\n".join(run.output.strip().splitlines()[-_LINES:]))
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,86 @@
+"""Files as lines for a model to read, without losing a byte of what it does not change."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+
+from swe_env.errors import ToolError
+from swe_env.sandbox.base import Files
+
+_PROBE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A text file taken apart so that it can be put together again byte for byte."""
+
+    text: str
+    """Its content; invalid UTF-8 as surrogates, line ends as they are."""
+    bom: bool = False
+
+    @property
+    def newline(self) -> str:
+        """The line end that new lines get: the first one used."""
+        end = self.text.find("\n")
+        return "\r\n" if end > 0 and self.text[end - 1] == "\r" else "\n"
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines without their ends."""
+        return split(self.text)
+
+    @property
+    def pieces(self) -> list[str]:
+        """Lines with their ends; joined they are the text."""
+        parts = self.text.split("\n")
+        return [f"{part}\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        data = self.text.encode("utf-8", "surrogateescape")
+        return codecs.BOM_UTF8 + data if self.bom else data
+
+    @classmethod
+    def decode(cls, data: bytes) -> TextFile:
+        """Take a file's bytes apart."""
+        bom = data.startswith(codecs.BOM_UTF8)
+        body = data[len(codecs.BOM_UTF8) :] if bom else data
+        return cls(body.decode("utf-8", "surrogateescape"), bom)
+
+
+def split(text: str) -> list[str]:
+    """Lines as git and editors count them: ends are LF or CRLF, nothing else."""
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def is_binary(data: bytes) -> bool:
+    """Git's rule: a NUL byte near the beginning."""
+    return b"\0" in data[:_PROBE]
+
+
+def read_text(files: Files, path: str) -> TextFile:
+    """A text file of the workspace.
+
+    Raises:
+        ToolError: it is missing, a folder, outside the workspace, too large or binary.
+    """
+    data = files.read(path)
+    if is_binary(data):
+        raise ToolError(
+            f"{path} is a binary file of {len(data)} bytes; it cannot be shown as text."
+        )
+    return TextFile.decode(data)
+
+
+def printable(text: str) -> str:
+    """Text that any encoder takes: bytes that were not UTF-8 show as U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def numbered(lines: list[str], first: int = 1) -> str:
+    """Lines with their numbers, as `view` shows them."""
+    return printable("\n".join(f"{n:6d}\t{line}" for n, line in enumerate(lines, first)))

@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.chat import ChatTemplate
+from agents.parsing import get_format
+from learners.data import Unusable, encode
+from learners.data.batching import collate
+from learners.ops import sequence_logps
+from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.records import sampled, scripted
+
+TOKENIZER = byte_tokenizer()
+
+
+def test_recorded_ids_are_used_as_they_are():
+    trajectory = sampled(replies=("look", "edit it", "done"))
+    encoded = encode(trajectory, TOKENIZER)
+    last, prompt = list(trajectory.prompt_ids())[-1]
+    assert encoded.input_ids == prompt + last.metrics.completion_token_ids
+    for turn, step in enumerate(trajectory.agent_steps):
+        ids = tuple(
+            i for i, t in zip(encoded.input_ids, encoded.turn_ids, strict=True) if t == turn
+        )
+        assert ids == step.metrics.completion_token_ids
+    assert encoded.loss_mask == tuple(turn >= 0 for turn in encoded.turn_ids)
+    assert encoded.prompt_length == len(trajectory.agent_steps[0].metrics.prompt_token_ids)
+
+
+def test_history_that_was_rewritten_is_refused():
+    trajectory = sampled(replies=("look", "done"))
+    first, second = trajectory.agent_steps
+    rewritten = dataclasses.replace(
+        second, metrics=dataclasses.replace(second.metrics, prompt_prefix=3)
+    )
+    steps = (*trajectory.steps[:2], first, rewritten)
+    with pytest.raises(Unusable, match=r"agent turn 2 keeps 3 of \d+ earlier tokens") as caught:
+        encode(dataclasses.replace(trajectory, steps=steps), TOKENIZER)
+    assert caught.value.reason == "not-append-only"
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(observations=st.lists(TEXT, min_size=1, max_size=3))
+def test_templated_mask_covers_exactly_what_the_policy_says(observations):
+    """Proven against the template's own rendering of the whole conversation."""
+    trajectory = scripted(actions=[("view", {"path": f"{i}.py"}) for i in range(len(observations))])
+    steps = [trajectory.steps[0]]
+    for step, text in zip(trajectory.agent_steps, observations, strict=True):
+        seen = dataclasses.replace(step.observation, content=text)
+        steps.append(dataclasses.replace(step, observation=seen))
+    trajectory = dataclasses.replace(trajectory, steps=tuple(steps))
+    encoded = encode(trajectory, TOKENIZER)
+    r2e, chat = get_format("r2e"), ChatTemplate(TOKENIZER)
+    for turn, step in enumerate(trajectory.agent_steps):
+        call = step.tool_calls[0]
+        text = r2e.render(
+            {"tool": call.function_name, "arguments": call.arguments, "message": step.message}
+        )
+        said = [i for i, t in zip(encoded.input_ids, encoded.turn_ids, strict=True) if t == turn]
+        assert TOKENIZER.decode(said) == text + "<|im_end|>"
+        assert said[-1] == chat.end_of_turn
+    masked = [i for i, m in zip(encoded.input_ids, encoded.loss_mask, strict=True) if not m]
+    assert "Now view" not in TOKENIZER.decode(masked).split("Issue of", 1)[1]
+
+
+def test_templated_prompt_holds_the_formats_system_prompt_once():
+    encoded = encode(scripted(), TOKENIZER)
+    prompt = TOKENIZER.decode(encoded.input_ids[: encoded.prompt_length])
+    system = get_format("r2e").system_prompt(scripted().tools)
+    assert prompt == (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nIssue of t-1.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+class Drifting(ChatTemplate):
+    """A template whose pieces do not add up: it forgets a line break before each observation."""
+
+    def observation(self, text):
+        return super().observation(text)[1:]
+
+
+def test_a_template_that_does_not_add_up_is_refused():
+    with pytest.raises(Unusable, match=r"token \d+ differs") as caught:
+        encode(scripted(), TOKENIZER, chat=Drifting(TOKENIZER))
+    assert caught.value.reason == "template"
+
+
+def test_too_long_is_refused_never_cut():
+    length = len(encode(sampled(), TOKENIZER))
+    assert len(encode(sampled(), TOKENIZER, max_tokens=length)) == length
+    with pytest.raises(Unusable, match=f"has {length} tokens, max_tokens is {length - 1}"):
+        encode(sampled(), TOKENIZER, max_tokens=length - 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(replies=st.lists(st.text("abcxyz", min_size=1, max_size=9), min_size=1, max_size=4))
+def test_gradient_is_exactly_zero_on_every_token_the_policy_did_not_sample(replies):
+    """Through a real model: only positions that predict a sampled token carry gradient."""
+    model = tiny_llama(seed=1)
+    encoded = encode(sampled(replies=tuple(replies)), TOKENIZER)
+    batch = collate([encoded], torch.device("cpu"))
+    kept = []
+    handle = model.model.norm.register_forward_hook(
+        lambda module, arguments, output: kept.append(output) or output.retain_grad()
+    )
+    sequence_logps(model, batch.input_ids, batch.loss_mask).logps.sum().backward()
+    handle.remove()
+    gradient = kept[0].grad[0].abs().sum(-1)
+    for position, nonzero in enumerate((gradient != 0).tolist()):
+        predicts_sampled = encoded.loss_mask[position + 1 : position + 2] == (True,)
+        assert nonzero == predicts_sampled

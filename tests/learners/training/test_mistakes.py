@@ -1,0 +1,121 @@
+"""Everything wrong is one clear sentence before any long work."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from learners import TrainConfig, train
+from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Agent
+from tests.learners.models import save_model
+from tests.learners.records import sampled
+from tests.learners.training.conftest import write_buffer
+
+
+@pytest.fixture(autouse=True)
+def _no_forward(monkeypatch):
+    """A mistake must be found before the model is trained or even scored."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("long work began")
+
+    monkeypatch.setattr("learners.training.loop.run_batch", refuse)
+    monkeypatch.setattr("learners.training.loop.reference_logps", refuse)
+
+
+def fails(settings, message, **changes):
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(TrainConfig(**{**settings, "loss": "entropo-dpo", **changes}))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_loss(settings):
+    fails(settings, "no losses named 'entropo-dop'. Did you mean 'entropo-dpo'", loss="entropo-dop")
+
+
+def test_no_buffer_and_an_empty_one(settings, tmp_path):
+    fails(settings, "There is no replay buffer", buffer=str(tmp_path / "nowhere"))
+    empty = write_buffer(tmp_path / "empty", [])
+    fails(settings, "is empty: record some rollouts", buffer=empty)
+
+
+def test_one_label_only(settings, tmp_path):
+    one = write_buffer(tmp_path / "one", [sampled(attempt=i, replies=(f"r{i}",)) for i in range(4)])
+    fails(settings, "nothing to prefer: .* no-partner", buffer=one)
+    fails(settings, "gives no pairs to train on: .* no-partner", buffer=one, ties=0)
+    fails(settings, "Every trajectory is resolved, entropo-kto needs both", buffer=one,
+          loss="entropo-kto")  # fmt: skip
+
+
+def test_everything_too_long(settings):
+    fails(settings, "gives no pairs to train on: 0 samples .* too-long", max_tokens=5)
+
+
+def test_another_tokenizer(settings, tmp_path):
+    agent = Agent(name="p", model_name="other/model", settings={"tokenizer": "0123456789abcdef"})
+    buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
+    fails(settings, r"sampled with another tokenizer \(0123456789abcdef, by other/model\)",
+          buffer=buffer)  # fmt: skip
+
+
+def test_ids_beyond_the_vocabulary(settings, tmp_path):
+    fails(settings, "holds token id .* vocabulary ends at 99",
+          model=save_model(tmp_path / "m", vocab_size=100))  # fmt: skip
+
+
+def test_an_adapter_that_is_missing_or_of_another_base(settings, tmp_path, monkeypatch):
+    fails(settings, "There is no adapter in", init_adapter=str(tmp_path))
+    monkeypatch.undo()
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "cache"))
+    adapter = train(TrainConfig(**{**settings, "loss": "sft", "max_steps": 1})).out
+    other = save_model(tmp_path / "other", seed=7)
+    wider = save_model(tmp_path / "wider", hidden_size=64)
+    second = {"init_adapter": str(adapter), "out": str(tmp_path / "second")}
+    fails(settings, "made for another base model", **second, model=other)
+    (adapter / "training.json").unlink()
+    fails(settings, "made for another base model", **second, model=wider)
+    assert list(tmp_path.glob("second/adapter*")) == []
+
+
+def test_nothing_is_overwritten(settings):
+    out = Path(settings["out"])
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    fails(settings, "is not empty: give another, or go on with --resume")
+    fails(settings, "holds no earlier training run", resume=True)
+    (out / "config.json").write_text(json.dumps({**settings, "seed": 3}))
+    fails(settings, "was started with", resume=True)
+    assert (out / "thesis.txt").read_text() == "precious"
+
+
+def test_settings(settings, tmp_path):
+    fails(
+        settings,
+        "'dpo' has no entropy term, so zeta 0.2 must equal gamma 0.1",
+        loss="dpo",
+        zeta=0.2,
+    )
+    with pytest.raises(ConfigError, match="Training setting 'gama'"):
+        TrainConfig.load(**settings, gama=0.1)
+    with pytest.raises(
+        ConfigError, match="Training setting 'gamma': Input should be greater than 0"
+    ):
+        TrainConfig.load(**settings, gamma=0)
+    broken = tmp_path / "x.toml"
+    broken.write_text("loss = ")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TrainConfig.load(broken)
+
+
+def test_a_file_and_changes_on_top(settings, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text(f'model = "{settings["model"]}"\nbuffer = "b"\nout = "o"\ngamma = 0.5\n')
+    config = TrainConfig.load(file, out="elsewhere")
+    assert (config.gamma, config.out, config.loss) == (0.5, "elsewhere", "entropo-dpo")
+
+
+def test_lora_targets_that_match_nothing(settings):
+    fails(settings, "No adapter with targets", lora_targets=["no_such_layer"])
+    assert torch.is_grad_enabled()

@@ -1,0 +1,237 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import learners
+from learners import StopTraining, TrainConfig, read_metrics, train
+from learners.data import encode
+from learners.ops import sequence_logps
+from learners.training import checkpoint
+from swe_env.errors import SweError
+from swe_env.replay import ReplayBuffer
+from tests.learners.models import byte_tokenizer, tiny_llama
+
+
+def weights(folder):
+    return load_file(f"{folder}/adapter_model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+LOSSES = ["sft", "entropo-dpo", "entropo-kto", "dpo", "kto", "entropo-kto-released"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_an_adapter_that_peft_loads(settings, loss, tmp_path):
+    result = train(TrainConfig(**settings, loss=loss))
+    records = read_metrics(result.out)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    first = records[0]
+    assert 0 < first["entropy"] <= math.log(300)
+    assert first["grad_norm"] > 0
+    loaded = PeftModel.from_pretrained(tiny_llama(), result.out)
+    trajectory = next(iter(ReplayBuffer(settings["buffer"])))
+    encoded = encode(trajectory, byte_tokenizer())
+    ids = torch.tensor([encoded.input_ids])
+    mask = torch.tensor([encoded.loss_mask])
+    after = sequence_logps(loaded, ids, mask).logps
+    with loaded.disable_adapter():
+        before = sequence_logps(loaded, ids, mask).logps
+    assert abs(after - before).item() > 1e-3
+    card = (result.out / "README.md").read_text()
+    record = json.loads((result.out / "training.json").read_text())
+    assert f"trained with {loss}" in card
+    assert record["data_digest"] in card
+    assert record["steps"] == 6
+
+
+def test_sft_lowers_the_loss(settings):
+    records = read_metrics(train(TrainConfig(**settings, loss="sft")).out)
+    assert records[-1]["loss"] < records[0]["loss"] - 0.05
+
+
+def test_training_raises_the_margin_of_the_pairs(settings):
+    changes = {"loss": "entropo-dpo", "ties": 0, "max_steps": 12, "batch_size": 8}
+    records = read_metrics(train(TrainConfig(**{**settings, **changes})).out)
+    assert records[-1]["rewards/margins"] > records[0]["rewards/margins"] + 0.2
+    assert records[-1]["rewards/accuracies"] == 1.0
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_at_step_zero_policy_and_reference_are_one(settings, init, tmp_path):
+    """lambda = 0: the margin is 0 to the last digit, with and without a starting adapter."""
+    if init:
+        start = train(TrainConfig(**settings, loss="sft")).out
+        settings |= {"init_adapter": str(start), "out": str(tmp_path / "second")}
+    settings |= {"loss": "dpo", "max_steps": 1, "label_smoothing": 0.0, "ties": 0}
+    first = read_metrics(train(TrainConfig(**settings)).out)[0]
+    assert first["rewards/margins"] == 0
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_step_zero_of_entropo_is_its_closed_form(settings):
+    """u = lambda (S_w - S_l): the length term of trap 1, through the whole trainer."""
+    settings |= {"gamma": 0.1, "zeta": 0.4, "max_steps": 1, "batch_size": 64, "ties": 0}
+    first = read_metrics(train(TrainConfig(**settings, loss="entropo-dpo")).out)[0]
+    gap = first["logps/chosen"] - first["logps/rejected"]
+    assert first["rewards/margins"] == pytest.approx(0.3 * gap, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["sft", "entropo-dpo", "entropo-kto"])
+def test_gradients_do_not_depend_on_how_the_batch_is_cut(settings, loss, tmp_path):
+    adapters = []
+    for tokens in (1, 10_000):
+        changes = {
+            "micro_batch_tokens": tokens,
+            "out": str(tmp_path / f"{tokens}"),
+            "batch_size": 7,
+        }
+        adapters.append(weights(train(TrainConfig(**{**settings, **changes}, loss=loss)).out))
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(value, adapters[1][name], atol=2e-4, rtol=1e-2)
+
+
+def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
+    plain = train(TrainConfig(**settings, loss="entropo-dpo"))
+    settings |= {"out": str(tmp_path / "second"), "gradient_checkpointing": True}
+    again = train(TrainConfig(**settings, loss="entropo-dpo"))
+    assert same(weights(plain.out), weights(again.out))
+
+
+class Killed(BaseException):
+    """What a callback raises to stand for a kill between two steps."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "extra"),
+    [("entropo-kto", {"z0": "task"}), ("entropo-kto", {"z0": "ema"}), ("entropo-dpo", {}),
+     ("sft", {"lora_dropout": 0.3})],
+)  # fmt: skip
+def test_a_killed_run_resumes_to_the_same_bytes(settings, tmp_path, loss, extra):
+    settings |= {**extra, "save_every": 2, "loss": loss}
+    whole = train(TrainConfig(**settings))
+
+    def kill(progress):
+        if progress.stage == "training" and progress.done == 5:
+            raise Killed
+
+    settings |= {"out": str(tmp_path / "killed")}
+    with pytest.raises(Killed):
+        train(TrainConfig(**settings), on_progress=kill)
+    resumed = train(TrainConfig(**settings, resume=True))
+    assert same(weights(whole.out), weights(resumed.out))
+    timeless = [
+        [
+            {k: v for k, v in record.items() if k != "tokens_per_second"}
+            for record in read_metrics(o)
+        ]
+        for o in (whole.out, resumed.out)
+    ]
+    assert timeless[0] == timeless[1]
+    assert not (resumed.out / "checkpoints").exists()
+
+
+def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monkeypatch):
+    settings |= {"save_every": 2, "loss": "sft"}
+    whole = train(TrainConfig(**{**settings, "out": settings["out"] + "-whole"}))
+    real, calls = torch.save, []
+
+    def full(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(SweError, match="step 4 could not be written .* No space left"):
+        train(TrainConfig(**settings))
+    names = [path.name for path in (Path(settings["out"]) / "checkpoints").iterdir()]
+    assert names == ["step-00000002"]
+    monkeypatch.setattr(checkpoint.torch, "save", real)
+    resumed = train(TrainConfig(**settings, resume=True))
+    assert same(weights(whole.out), weights(resumed.out))
+
+
+def test_evaluation_is_recorded_and_can_stop_the_run(settings):
+    seen = []
+
+    def on_eval(model, step):
+        seen.append((step, model.training))
+        torch.rand(3)
+        if step == 4:
+            raise StopTraining("held-out pass@1 fell")
+        return {"pass@1": 0.5}
+
+    result = train(TrainConfig(**settings, loss="sft", eval_every=2), on_eval=on_eval)
+    assert seen == [(2, False), (4, False)]
+    assert result.steps == 4
+    assert result.stopped == "held-out pass@1 fell"
+    assert [r.get("eval/pass@1") for r in read_metrics(result.out)] == [None, 0.5, None, None]
+    assert (result.out / "adapter_model.safetensors").is_file()
+
+
+def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):
+    settings |= {"loss": "sft", "lora_dropout": 0.3}
+    plain = train(TrainConfig(**settings))
+    settings |= {"out": str(tmp_path / "second"), "eval_every": 1}
+    watched = train(
+        TrainConfig(**settings), on_eval=lambda model, step: {"x": float(torch.rand(1))}
+    )
+    assert same(weights(plain.out), weights(watched.out))
+
+
+def test_progress_tells_every_step(settings):
+    seen = []
+    train(TrainConfig(**settings, loss="entropo-kto"), on_progress=seen.append)
+    assert [p.done for p in seen if p.stage == "training"] == [1, 2, 3, 4, 5, 6]
+    assert [p.done for p in seen if p.stage == "reference"][-1] == 16
+    assert "rewards/margins" in seen[-1].metrics
+
+
+def test_the_reference_is_scored_once_for_equal_runs(settings, tmp_path):
+    stages = []
+    for out in ("a", "b"):
+        seen = set()
+        changes = {**settings, "out": str(tmp_path / out)}
+        train(TrainConfig(**changes, loss="dpo"), on_progress=lambda p, s=seen: s.add(p.stage))
+        stages.append("reference" in seen)
+    assert stages == [True, False]
+
+
+def test_mismatched_z0_is_ktos_and_zero_at_step_zero(settings):
+    settings |= {"loss": "kto", "z0": "mismatched", "max_steps": 2, "learning_rate": 0.05}
+    first, second = read_metrics(train(TrainConfig(**settings)).out)
+    assert first["z0"] == 0
+    assert first["loss"] == pytest.approx(0.5, rel=1e-12)
+    assert second["z0"] >= 0
+
+
+def test_tensorboard_holds_the_same_figures(settings):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(TrainConfig(**{**settings, "tensorboard": True}, loss="entropo-dpo"))
+    events = EventAccumulator(str(result.out / "tensorboard"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx([r["loss"] for r in read_metrics(result.out)], rel=1e-6)
+
+
+def test_import_learners_is_light():
+    import subprocess
+    import sys
+
+    script = "import learners, sys; assert 'torch' not in sys.modules; learners.TrainConfig"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert set(learners.__all__) == {
+        "Progress", "StopTraining", "TrainConfig", "TrainResult", "encode", "kto_rows", "pairs",
+        "read_metrics", "sft_rows", "train",
+    }  # fmt: skip

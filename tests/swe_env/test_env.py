@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import warnings
+
+import gymnasium as gym
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+
+import swe_env
+from swe_env.errors import SandboxError, TaskError
+from swe_env.sandbox import get
+from swe_env.tasks import dump
+
+SANDBOXES = [name for name in ("process",) if not get(name).available()]
+FIX = {
+    "tool": "edit",
+    "arguments": {"path": "shop.py", "old_str": "100 + discount", "new_str": "100 - discount"},
+}
+SUBMIT = {"tool": "submit", "arguments": {}}
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(scope="session")
+def source(shop_task, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "shop.jsonl"
+    dump([shop_task], path)
+    return f"jsonl:{path}"
+
+
+@pytest.fixture(params=SANDBOXES)
+def env(request, source):
+    made = gym.make("SWE-v0", tasks=source, sandbox=request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.parametrize("tools", ["default", "r2e"])
+def test_check_env_is_clean(source, sandbox, tools):
+    made = gym.make("SWE-v0", tasks=source, sandbox=sandbox, tools=tools)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(made.unwrapped, skip_render_check=True)
+    made.close()
+    complaints = [str(w.message) for w in caught if "does NOT isolate" not in str(w.message)]
+    assert complaints == []
+
+
+def test_an_episode_that_fixes_the_bug(env, shop_task):
+    observation, info = env.reset(seed=0, options={"instance_id": "shop-1"})
+    assert shop_task.problem_statement in observation["text"]
+    assert info["instance_id"] == "shop-1"
+    observation, reward, terminated, truncated, info = env.step(
+        {"tool": "view", "arguments": {"path": "shop.py"}}
+    )
+    assert "100 + discount" in observation["text"]
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    observation, *_ = env.step(FIX)
+    assert observation["exit_code"] == 0
+    _, reward, terminated, _, info = env.step(SUBMIT)
+    assert (reward, terminated) == (1.0, True)
+    assert info["report"].resolved
+    assert info["report"].fail_to_pass == {"tests/test_shop.py::test_discount": "passed"}
+    assert "+    return amount * (100 - discount) / 100" in info["patch"]
+    with pytest.raises(gym.error.ResetNeeded):
+        env.unwrapped.step(SUBMIT)
+
+
+def test_an_empty_submission_is_unresolved(env):
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(SUBMIT)
+    assert (reward, terminated, info["patch"]) == (0.0, True, "")
+    assert info["report"].fail_to_pass == {"tests/test_shop.py::test_discount": "failed"}
+
+
+def test_nothing_of_the_answer_is_in_reach(env):
+    env.reset(seed=0)
+    observation, *_ = env.step(
+        {
+            "tool": "bash",
+            "arguments": {"command": "grep -rn test_disc . ; git log --oneline | wc -l"},
+        }
+    )
+    assert "test_discount" not in observation["text"]
+    assert observation["text"].strip().splitlines()[0] == "1"
+
+
+def test_a_change_made_by_bash_is_in_the_patch(env):
+    env.reset(seed=0)
+    env.step(
+        {
+            "tool": "bash",
+            "arguments": {"command": "sed -i 's/100 + d/100 - d/' shop.py; echo x > note.txt"},
+        }
+    )
+    _, reward, _, _, info = env.step(SUBMIT)
+    assert reward == 1.0
+    assert "note.txt" in info["patch"]
+
+
+def test_gym_makes_step_limit_grades_and_counts_down(source):
+    made = gym.make("SWE-v0", tasks=source, max_episode_steps=2)
+    observation, _ = made.reset(seed=0)
+    assert observation["steps_left"] == 2
+    observation, _, _, truncated, _ = made.step(FIX)
+    assert (observation["steps_left"], truncated) == (1, False)
+    _, reward, terminated, truncated, info = made.step({"tool": "view", "arguments": {}})
+    assert (terminated, truncated, info["truncation"]) == (False, True, "steps")
+    assert reward == 1.0
+    assert info["report"].resolved
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"tool": "veiw", "arguments": {}},
+        {"tool": "view", "arguments": {"path": "/etc/passwd"}},
+        {"tool": "view", "arguments": {"file": "shop.py"}},
+        {"tool": "edit", "arguments": {"path": "shop.py", "old_str": "nowhere", "new_str": "x"}},
+        {"tool": "invalid", "arguments": {"reason": "No tool call was found."}},
+    ],
+)
+def test_a_wrong_call_is_an_observation(env, action):
+    env.reset(seed=0)
+    observation, reward, terminated, truncated, _ = env.step(action)
+    assert observation["exit_code"] == 1
+    assert observation["text"].strip()
+    assert (reward, terminated, truncated) == (0.0, False, False)
+
+
+def test_a_lost_sandbox_is_a_failure_and_never_a_verdict(env, monkeypatch):
+    env.reset(seed=0)
+
+    def lost(*_args, **_kwargs):
+        raise SandboxError("the sandbox is gone")
+
+    monkeypatch.setattr(type(env.unwrapped._context.sandbox), "exec", lost)
+    _, reward, terminated, truncated, info = env.step(
+        {"tool": "bash", "arguments": {"command": "true"}}
+    )
+    assert (reward, terminated, truncated) == (0.0, False, True)
+    assert info["failure"] == {"kind": "sandbox", "message": "the sandbox is gone"}
+    assert "report" not in info
+
+
+def test_fork_branches_files_steps_and_tool_state(env):
+    env.reset(seed=0)
+    env.step({"tool": "bash", "arguments": {"command": "echo shared > a.txt"}})
+    twin = env.unwrapped.fork()
+    twin.step(FIX)
+    observation, *_ = env.step({"tool": "bash", "arguments": {"command": "cat a.txt shop.py"}})
+    assert observation["text"].startswith("shared")
+    assert "100 + discount" in observation["text"]
+    *_, left = twin.step(SUBMIT)
+    *_, right = env.step(SUBMIT)
+    assert (left["report"].resolved, right["report"].resolved) == (True, False)
+    twin.close()
+
+
+def test_reset_with_an_unknown_instance_names_the_nearest(env):
+    with pytest.raises(TaskError, match="shop-1"):
+        env.reset(options={"instance_id": "shop-l"})
+
+
+def test_the_spec_survives_json(source):
+    made = gym.make("SWE-v0", tasks=source, max_episode_steps=7)
+    text = made.spec.to_json()
+    again = gym.make(EnvSpec.from_json(text))
+    assert json.loads(text)["kwargs"]["tasks"] == source
+    assert again.unwrapped.max_episode_steps == 7
+    made.close()
+    again.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vector_environments(source, mode):
+    made = gym.make_vec("SWE-v0", num_envs=2, vectorization_mode=mode, tasks=source)
+    observations, _ = made.reset(seed=0)
+    assert len(observations["text"]) == 2
+    actions = ({"tool": "view", "arguments": {"path": "shop.py"}}, FIX)
+    observations, rewards, _, _, _ = made.step(actions)
+    assert "100 + discount" in observations["text"][0]
+    assert rewards.tolist() == [0.0, 0.0]
+    made.close()
+
+
+def test_ansi_rendering_shows_call_and_answer(source):
+    made = gym.make("SWE-v0", tasks=source, render_mode="ansi")
+    made.reset(seed=0)
+    made.step({"tool": "view", "arguments": {"path": "shop.py"}})
+    assert "> view" in made.render()
+    made.close()
+
+
+def test_the_id_with_its_module(source):
+    made = gym.make("swe_env:SWE-v0", tasks=source)
+    assert isinstance(made.unwrapped, swe_env.SWEEnv)
+    made.close()
