@@ -37,6 +37,11 @@ class DirFiles:
             os.close(self._root)
             self._root = -1
 
+    def move_to(self, root: int) -> None:
+        """Go on in another folder."""
+        self.close()
+        self._root = os.dup(root)
+
     def read(self, path: str, *, limit: int = 16 << 20) -> bytes:
         """See `Files.read`."""
         with self._errors(path):

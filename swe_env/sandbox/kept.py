@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from swe_env.errors import SandboxError
 from swe_env.sandbox.base import SandboxSpec
@@ -54,14 +55,7 @@ class KeptSandbox:
         self._lock = threading.RLock()
         self._closed = False
         self.files = DirFiles(root, workdir)
-        self._shell = Shell(
-            keeper,
-            workdir=workdir,
-            env=self._env,
-            rlimits=self._rlimits,
-            processes=self._processes,
-            cwd=cwd,
-        )
+        self._shell = self._new_shell(cwd)
 
     def _processes(self) -> set[int]:
         """Processes alive in the sandbox, numbered as its commands see them."""
@@ -222,6 +216,25 @@ class KeptSandbox:
                 self.files.close()
                 self._keeper.close()
 
+    def _move_to(self, keeper: Keeper, root: int) -> None:
+        """Go on in another keeper's workspace."""
+        cwd = self._shell.cwd
+        self._shell.close()
+        self.files.move_to(root)
+        self._keeper.close()
+        self._keeper, self._root = keeper, root
+        self._shell = self._new_shell(cwd)
+
+    def _new_shell(self, cwd: str) -> Shell:
+        return Shell(
+            self._keeper,
+            workdir=self.workdir,
+            env=self._env,
+            rlimits=self._rlimits,
+            processes=self._processes,
+            cwd=cwd,
+        )
+
     def _check(self) -> None:
         if self._closed:
             raise SandboxError("The sandbox is closed; start another.")
@@ -238,6 +251,14 @@ _MESSAGES = {
     "processes": "The sandbox's limit on the number of processes was reached.",
     "disk": "The sandbox's disk or file size limit was reached.",
 }
+
+
+def open_folder(path: Path) -> int:
+    """A descriptor on the base checkout."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"The base checkout {path} cannot be opened: {error.strerror}.") from error
 
 
 def _open_pipes(

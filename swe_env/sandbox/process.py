@@ -11,7 +11,7 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox.base import Sandbox, SandboxSpec, Snapshot
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.keeper.processes import descendants
-from swe_env.sandbox.kept import BASE_ENV, KeptSandbox
+from swe_env.sandbox.kept import BASE_ENV, KeptSandbox, open_folder
 
 
 class NoIsolationWarning(RuntimeWarning):
@@ -45,7 +45,7 @@ class ProcessFactory:
                 NoIsolationWarning,
                 stacklevel=2,
             )
-        source = _open_folder(spec.base)
+        source = open_folder(spec.base)
         try:
             return ProcessSandbox(spec, source)
         finally:
@@ -122,13 +122,6 @@ class ProcessSnapshot:
 
 def _start(source: int) -> Keeper:
     return Keeper({"kind": "process", "parent": tempfile.gettempdir()}, [source])
-
-
-def _open_folder(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SandboxError(f"The base checkout {path} cannot be opened: {error.strerror}.") from error
 
 
 def _outside(spec: SandboxSpec, text: str) -> str:

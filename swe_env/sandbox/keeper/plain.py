@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -11,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from swe_env.sandbox.keeper import kernel
 from swe_env.sandbox.keeper.layers import copy_tree
 from swe_env.sandbox.keeper.processes import kill_all
 
 PREFIX = "swe-env-"
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Plain:
@@ -23,7 +22,7 @@ class Plain:
 
     def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
         # Whatever is orphaned below becomes a child of the keeper: a daemon cannot get away.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        kernel.adopt_orphans()
         parent = Path(request["parent"])
         sweep(parent)
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -55,9 +54,9 @@ class Plain:
     def enter(self) -> None:
         """Nothing to enter."""
 
-    def kill(self, spared: list[int]) -> bool:
+    def kill(self, spared: list[int]) -> None:
         """Kill every process below the keeper, apart from `spared` and theirs."""
-        return kill_all(spared, under=os.getpid())
+        kill_all(spared, under=os.getpid())
 
     def scratch(self) -> None:
         """Empty the private folder."""

@@ -8,6 +8,7 @@ import socket
 from typing import Any, Protocol
 
 from swe_env.sandbox.keeper import wire
+from swe_env.sandbox.keeper.isolated import Isolated
 from swe_env.sandbox.keeper.plain import Plain
 from swe_env.sandbox.keeper.spawn import spawn
 
@@ -27,7 +28,7 @@ class Workspace(Protocol):
         """Move the calling process into the sandbox's namespaces."""
         ...
 
-    def kill(self, spared: list[int]) -> bool:
+    def kill(self, spared: list[int]) -> None:
         """Kill every process but these and theirs."""
         ...
 
@@ -107,11 +108,7 @@ class Keeper:
 
 
 def _open(request: dict[str, Any], fds: list[int]) -> Workspace:
-    if request["kind"] == "process":
-        return Plain(request, fds)
-    from swe_env.sandbox.keeper.isolated import Isolated
-
-    return Isolated(request, fds)
+    return Plain(request, fds) if request["kind"] == "process" else Isolated(request, fds)
 
 
 def _sentence(error: Exception) -> str:

@@ -1,0 +1,75 @@
+"""bubblewrap's arguments: what of this machine a sandbox sees, which is little."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_ETC_FILES = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "localtime",
+    "mime.types",
+    "protocols",
+    "services",
+    "os-release",
+    "debian_version",
+)
+_ETC_FOLDERS = ("alternatives", "ssl/certs")
+_ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "hostname": "sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+INIT = ("--", "/bin/bash", "--norc", "--noprofile", "-c", "echo ready; read _")
+"""The first process: bash, because it reaps whatever is orphaned onto it while it waits."""
+
+
+def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[str]:
+    """Arguments for bubblewrap, up to the command.
+
+    Args:
+        request: the start request (`workdir`, `binds`, `network`).
+        private: the keeper's private mount, with ``merged``, ``etc`` and ``data``.
+        info_fd: where bubblewrap writes its child's pid.
+    """
+    options = ["--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc"]
+    options += ["--unshare-uts", "--hostname", "sandbox", "--uid", "0", "--gid", "0"]
+    if not request["network"]:
+        options.append("--unshare-net")
+    options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--as-pid-1"]
+    options += ["--info-fd", str(info_fd), "--clearenv"]
+    options += ["--ro-bind", "/usr", "/usr"]
+    for name in _SYSTEM:
+        if Path("/", name).is_symlink():
+            options += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+        else:
+            options += ["--ro-bind-try", f"/{name}", f"/{name}"]
+    options += _etc(f"{private}/etc", network=request["network"])
+    options += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp", "--dir", "/run"]
+    options += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{private}/data/shm", "/dev/shm"]
+    options += ["--bind", f"{private}/data/tmp", "/tmp", "--bind", f"{private}/data/home", "/root"]
+    for inside, folder in request["binds"].items():
+        options += ["--ro-bind", folder, inside]
+    options += ["--bind", f"{private}/merged", request["workdir"]]
+    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+
+
+def _etc(folder: str, *, network: bool) -> list[str]:
+    """Fill `folder` with an /etc of a few harmless files; the options that bind it."""
+    for name, text in _ETC.items():
+        Path(folder, name).write_text(text)
+    for name in (*_ETC_FILES, "resolv.conf") if network else _ETC_FILES:
+        if Path("/etc", name).is_file():
+            shutil.copyfile(f"/etc/{name}", f"{folder}/{name}")
+    options = ["--ro-bind", folder, "/etc"]
+    for name in _ETC_FOLDERS:
+        if Path("/etc", name).is_dir():
+            Path(folder, name).mkdir(parents=True)
+            options += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]
+    return options

@@ -1,0 +1,86 @@
+"""Limits on a sandbox's memory and processes by cgroup, version 1 or 2, where this user may."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+PREFIX = "swe-env-"
+
+
+class Group:
+    """The cgroups one keeper has moved itself, and so its sandbox, into."""
+
+    def __init__(self, memory: int, processes: int) -> None:
+        self.events: dict[str, str] = {}
+        """Limit name → the file that counts how often it struck."""
+        self._made: list[Path] = []
+        for parents in _parents():
+            if self._join(parents, memory, processes) and len(self.events) == 2:
+                break
+
+    def _join(self, parent: Path, memory: int, processes: int) -> bool:
+        folder = parent / f"{PREFIX}{os.getpid()}"
+        for _ in range(5):
+            try:
+                folder.mkdir(exist_ok=True)
+                found = self._set(folder, memory, processes)
+                if found:
+                    (folder / "cgroup.procs").write_text(str(os.getpid()))
+                    self._made.append(folder)
+                    self.events |= found
+                    return True
+                break
+            except FileNotFoundError:
+                continue  # swept by another keeper before we were in it
+            except OSError:
+                break
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        return False
+
+    def _set(self, folder: Path, memory: int, processes: int) -> dict[str, str]:
+        found = {}
+        for name, value in (("memory.max", memory), ("memory.limit_in_bytes", memory)):
+            if (folder / name).exists():
+                (folder / name).write_text(str(value))
+                events = "memory.events" if name == "memory.max" else "memory.oom_control"
+                found["memory"] = str(folder / events)
+        if (folder / "pids.max").exists():
+            (folder / "pids.max").write_text(str(processes))
+            found["processes"] = str(folder / "pids.events")
+        return found
+
+    def leave(self) -> None:
+        """Move back out and remove the groups, now empty."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                (folder.parent / "cgroup.procs").write_text(str(os.getpid()))
+                folder.rmdir()
+
+
+def _parents() -> list[Path]:
+    """Where groups may be made: beside this process, or (version 2) one level up."""
+    found: list[Path] = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        names = controllers.split(",")
+        if "memory" in names or "pids" in names:
+            found.append(_ROOT / controllers / path.lstrip("/"))
+        elif not controllers and not (_ROOT / "memory").exists():
+            own = _ROOT / path.lstrip("/")
+            found += [own, own.parent] if own != _ROOT else [own]
+    usable = [folder for folder in found if os.access(folder, os.W_OK)]
+    for folder in usable:
+        _sweep(folder)
+    return usable
+
+
+def _sweep(parent: Path) -> None:
+    """Remove groups whose keeper was killed before it could; one in use refuses by itself."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        if not Path("/proc", folder.name.removeprefix(PREFIX)).exists():
+            with contextlib.suppress(OSError):
+                folder.rmdir()

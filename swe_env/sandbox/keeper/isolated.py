@@ -1,0 +1,203 @@
+"""The keeper's side of `local`: an overlay in an own mount namespace, bubblewrap around it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+from pathlib import Path
+from typing import Any
+
+from swe_env.sandbox.keeper import kernel
+from swe_env.sandbox.keeper.bubblewrap import INIT, arguments
+from swe_env.sandbox.keeper.cgroups import Group
+from swe_env.sandbox.keeper.layers import copy_tree
+from swe_env.sandbox.keeper.processes import kill_all
+
+# Seen by this mount namespace only. It exists everywhere and holds nothing that is bound or read.
+_PRIVATE = "/sys"
+_START_SECONDS = 30.0
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Isolated:
+    """Everything lies in mounts of namespaces that end with their last process."""
+
+    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+        self._rooted = os.geteuid() == 0
+        self._group = Group(request["memory"], request["processes"])
+        self._bwrap = -1
+        try:
+            self._own_mounts()
+            self._mount_private(request["disk"])
+            if fds:
+                upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
+                copy_tree(fds[0], upper)
+                os.close(upper)
+            self._mount_overlay(request["base"])
+            self._start(request)
+            self.root = os.open(f"{_PRIVATE}/merged", _FOLDER)
+            self.upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
+            self.proc = os.open(f"/proc/{self._init}/root/proc", _FOLDER)
+        except BaseException:
+            self.teardown()
+            raise
+        for fd in fds:
+            os.close(fd)
+
+    def describe(self) -> tuple[dict[str, Any], list[int]]:
+        """What the library is told once the sandbox stands."""
+        answer = {
+            "worktree": f"{_PRIVATE}/merged",
+            "scratch": f"{_PRIVATE}/scratch",
+            "events": self._group.events,
+        }
+        return answer, [self.root, self.upper, self.proc]
+
+    def watched(self) -> list[int]:
+        """The sandbox's first process: with it everything in the sandbox ends."""
+        return [self._init_fd]
+
+    def enter(self) -> None:
+        """Join the sandbox's namespaces, without any rights of ours."""
+        kernel.setns(self._init_fd, self._flags)
+        kernel.drop_rights()
+
+    def kill(self, spared: list[int]) -> None:
+        """Kill every process in the pid namespace, apart from `spared` and theirs."""
+        done, doing = os.pipe()
+        if os.fork() == 0:
+            try:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self.enter()
+                if child := os.fork():
+                    os.waitpid(child, 0)
+                else:
+                    kill_all(spared, under=None)
+            finally:
+                os._exit(0)
+        os.close(doing)
+        os.read(done, 1)  # ends when the last holder of the other side does
+        os.close(done)
+
+    def scratch(self) -> None:
+        """Empty the private folder that commands never see."""
+        shutil.rmtree(f"{_PRIVATE}/scratch")
+        Path(f"{_PRIVATE}/scratch/objects").mkdir(parents=True)
+
+    def snapshot(self) -> int:
+        """The upper layer copied into a file system of its own, which goes with the descriptor."""
+        place = f"{_PRIVATE}/snapshot"
+        kernel.mount("tmpfs", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0700")
+        try:
+            target = os.open(place, _FOLDER)
+            try:
+                copy_tree(self.upper, target)
+            except BaseException:
+                os.close(target)
+                raise
+        finally:
+            kernel.detach(place)
+        return target
+
+    def refill(self, source: int) -> None:
+        """Not done in place: an overlay's layers must not change below it."""
+        raise OSError("an isolated workspace is restored by starting another keeper")
+
+    def teardown(self) -> None:
+        """End every process; the mounts go with them."""
+        if self._bwrap > 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._bwrap, 0)
+        self._group.leave()
+
+    def _own_mounts(self) -> None:
+        """Enter an own mount namespace, as an ordinary user inside an own user namespace."""
+        if self._rooted:
+            kernel.unshare(kernel.CLONE_NEWNS)
+        else:
+            uid, gid = os.geteuid(), os.getegid()
+            kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+
+    def _mount_private(self, disk: int) -> None:
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("tmpfs", _PRIVATE, "tmpfs", flags, "mode=0755")
+        for name in ("data", "merged", "scratch", "snapshot", "etc"):
+            os.mkdir(f"{_PRIVATE}/{name}")
+        kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, f"mode=0755,size={disk}")
+        for name in ("upper", "work", "tmp", "home", "shm"):
+            os.mkdir(f"{_PRIVATE}/data/{name}")
+        for name in ("tmp", "shm"):
+            os.chmod(f"{_PRIVATE}/data/{name}", 0o1777)
+
+    def _mount_overlay(self, base: str) -> None:
+        info = os.stat(base)
+        upper = f"{_PRIVATE}/data/upper"
+        os.chmod(upper, stat.S_IMODE(info.st_mode))
+        with contextlib.suppress(PermissionError, OSError):
+            os.chown(upper, info.st_uid, info.st_gid)
+        # A relative name, because the base's own may hold what the options give a meaning.
+        os.chdir(base)
+        options = f"lowerdir=.,upperdir={upper},workdir={_PRIVATE}/data/work"
+        # Redirects let folders of the base be renamed; their attributes need real root.
+        extra = "redirect_dir=on,metacopy=off,index=off" if self._rooted else "userxattr"
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("overlay", f"{_PRIVATE}/merged", "overlay", flags, f"{options},{extra}")
+        os.chdir("/")
+
+    def _start(self, request: dict[str, Any]) -> None:
+        """Start bubblewrap and wait until its first process runs inside."""
+        info, info_in = os.pipe()
+        ready, ready_in = os.pipe()
+        blocker, self._hold = os.pipe()
+        actions = [
+            (os.POSIX_SPAWN_DUP2, blocker, 0),
+            (os.POSIX_SPAWN_DUP2, ready_in, 1),
+            (os.POSIX_SPAWN_DUP2, ready_in, 2),
+            (os.POSIX_SPAWN_DUP2, info_in, 9),
+        ]
+        argv = [request["bwrap"], *arguments(request, _PRIVATE, info_fd=9), *INIT]
+        # Our own SIGCHLD is ignored, which a started program would inherit.
+        self._bwrap = os.posix_spawn(
+            argv[0], argv, {}, file_actions=actions, setsigdef=[signal.SIGCHLD, signal.SIGINT]
+        )
+        for fd in (info_in, ready_in, blocker):
+            os.close(fd)
+        said = _read_line(ready)
+        report = _read_all(info)
+        os.close(ready)
+        os.close(info)
+        if said != b"ready\n" or not report:
+            raise OSError(f"bubblewrap: {said.decode('utf-8', 'replace').strip() or 'no answer'}")
+        self._init = int(json.loads(report)["child-pid"])
+        self._init_fd = os.pidfd_open(self._init)
+        self._flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC
+        self._flags |= kernel.CLONE_NEWUTS | kernel.CLONE_NEWUSER
+        if not request["network"]:
+            self._flags |= kernel.CLONE_NEWNET
+
+
+def _read_line(fd: int) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and select.select([fd], [], [], _START_SECONDS)[0]:
+        if not (part := os.read(fd, 4096)):
+            break
+        data += part
+    return data
+
+
+def _read_all(fd: int) -> bytes:
+    data = b""
+    while select.select([fd], [], [], 0)[0] and (part := os.read(fd, 4096)):
+        data += part
+    return data
