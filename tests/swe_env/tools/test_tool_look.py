@@ -121,6 +121,8 @@ def test_search_shows_file_line_and_text(desk):
         desk.call("search", query="^[Oo]ne$", regex="true").text == "a.py:1: one\nsub/b.txt:1: One"
     )
     assert desk.call("search", query="three", path="a.py").text == "a.py:3: three"
+    assert desk.call("search", query="three", path=".").text == "a.py:3: three"
+    assert desk.call("search", query="One", path="./sub/").text == "sub/b.txt:1: One"
     assert desk.call("search", query="nowhere").text == "No line contains 'nowhere'."
     assert desk.call("search", query="(", regex=True).exit_code == 1
     assert desk.call("search", query="x", path="gone").exit_code == 1
