@@ -14,7 +14,7 @@ formats: Registry[type[TextFormat]] = Registry(
         "bash": "agents.parsing.bash:BashFormat",
     },
 )
-"""Text formats by name, entry point ``swe_env.formats`` or dotted path: classes without arguments."""
+"""Classes without arguments, by name, entry point ``swe_env.formats`` or dotted path."""
 
 
 def get_format(name: str | TextFormat) -> TextFormat:

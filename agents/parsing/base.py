@@ -10,11 +10,11 @@ from swe_env.errors import ToolError
 from swe_env.types import Action
 
 INVALID_TOOL = "invalid"
-"""Tool name of an action made from a malformed reply: the environment answers with its ``reason``."""
+"""Tool of an action made from a malformed reply; the environment answers with its ``reason``."""
 
 
 class ParseError(ToolError):
-    """A reply holds no tool call that could be read; the message tells the model how to write one."""
+    """A reply holds no tool call that can be read; the message tells the model how to write one."""
 
 
 class TextFormat(Protocol):
@@ -48,8 +48,10 @@ class TextFormat(Protocol):
 
 
 def parse_reply(text_format: TextFormat, text: str) -> Action:
-    """The call in a reply; a malformed reply becomes the ``invalid`` call, which the environment
-    answers with the reason and counts."""
+    """The call in a reply; of a malformed reply, the ``invalid`` call.
+
+    The environment answers that with the reason, and counts it.
+    """
     try:
         return text_format.parse(text)
     except ParseError as error:
@@ -77,7 +79,8 @@ def require_round_trip(text_format: TextFormat, action: Action, text: str) -> st
     try:
         found = text_format.parse(text)
     except ParseError as error:
-        raise ParseError(f"The format {text_format.name} cannot express this call: {error}") from None
+        name = text_format.name
+        raise ParseError(f"The format {name} cannot express this call: {error}") from None
     same = {key: as_text(value) for key, value in found["arguments"].items()} == wanted
     if found["tool"] != action["tool"] or not same:
         raise ParseError(

@@ -11,7 +11,8 @@ from swe_env.types import Action
 
 _CALL = "```bash\nCOMMAND\n```"
 _BLOCK = re.compile(
-    r"^(?P<fence>`{3,})(?:bash|sh)[ \t]*\n(?P<code>.*?)\n?^(?P=fence)[ \t]*$", re.DOTALL | re.MULTILINE
+    r"^(?P<fence>`{3,})(?:bash|sh)[ \t]*\n(?P<code>.*?)\n?^(?P=fence)[ \t]*$",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -23,7 +24,7 @@ class BashFormat:
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:  # noqa: ARG002 - protocol
         """The task and the format; every call is a command, so the tools need no list."""
         return (
-            "Fix the issue in the repository. Each turn: one short thought, then one bash command:\n"
+            "Fix the issue in the repository. Each turn: one short thought, then one command:\n"
             f"{_CALL}\nWhen the issue is fixed, the command is: submit"
         )
 

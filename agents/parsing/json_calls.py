@@ -1,4 +1,7 @@
-"""Tool calls as one JSON object, fenced or bare: ``{"tool": "view", "arguments": {"path": "a.py"}}``."""
+"""Tool calls as one JSON object, fenced or bare.
+
+``{"tool": "view", "arguments": {"path": "a.py"}}``
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ class JSONFormat:
                 continue
             if isinstance(found, dict) and "tool" in found:
                 return self._action(found, text)
-        raise ParseError(f"The reply holds no JSON tool call{problem}. Write one like this:\n{_CALL}")
+        raise ParseError(
+            f"The reply holds no JSON tool call{problem}. Write one like this:\n{_CALL}"
+        )
 
     def _action(self, found: dict[str, Any], text: str) -> Action:
         tool, arguments = found["tool"], found.get("arguments", {})

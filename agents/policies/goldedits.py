@@ -1,4 +1,4 @@
-"""A gold patch as calls of the `edit` tool: exact passages of whole lines, each naming one place."""
+"""A gold patch as calls of the `edit` tool: passages of whole lines, each naming one place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ast
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from unidiff import Hunk, PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
+from unidiff.patch import Hunk, PatchedFile, PatchSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,4 +195,4 @@ def enclosing(text: str, line: int) -> tuple[str, int, int] | None:
 
 def _first(node: ast.stmt) -> int:
     decorators = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(d.lineno for d in decorators)])
+    return int(min([node.lineno, *(d.lineno for d in decorators)]))

@@ -16,7 +16,7 @@ from typing import Any
 from agents.parsing import TextFormat, get_format
 from agents.policies.base import BasePolicy, Episode
 from agents.policies.goldedits import Edit, enclosing, gold_edits, patched_paths
-from swe_env.errors import PolicyError
+from swe_env.errors import PolicyError, TaskError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Task
 
@@ -183,9 +183,12 @@ def _base_files(task: Task) -> dict[str, str]:
 
     Read from the task's own base checkout; what is not there as text is left out.
     """
-    from swe_env.repos import sandbox_spec
+    from swe_env import repos
 
-    return _read_files(sandbox_spec(task).base, tuple(patched_paths(task.patch)))
+    try:
+        return _read_files(repos.base(task), tuple(patched_paths(task.patch)))
+    except TaskError:  # the checkout is inside an image
+        return {}
 
 
 @lru_cache(maxsize=256)

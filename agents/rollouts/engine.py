@@ -1,4 +1,4 @@
-"""`run_rollouts`: many episodes at once, resumable, safe to kill and to run twice over one folder."""
+"""`run_rollouts`: many episodes at once, resumable, safe to kill or to run twice at once."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 POLL = 0.25
 """Seconds between looks at an attempt that another run holds."""
-LASTING_FAILURES = frozenset({"", "task", "ungraded"})
-"""Failure kinds that trying again cannot mend ("" is no failure)."""
+LASTING_FAILURES = frozenset({"task"})
+"""Failure kinds that the same run need not try again; the next run tries every failure again."""
 
 
 def attempt_seed(seed: int, instance_id: str, attempt: int) -> int:
@@ -147,7 +147,7 @@ class _Run:
     def run(self, workers: int) -> RolloutReport:
         started = time.monotonic()
         self._find_finished()
-        self.progress.start(total=len(self.items), workers=workers)
+        self.progress.start(total=len(self.items))
         for item in self.items:
             if item in self._results:
                 self.progress.update(self._results[item], skipped=True)
@@ -180,7 +180,7 @@ class _Run:
         stored = set() if self.buffer is None else set(self.buffer.column("id").tolist())
         for item in self.items:
             result = self.folder.result(*item)
-            if result is None or result.failure not in LASTING_FAILURES:
+            if result is None or result.failure:
                 continue
             if self.buffer is None or result.trajectory_id in stored:
                 self._results[item] = result
@@ -220,7 +220,7 @@ class _Run:
             return None
         try:
             result = self.folder.result(*item)
-            if result is not None and result.failure in LASTING_FAILURES:
+            if result is not None and not result.failure:
                 self._store(self.folder.trajectory(*item), result.trajectory_id)
                 return result
             lines: list[str] = []
@@ -277,7 +277,7 @@ class _Run:
             yield
             return
 
-        def interrupt(number: int, frame: FrameType | None) -> None:
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
             if self._drain.is_set():
                 self._kill.set()
                 raise KeyboardInterrupt

@@ -35,7 +35,7 @@ class Budget:
     """Turns in a row that failed with the same words: ``stuck``."""
 
 
-class Stopped(Exception):  # noqa: N818 - control flow, not an error
+class Stopped(Exception):
     """The run was told to stop at once; the episode leaves no result."""
 
 
@@ -58,7 +58,8 @@ def run_episode(
 ) -> Trajectory:
     """Run one episode and give its record back; `env` is left open.
 
-    A failure of the machinery (environment, model) is a trajectory with `failure`; a policy that
+    A failure of the machinery (environment, model) is a trajectory with `failure`, of kind
+    ``crash`` when it was an exception that the environment should not have raised; a policy that
     breaks is truncated as ``policy``, graded, and its error kept in
     ``provenance["policy_error"]``.
 
@@ -122,6 +123,11 @@ class _Run:
             self.log(f"{type(error).__name__}: {error}")
             if not self.records:
                 recorder.abort(Failure(kind=error.kind, message=str(error)))
+        except Exception as error:
+            if not self.records:  # not the environment's: the recorder has written nothing
+                raise
+            logger.exception("The environment broke on %s.", self.instance_id)
+            self.log(f"{type(error).__name__}: {error}")
         return self.records[-1]
 
     def _reset(self) -> tuple[RecordTrajectory, Observation]:

@@ -1,4 +1,4 @@
-"""What a run tells about itself while it goes on: a protocol, silence, and a live line on stderr."""
+"""What a run tells about itself while it goes on: a protocol, silence, a live line on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agents.rollouts.report import AttemptResult
 class Progress(Protocol):
     """Told what happens in a run; calls never overlap."""
 
-    def start(self, *, total: int, workers: int) -> None:
+    def start(self, *, total: int) -> None:
         """The run begins."""
         ...
 
@@ -32,7 +32,7 @@ class Progress(Protocol):
 class NoProgress:
     """Says nothing."""
 
-    def start(self, *, total: int, workers: int) -> None:
+    def start(self, *, total: int) -> None:
         """Nothing."""
 
     def update(self, result: AttemptResult, *, skipped: bool) -> None:
@@ -53,7 +53,7 @@ class LiveProgress:
         self._counts: Counter[str] = Counter()
         self._tokens = 0
 
-    def start(self, *, total: int, workers: int) -> None:
+    def start(self, *, total: int) -> None:
         """Show the bar."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

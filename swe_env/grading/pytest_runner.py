@@ -199,8 +199,8 @@ def _error(records: Records, result: ExecResult, timeout: float) -> str:
 
 def _last_line(output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line]
-    return (errors or lines or ["it printed nothing"])[-1].strip()[:300]
+    errors = [line for line in lines if line.lower().startswith(("error", "e  ", "importerror"))]
+    return (errors[:1] or lines[-1:] or ["it printed nothing"])[0].strip()[:300]
 
 
 def _tampering(records: Records, rewritten: list[str]) -> list[str]:

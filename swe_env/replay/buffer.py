@@ -156,7 +156,7 @@ class ReplayBuffer(Records):
         return [self.append(trajectory) for trajectory in trajectories]
 
     def close(self) -> None:
-        """Save the index and close the shard; the buffer stays readable, `append` opens a new one."""
+        """Save the index, close the shard; the buffer stays readable, `append` opens another."""
         with self._lock:
             if self._appender is not None and self._writer_pid == os.getpid():
                 self._appender.close()
@@ -224,9 +224,7 @@ class ReplayBuffer(Records):
     def _save(self) -> None:
         index, _ = self.snapshot()
         try:
-            self._storage.replace(
-                _INDEX, indexing.dump(Saved(index, self._scanned, self._damages))
-            )
+            self._storage.replace(_INDEX, indexing.dump(Saved(index, self._scanned, self._damages)))
         except OSError as error:
             log.warning("The index of %s could not be saved: %s.", self.path, error)
         self._unsaved = 0

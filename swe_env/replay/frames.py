@@ -1,11 +1,11 @@
-"""How a record lies in a shard: a header that any zstd tool skips, then the record's own zstd frame.
+"""How a record lies in a shard: a header that zstd tools skip, then the record's own zstd frame.
 
 A shard is a concatenation of such records, so ``zstd -dc shard.jsonl.zst`` prints it as JSONL. The
 header is a *skippable frame* (RFC 8878, 3.1.2) holding the body's length and BLAKE2 digest and the
 record's index row: an index is rebuilt without decompressing anything, a damaged record is known
 by its digest, and the next one is found by its header.
 
-header: magic (4) | payload size (4) | tag (4) | body length (4) | body digest (16) | row | check (8)
+header: magic 4 | payload size 4 | tag 4 | body length 4 | body digest 16 | row | check 8 (bytes)
 """
 
 from __future__ import annotations

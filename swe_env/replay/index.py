@@ -96,7 +96,9 @@ class Index:
             raise ConfigError(f"A replay buffer has no column {name!r}. {hint}")
         values = self.table[name] if positions is None else self.table[name][positions]
         if name in _TEXT:
-            return np.array(self.texts, dtype=object)[values] if self.texts else values.astype(object)
+            return (
+                np.array(self.texts, dtype=object)[values] if self.texts else values.astype(object)
+            )
         return values.astype("U32") if name == "id" else values
 
     def select(self, positions: Positions, conditions: Mapping[str, Condition]) -> Positions:

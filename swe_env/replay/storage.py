@@ -152,7 +152,9 @@ class _LocalAppender:
         try:
             self._descriptor = os.open(path, flags, 0o644)
         except OSError as error:
-            raise ReplayError(f"The shard {path} could not be created: {error.strerror}.") from error
+            raise ReplayError(
+                f"The shard {path} could not be created: {error.strerror}."
+            ) from error
         self._end = 0
 
     def append(self, data: bytes, *, durable: bool) -> int:

@@ -1,4 +1,4 @@
-"""`View`: some records of a buffer, chosen by their columns; bodies are read only when asked for."""
+"""`View`: some records of a buffer, chosen by their columns; bodies are read when asked for."""
 
 from __future__ import annotations
 

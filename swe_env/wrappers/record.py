@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 UNGRADED = "ungraded"
 """Failure kind of an episode that was left before a verdict: no evidence about the agent."""
+CRASH = "crash"
+"""Failure kind of an episode that ended in an exception that is no `InfrastructureError`."""
 
 
 class Sink(Protocol):
@@ -48,8 +50,8 @@ class RecordTrajectory(
     """Writes one record per episode to `buffer`.
 
     The record is written when the episode terminates or truncates, when `finish` ends it, and also
-    when it is left unfinished (`close`, another `reset`, an exception), then with the failure kind
-    ``ungraded`` so that nobody learns from it. Steps start with the system prompt, if any, and the
+    when it is left unfinished (`close`, another `reset`, an exception), then with a failure
+    (kind ``ungraded``, ``crash`` or the error's own) so that nobody learns from it. Steps start with the system prompt, if any, and the
     first observation, so that trajectories of one task and prompt share their first state.
 
     Args:
@@ -109,9 +111,7 @@ class RecordTrajectory(
         self._running = True
         return observation, info
 
-    def step(
-        self, action: Action
-    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take a step and record it; the last one writes the trajectory."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
@@ -195,9 +195,9 @@ class RecordTrajectory(
     def _abandon(self, truncation: str, error: BaseException | None = None) -> None:
         if not self._running:
             return
-        kind = error.kind if isinstance(error, InfrastructureError) else UNGRADED
-        message = f"the episode was left before its verdict ({truncation})"
+        kind, message = UNGRADED, f"the episode was left before its verdict ({truncation})"
         if error is not None:
+            kind = error.kind if isinstance(error, InfrastructureError) else CRASH
             message = f"{type(error).__name__}: {error}"
         failure = {"kind": kind, "message": message}
         self._write(0.0, {"failure": failure, "truncation": truncation}, finished=False)

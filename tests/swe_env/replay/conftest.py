@@ -39,7 +39,9 @@ def make_trajectory(
                 tool_calls=(ToolCall(function_name="view", arguments={"path": "a.py"}),),
                 observation=StepObservation(content="1 é\n2"),
                 metrics=Metrics(
-                    prompt_token_ids=(1, 2), completion_token_ids=(3, 4, 5), logprobs=(-1.0, -0.5, 0.0)
+                    prompt_token_ids=(1, 2),
+                    completion_token_ids=(3, 4, 5),
+                    logprobs=(-1.0, -0.5, 0.0),
                 ),
             ),
         ),

@@ -133,7 +133,15 @@ def test_a_flipped_bit_anywhere_costs_one_record_and_is_named(tmp_path, trajecto
     shard, rng = shard_of(tmp_path), np.random.default_rng(0)
     good = shard.read_bytes()
     starts = ReplayBuffer(tmp_path).column("offset").tolist()
-    for position in [*rng.integers(len(good), size=80).tolist(), *starts, 4, 5, 6, 7, len(good) - 1]:
+    for position in [
+        *rng.integers(len(good), size=80).tolist(),
+        *starts,
+        4,
+        5,
+        6,
+        7,
+        len(good) - 1,
+    ]:
         bad = bytearray(good)
         bad[position] ^= 1 << int(rng.integers(8))
         shard.write_bytes(bad)

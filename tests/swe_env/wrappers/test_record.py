@@ -158,7 +158,7 @@ def test_a_failure_of_the_environment_is_no_evidence(buffer):
 
 @pytest.mark.parametrize(
     ("word", "error", "kind"),
-    [("crash", SandboxError, "sandbox"), ("bug", RuntimeError, "ungraded")],
+    [("crash", SandboxError, "sandbox"), ("bug", RuntimeError, "crash")],
 )
 def test_an_exception_leaves_a_marked_record(buffer, word, error, kind):
     env = RecordTrajectory(Echo(), buffer, agent=AGENT)
