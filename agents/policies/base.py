@@ -63,7 +63,7 @@ class Policy(Protocol):
         ...
 
 
-class EpisodeOver(Exception):  # noqa: N818 - control flow, not an error
+class EpisodeOver(Exception):
     """A policy ends its episode; the patch so far is graded, the record says `finished: false`."""
 
     def __init__(self, truncation: str) -> None:
