@@ -45,7 +45,9 @@ def percent(value: float, digits: int = 1) -> str:
 
 def points(value: float) -> str:
     """A signed difference of shares in percentage points."""
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}"
+    if math.isnan(value):
+        return "–"
+    return "±0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,20 @@ from swe_env.errors import ConfigError
 # What breaks naive parsers: the formats' own marks, newlines at the ends, nested brackets.
 marks = st.sampled_from(
     ["<", ">", "</", "\n", "\n\n", "</parameter>", "<parameter=a>", "</function>", "<function=f>"]
-    + ["```", "````", "```bash\n", '{"tool": "x"}', '"', "\\", "{", " ", "\t", "é", "x = a<b>c", "\r"]
+    + [
+        "```",
+        "````",
+        "```bash\n",
+        '{"tool": "x"}',
+        '"',
+        "\\",
+        "{",
+        " ",
+        "\t",
+        "é",
+        "x = a<b>c",
+        "\r",
+    ]
 )
 texts = st.lists(marks | st.text(max_size=5), max_size=8).map("".join)
 names = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
@@ -19,7 +32,9 @@ calls = st.builds(
     texts,
 )
 plain_code = st.lists(
-    st.sampled_from(["if a < b:\n", "    return List[<T>]\n", "\n", "x", "</div>", "  ", "\\", "'"]),
+    st.sampled_from(
+        ["if a < b:\n", "    return List[<T>]\n", "\n", "x", "</div>", "  ", "\\", "'"]
+    ),
     max_size=10,
 ).map("".join)
 
