@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join("".join(self.words).split())
+        return " ".join(" ".join(self.words).split())
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -106,7 +106,7 @@ def test_what_an_agent_wrote_is_text_and_nothing_else(tmp_path, kind):
     assert not found.named("img")
     assert not [a for _, a in found.elements for name in a if name.startswith("on")]
     assert "alert(1)" in found.text
-    assert "␛[2J<U+202E>evil" in found.text
+    assert r"\x1b[2J\u202eevil" in found.text
     assert "\x1b" not in found.text
     assert "\u202e" not in found.text
 

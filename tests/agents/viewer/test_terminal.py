@@ -35,7 +35,7 @@ def test_steps_calls_patch_and_verdict(console):
         "It returns the wrong value.",
         "→ view path=f0.py",
         "view answered",
-        "3 tokens · 0.5 nats/token",
+        "3 tokens · 0.50 nats/token",
         "+return b",
         "1 of 2 hidden tests pass.",
         "failed   FAIL_TO_PASS  t.py::test_a",

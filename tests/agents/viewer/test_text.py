@@ -21,7 +21,7 @@ def test_nothing_invisible_that_acts_is_left(text):
 def test_ordinary_text_is_untouched():
     text = "naïve\t→ 木 🙂\nend"
     assert visible(text) == text
-    assert visible("a\r\nb\rc") == "a\nb␍c"
+    assert visible("a\r\nb\rc") == "a\nb\\x0dc"
 
 
 @pytest.mark.parametrize(
