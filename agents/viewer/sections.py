@@ -188,7 +188,13 @@ def pass_curve(report: ReportData) -> Chart:
 def task_grid(report: ReportData) -> list[tuple[str, list[Cell]]]:
     """(instance id, a cell for each arm), the most often resolved tasks first."""
     tasks = dict.fromkeys(a.instance_id for arm in report.arms for a in arm.attempts)
-    cells = {task: [_cell(task, arm) for arm in report.arms] for task in tasks}
+    cells: dict[str, list[Cell]] = {task: [] for task in tasks}
+    for arm in report.arms:
+        groups: dict[str, list[Attempt]] = {task: [] for task in tasks}
+        for attempt in arm.attempts:
+            groups[attempt.instance_id].append(attempt)
+        for task, attempts in groups.items():
+            cells[task].append(_cell(task, arm, attempts))
 
     def ease(task: str) -> tuple[float, str]:
         n = sum(c.n for c in cells[task])
@@ -260,8 +266,7 @@ def _selected_card(chosen: Selected, row: ArmRow) -> Card:
     )
 
 
-def _cell(task: str, arm: Arm) -> Cell:
-    attempts = [a for a in arm.attempts if a.instance_id == task]
+def _cell(task: str, arm: Arm, attempts: list[Attempt]) -> Cell:
     counted = [a for a in attempts if not a.failure]
     return Cell(
         n=len(counted),
