@@ -93,9 +93,7 @@ class KeptSandbox:
                 code, timed_out, note, side = ran.exit_code, ran.timed_out, ran.note, b""
             else:
                 argv = [self._argument(part) for part in command]
-                code, timed_out, side = self._run(
-                    argv, timeout, stdin, env or {}, channel, capture
-                )
+                code, timed_out, side = self._run(argv, timeout, stdin, env or {}, channel, capture)
                 note = f"[Killed after {timeout:g} s with all it had started.]" if timed_out else ""
             struck = "" if timed_out else self._struck()
         if struck:
@@ -258,7 +256,9 @@ def open_folder(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise SandboxError(f"The base checkout {path} cannot be opened: {error.strerror}.") from error
+        raise SandboxError(
+            f"The base checkout {path} cannot be opened: {error.strerror}."
+        ) from error
 
 
 def _open_pipes(

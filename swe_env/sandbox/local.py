@@ -64,9 +64,7 @@ class LocalSandbox(KeptSandbox):
     `restore` ends what is running.
     """
 
-    def __init__(
-        self, spec: SandboxSpec, *, layer: int | None = None, cwd: str = WORKDIR
-    ) -> None:
+    def __init__(self, spec: SandboxSpec, *, layer: int | None = None, cwd: str = WORKDIR) -> None:
         keeper = _start(spec, layer)
         super().__init__(
             spec,
@@ -110,7 +108,8 @@ class LocalSandbox(KeptSandbox):
             super().close()
 
     def _processes(self) -> set[int]:
-        return {int(name) for name in os.listdir(self._keeper.fds[2]) if name.isdigit()}
+        with os.scandir(self._keeper.fds[2]) as entries:
+            return {int(entry.name) for entry in entries if entry.name.isdigit()}
 
     def _changed(self) -> bool:
         with os.scandir(self._keeper.fds[1]) as entries:
@@ -169,8 +168,7 @@ def _start(spec: SandboxSpec, layer: int | None) -> Keeper:
 
 
 def _environment(spec: SandboxSpec) -> dict[str, str]:
-    given = {name: value.replace("{workdir}", WORKDIR) for name, value in spec.env.items()}
-    return {**BASE_ENV, "HOME": "/root", "TMPDIR": "/tmp", **given}
+    return {**BASE_ENV, "HOME": "/root", "TMPDIR": "/tmp", **spec.variables(WORKDIR)}
 
 
 def _rlimits(spec: SandboxSpec, keeper: Keeper) -> dict[str, int]:

@@ -106,6 +106,7 @@ class Isolated:
 
     def refill(self, source: int) -> None:
         """Not done in place: an overlay's layers must not change below it."""
+        del source
         raise OSError("an isolated workspace is restored by starting another keeper")
 
     def teardown(self) -> None:
@@ -133,17 +134,17 @@ class Isolated:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("tmpfs", _PRIVATE, "tmpfs", flags, "mode=0755")
         for name in ("data", "merged", "scratch", "snapshot", "etc"):
-            os.mkdir(f"{_PRIVATE}/{name}")
+            Path(_PRIVATE, name).mkdir()
         kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, f"mode=0755,size={disk}")
         for name in ("upper", "work", "tmp", "home", "shm"):
-            os.mkdir(f"{_PRIVATE}/data/{name}")
+            Path(_PRIVATE, "data", name).mkdir()
         for name in ("tmp", "shm"):
-            os.chmod(f"{_PRIVATE}/data/{name}", 0o1777)
+            Path(_PRIVATE, "data", name).chmod(0o1777)
 
     def _mount_overlay(self, base: str) -> None:
-        info = os.stat(base)
+        info = Path(base).stat()
         upper = f"{_PRIVATE}/data/upper"
-        os.chmod(upper, stat.S_IMODE(info.st_mode))
+        Path(upper).chmod(stat.S_IMODE(info.st_mode))
         with contextlib.suppress(PermissionError, OSError):
             os.chown(upper, info.st_uid, info.st_gid)
         # A relative name, because the base's own may hold what the options give a meaning.

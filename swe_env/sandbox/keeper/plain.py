@@ -70,8 +70,7 @@ class Plain:
     def refill(self, source: int) -> None:
         """Replace the workspace's contents by a copy of folder `source`; processes are ended."""
         self.kill([])
-        for name in os.listdir(self.root):
-            path = self.folder / "testbed" / name
+        for path in (self.folder / "testbed").iterdir():
             if path.is_dir() and not path.is_symlink():
                 remove(path)
             else:

@@ -108,7 +108,7 @@ class Prober:
         Raises:
             TaskError: the server itself broke.
         """
-        options = ["-q", *PYTEST_OPTIONS, f"--basetemp={self._basetemp}"]
+        options = ["-q", "--tb=no", *PYTEST_OPTIONS, f"--basetemp={self._basetemp}"]
         request = {
             "cwd": str(self.root),
             "args": [*options, "--continue-on-collection-errors", *targets],

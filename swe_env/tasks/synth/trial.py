@@ -15,7 +15,7 @@ from swe_env.tasks.synth.baseline import Baseline
 from swe_env.tasks.synth.hidden import file_of, function_of, without_tests
 from swe_env.tasks.synth.prober import Answer, Prober
 
-MARGIN = 2.0
+MARGIN = 5.0
 """Seconds beyond three times the tests' own time after which a bug counts as a hang."""
 CHEAP = 1.0
 """Seconds; test files that take less are run whole at once instead of test by test first."""
