@@ -90,7 +90,8 @@ def test_what_edits_cannot_do_is_none():
 
 
 def test_enclosing_names_functions_and_methods():
-    text = "import x\n\n\n@deco\ndef f():\n    return 1\n\n\nclass C:\n    y = 1\n\n    def m(self):\n        def inner():\n            return 2\n"
+    text = "import x\n\n\n@deco\ndef f():\n    return 1\n\n\nclass C:\n    y = 1\n\n"
+    text += "    def m(self):\n        def inner():\n            return 2\n"
     assert enclosing(text, 4) == ("f", 4, 6)
     assert enclosing(text, 14) == ("C.m", 12, 14)
     assert enclosing(text, 10) is None
