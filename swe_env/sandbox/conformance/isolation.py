@@ -130,7 +130,7 @@ def limits_hold(bench: Bench) -> None:
     expect(result.exit_code != 0, "the disk limit strikes", result)
     expect(result.limit == "disk" and "disk" in result.output, "the disk limit is told", result)
     box.exec("rm big")
-    bomb = box.exec("f() { f | f & }; f; sleep 1", timeout=3)
+    bomb = box.exec("f() { f | f & }; f; sleep 1; false", timeout=3)
     expect(bomb.limit == "processes" or bomb.timed_out, "a fork bomb is stopped", bomb)
     began = time.monotonic()
     box.close()

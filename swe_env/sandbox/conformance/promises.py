@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from swe_env.errors import SandboxError
@@ -53,7 +54,8 @@ def shell_is_replaced(bench: Bench) -> None:
 def output_cannot_end_a_command(bench: Bench) -> None:
     """Whatever a command prints, to any descriptor it can name, its result is its own."""
     box = bench.start()
-    said(box.exec("printf '0 0 /\\0\\0'; echo 0 >&2; (exit 9)").__class__ and box.exec("true"), "")
+    result = box.exec("printf '0 0 /\\0\\0'; echo 0 >&2; (exit 9)")
+    expect(result.exit_code == 9, "a report on the output is only output", result)
     result = box.exec(
         "for i in $(seq 3 99); do eval \"printf '1 0 /x\\\\0' >&$i\"; done 2>/dev/null; false"
     )
@@ -175,11 +177,11 @@ def files_stay_inside(bench: Bench) -> None:
     bad = ["../secret", "pkg/../../secret", str(secret), "/etc/passwd", "out", "up/secret", "climb"]
     bad += ["etc/passwd", "loop", "fifo", "pkg", "missing", "huge", "zero", "magic", "a\0b", ""]
     for path in bad:
-        refused(lambda path=path: box.files.read(path), f"reading {path!r}")  # type: ignore[misc]
+        refused(partial(box.files.read, path), f"reading {path!r}")
     for path in ("../new", "out", "up/new", "etc/new", str(secret), "fifo", "pkg", "zero", "climb"):
-        refused(lambda path=path: box.files.write(path, b"x"), f"writing {path!r}")  # type: ignore[misc]
+        refused(partial(box.files.write, path, b"x"), f"writing {path!r}")
     for path in ("../secret", "up/secret", str(secret), "pkg", "missing"):
-        refused(lambda path=path: box.files.remove(path), f"removing {path!r}")  # type: ignore[misc]
+        refused(partial(box.files.remove, path), f"removing {path!r}")
     refused(lambda: list(box.files.walk("up")), "walking a link to outside")
     refused(lambda: box.files.read("data.bin", limit=255), "reading more than the limit")
     expect(box.files.read("absolute").startswith(b"def f"), "an absolute link inside is followed")
@@ -193,7 +195,8 @@ def diff_tells_everything(bench: Bench) -> None:
     box.exec(
         "echo 'x = 1' >> pkg/mod.py; git mv README READ.md; chmod -x run.sh; rm link; "
         "ln -s run.sh link2; printf '\\0\\1\\2' >> data.bin; printf 'no newline' > added; "
-        "mkdir -p a/b; echo deep > 'a/b/sp ace é'; echo log > x.log; printf 'd\\351\\n' >> latin.txt; "
+        "mkdir -p a/b; echo deep > 'a/b/sp ace é'; echo log > x.log; "
+        "printf 'd\\351\\n' >> latin.txt; "
         ": > empty; printf 'crlf\\r\\n' > crlf; chmod +x added"
     )
     patch = box.diff()
@@ -207,13 +210,24 @@ def diff_tells_everything(bench: Bench) -> None:
         if entry.kind == "file" and path != "x.log":
             expect(ours.read_bytes() == box.files.read(path), f"{path} has its bytes")
     expect(not os.access(other / "README", os.F_OK), "deleted files are gone")
-    expect(os.readlink(other / "link2") == "run.sh", "links are links")
+    expect((other / "link2").readlink() == Path("run.sh"), "links are links")
     expect(not (other / "run.sh").stat().st_mode & stat.S_IXUSR, "modes are kept")
     expect((other / "added").stat().st_mode & stat.S_IXUSR, "modes of new files are kept")
 
 
+def diff_sees_into_repositories(bench: Bench) -> None:
+    """A repository made inside the workspace, with commits or without, hides nothing."""
+    box = bench.start()
+    box.exec("git init -q pkg; echo 'x = 1' >> pkg/mod.py; echo new > pkg/new")
+    honest = box.diff()
+    expect("+x = 1" in honest and "+new" in honest, "an empty repository hides nothing", honest)
+    box.exec("cd pkg; git add -A; git -c user.name=a -c user.email=b commit -qm mine; rm mod.py")
+    patch = box.diff()
+    expect("-def f" in patch and "+new" in patch, "a repository hides nothing", patch)
+
+
 def diff_ignores_the_agents_git(bench: Bench) -> None:
-    """Commits, configuration, hooks, filters, attributes' commands and a lost .git change nothing."""
+    """Commits, configuration, hooks, filters and a lost .git change nothing."""
     box = bench.start()
     box.exec("echo 'x = 1' >> pkg/mod.py; echo new > new.py")
     honest = box.diff()
@@ -280,7 +294,7 @@ def forks_are_independent(bench: Bench) -> None:
 def closing_ends_everything(bench: Bench) -> None:
     """Twice is once; no descriptor, thread or process is left; use after it is refused."""
     bench.start().close()
-    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    fds, threads = _descriptors(), threading.active_count()
     box = bench.start()
     box.exec("sleep 300 & (setsid sleep 300 &)")
     box.exec("sleep 9", timeout=0.1)
@@ -290,7 +304,7 @@ def closing_ends_everything(bench: Bench) -> None:
         kept.discard()
         twin.close()
         box.close()
-    expect(len(os.listdir("/proc/self/fd")) == fds, "descriptors are closed")
+    expect(_descriptors() == fds, "descriptors are closed")
     expect(threading.active_count() == threads, "no thread is left")
     try:
         box.exec("true")
@@ -298,6 +312,10 @@ def closing_ends_everything(bench: Bench) -> None:
         pass
     else:
         raise AssertionError("a closed sandbox must raise SandboxError")
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def limits_strike(bench: Bench) -> None:
@@ -335,6 +353,7 @@ ALL: dict[str, Callable[[Bench], None]] = {
         files_read_and_write,
         files_stay_inside,
         diff_tells_everything,
+        diff_sees_into_repositories,
         diff_ignores_the_agents_git,
         snapshots_restore,
         forks_are_independent,

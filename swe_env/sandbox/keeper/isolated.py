@@ -30,7 +30,7 @@ class Isolated:
     def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
         self._rooted = os.geteuid() == 0
         self._group = Group(request["memory"], request["processes"])
-        self._bwrap = -1
+        self._bwrap_fd = self._init_fd = -1
         try:
             self._own_mounts()
             self._mount_private(request["disk"])
@@ -111,11 +111,12 @@ class Isolated:
 
     def teardown(self) -> None:
         """End every process; the mounts go with them."""
-        if self._bwrap > 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._bwrap, 0)
+        # The first process of the pid namespace ends only after all the others have.
+        for fd in (self._init_fd, self._bwrap_fd):
+            if fd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                select.select([fd], [], [], _START_SECONDS)
         self._group.leave()
 
     def _own_mounts(self) -> None:
@@ -169,9 +170,10 @@ class Isolated:
         ]
         argv = [request["bwrap"], *arguments(request, _PRIVATE, info_fd=9), *INIT]
         # Our own SIGCHLD is ignored, which a started program would inherit.
-        self._bwrap = os.posix_spawn(
+        pid = os.posix_spawn(
             argv[0], argv, {}, file_actions=actions, setsigdef=[signal.SIGCHLD, signal.SIGINT]
         )
+        self._bwrap_fd = os.pidfd_open(pid)
         for fd in (info_in, ready_in, blocker):
             os.close(fd)
         said = _read_line(ready)

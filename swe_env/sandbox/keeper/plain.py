@@ -25,7 +25,7 @@ class Plain:
         kernel.adopt_orphans()
         parent = Path(request["parent"])
         sweep(parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         lock = os.open(self.folder / ".alive", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -86,6 +86,10 @@ class Plain:
 def sweep(parent: Path) -> None:
     """Remove folders whose keeper was killed before it could."""
     for folder in parent.glob(f"{PREFIX}*"):
+        # A living keeper may not have locked its folder yet; the lock is what tells when the
+        # number belongs to another machine's or container's process.
+        if Path("/proc", folder.name.removeprefix(PREFIX).split("-")[0]).exists():
+            continue
         with contextlib.suppress(OSError):
             lock = os.open(folder / ".alive", os.O_RDWR | os.O_NOFOLLOW)
             try:
