@@ -41,7 +41,8 @@ class _Launcher:
         with self.lock:
             for last in (False, True):
                 try:
-                    return wire.send(self._socket or self._start(), request, fds)
+                    wire.send(self._socket or self._start(), request, fds)
+                    return
                 except OSError as error:
                     self._stop()
                     if last:

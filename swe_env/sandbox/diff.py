@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from swe_env.errors import SandboxError
+from swe_env.sandbox.base import Files
 
 _SETTINGS = {
     "core.fsmonitor": "false",
@@ -45,15 +46,23 @@ class Ran(NamedTuple):
     output: bytes
 
 
-Run = Callable[[Sequence[str], Mapping[str, str]], Ran]
-"""Runs a program of this machine in the workspace's root and returns its two outputs as one."""
+class Run(Protocol):
+    """Runs a program of this machine in the workspace's root."""
+
+    def __call__(self, argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> Ran:
+        """Its exit code and output (its errors where it has none)."""
+        ...
 
 
-def diff(base: Path, *, worktree: str, scratch: str, run: Run) -> str:
+Git = Callable[..., bytes]
+
+
+def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> str:
     """Git's diff from `base`'s HEAD to the workspace.
 
     Args:
         base: the pristine checkout; its ``.git`` is read, never written.
+        files: the workspace.
         worktree: the workspace's path where `run` runs.
         scratch: an empty private folder there, for the index and new objects.
         run: starts git.
@@ -78,21 +87,33 @@ def diff(base: Path, *, worktree: str, scratch: str, run: Run) -> str:
         "GIT_NO_REPLACE_OBJECTS": "1",
     }
 
-    def git(*arguments: str, attributes: str = "/dev/null") -> bytes:
+    def git(*arguments: str, attributes: str = "/dev/null", stdin: bytes = b"") -> bytes:
         settings = {**_SETTINGS, "core.attributesFile": attributes}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        ran = run([_git(), *options, *arguments], env)
+        ran = run([_git(), *options, *arguments], env, stdin)
         if ran.exit_code:
             reason = ran.output.decode("utf-8", "replace").strip()
             raise SandboxError(f"git {arguments[0]} failed in the workspace: {reason}.")
         return ran.output
 
-    # -p keeps the index's time, by which git tells entries that may have changed unnoticed.
-    seeded = run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], env).exit_code == 0
-    if not seeded:
-        git("read-tree", "HEAD")
-    git("add", "--all", "--", ".")
-    output = git(*_DIFF, "HEAD", "--")
+    def seed() -> None:
+        # -p keeps the index's time, by which git tells entries that may have changed unnoticed.
+        if run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], env).exit_code:
+            git("read-tree", "HEAD")
+
+    seed()
+    try:
+        git("add", "--all", "--", ".")
+        output = git(*_DIFF, "HEAD", "--")
+        whole = b"160000" not in output
+    except SandboxError:
+        whole = False
+    if not whole and (nested := _repositories(files)):
+        seed()
+        _add_around(git, files, nested)
+        output = git(*_DIFF, "HEAD", "--")
+    elif not whole:
+        git("add", "--all", "--", ".")
     try:
         return output.decode()
     except UnicodeDecodeError:
@@ -100,6 +121,33 @@ def diff(base: Path, *, worktree: str, scratch: str, run: Run) -> str:
         attributes = f"{scratch}/attributes"
         run(["sh", "-c", 'printf "* -diff\\n" > "$0"', attributes], env)
         return git(*_DIFF, "HEAD", "--", attributes=attributes).decode("utf-8", "replace")
+
+
+def _repositories(files: Files) -> list[str]:
+    """Folders below the root that are repositories of their own, the outermost of each nest."""
+    found: list[str] = []
+    for path, entry in files.walk():
+        inner = any(path.startswith(f"{above}/") for above in found)
+        if entry.kind == "dir" and not inner and files.stat(f"{path}/.git") is not None:
+            found.append(path)
+    return found
+
+
+def _add_around(git: Git, files: Files, nested: list[str]) -> None:
+    """`git add --all` that takes repositories in the workspace for the folders they are.
+
+    git itself would record such a folder as a submodule and lose what is in it.
+    """
+    git("add", "--all", "--", ".", *(f":(exclude,literal){path}" for path in nested))
+    for folder in nested:
+        tracked = set(git("ls-files", "-z", "--", f":(literal){folder}").split(b"\0"))
+        present = {
+            os.fsencode(path)
+            for path, entry in files.walk(folder)
+            if entry.kind in ("file", "link")
+        }
+        names = b"\0".join(sorted((present | tracked) - {b""}))
+        git("update-index", "--add", "--remove", "-z", "--stdin", stdin=names)
 
 
 def _git() -> str:

@@ -1,4 +1,4 @@
-"""`DirFiles`: the file access of every sandbox whose workspace is a folder this process can open."""
+"""`DirFiles`: file access for sandboxes whose workspace is a folder this process can open."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from swe_env.errors import SandboxError
-from swe_env.sandbox.base import SandboxSpec
+from swe_env.sandbox.base import Files, SandboxSpec
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.diff import Ran, diff
 from swe_env.sandbox.files import DirFiles
@@ -54,7 +54,8 @@ class KeptSandbox:
         self._rlimits = dict(rlimits)
         self._lock = threading.RLock()
         self._closed = False
-        self.files = DirFiles(root, workdir)
+        self._files = DirFiles(root, workdir)
+        self.files: Files = self._files
         self._shell = self._new_shell(cwd)
 
     def _processes(self) -> set[int]:
@@ -65,9 +66,15 @@ class KeptSandbox:
         """A command's argument as the sandbox needs it."""
         return text
 
-    def _struck(self) -> str:
-        """Name of the limit that struck since the last call, or empty."""
-        return ""
+    def _struck(self, code: int, output: str) -> str:
+        """Name of the limit that struck in a command that ended so, or empty.
+
+        Without counters (see `local`) only what a failed command says can tell.
+        """
+        if code == 0:
+            return ""
+        said = (name for name, words in _SIGNS if any(word in output for word in words))
+        return "disk" if code == _XFSZ else next(said, "")
 
     def exec(
         self,
@@ -93,14 +100,12 @@ class KeptSandbox:
                 code, timed_out, note, side = ran.exit_code, ran.timed_out, ran.note, b""
             else:
                 argv = [self._argument(part) for part in command]
-                code, timed_out, side = self._run(
-                    argv, timeout, stdin, env or {}, channel, capture
-                )
+                code, timed_out, side = self._run(argv, timeout, stdin, env or {}, channel, capture)
                 note = f"[Killed after {timeout:g} s with all it had started.]" if timed_out else ""
-            struck = "" if timed_out else self._struck()
+            text = capture.text()
+            struck = "" if timed_out else self._struck(code, text)
         if struck:
             note = "\n".join(filter(None, [f"[{_MESSAGES[struck]}]", note]))
-        text = capture.text()
         if note:
             text += ("" if not text or text.endswith("\n") else "\n") + note + "\n"
         return ExecResult(
@@ -172,6 +177,7 @@ class KeptSandbox:
             try:
                 return diff(
                     self.spec.base.absolute(),
+                    files=self.files,
                     worktree=self._keeper.answer["worktree"],
                     scratch=self._keeper.answer["scratch"],
                     run=self._beside,
@@ -183,10 +189,10 @@ class KeptSandbox:
         """False only when it is certain that nothing changed."""
         return True
 
-    def _beside(self, argv: Sequence[str], env: Mapping[str, str]) -> Ran:
+    def _beside(self, argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> Ran:
         """Run a trusted program of this machine on the sandbox's files."""
         with contextlib.ExitStack() as given:
-            pipes, fds = _open_pipes(given, b"", channel=True)
+            pipes, fds = _open_pipes(given, stdin, channel=True)
             try:
                 self._keeper.spawn(
                     argv,
@@ -213,14 +219,14 @@ class KeptSandbox:
             if not self._closed:
                 self._closed = True
                 self._shell.close()
-                self.files.close()
+                self._files.close()
                 self._keeper.close()
 
     def _move_to(self, keeper: Keeper, root: int) -> None:
         """Go on in another keeper's workspace."""
         cwd = self._shell.cwd
         self._shell.close()
-        self.files.move_to(root)
+        self._files.move_to(root)
         self._keeper.close()
         self._keeper, self._root = keeper, root
         self._shell = self._new_shell(cwd)
@@ -246,6 +252,12 @@ class KeptSandbox:
         self.close()
 
 
+_XFSZ = 128 + 25
+_SIGNS = (
+    ("processes", ("fork: retry: Resource", "fork: Resource", "can't start new thread")),
+    ("memory", ("MemoryError", "Cannot allocate memory", "memory exhausted")),
+    ("disk", ("No space left on device", "File too large", "File size limit exceeded")),
+)
 _MESSAGES = {
     "memory": "Out of memory: the sandbox's memory limit was reached and a process was killed.",
     "processes": "The sandbox's limit on the number of processes was reached.",
@@ -258,7 +270,9 @@ def open_folder(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise SandboxError(f"The base checkout {path} cannot be opened: {error.strerror}.") from error
+        raise SandboxError(
+            f"The base checkout {path} cannot be opened: {error.strerror}."
+        ) from error
 
 
 def _open_pipes(

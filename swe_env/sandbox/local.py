@@ -64,9 +64,7 @@ class LocalSandbox(KeptSandbox):
     `restore` ends what is running.
     """
 
-    def __init__(
-        self, spec: SandboxSpec, *, layer: int | None = None, cwd: str = WORKDIR
-    ) -> None:
+    def __init__(self, spec: SandboxSpec, *, layer: int | None = None, cwd: str = WORKDIR) -> None:
         keeper = _start(spec, layer)
         super().__init__(
             spec,
@@ -110,7 +108,8 @@ class LocalSandbox(KeptSandbox):
             super().close()
 
     def _processes(self) -> set[int]:
-        return {int(name) for name in os.listdir(self._keeper.fds[2]) if name.isdigit()}
+        with os.scandir(self._keeper.fds[2]) as entries:
+            return {int(entry.name) for entry in entries if entry.name.isdigit()}
 
     def _changed(self) -> bool:
         with os.scandir(self._keeper.fds[1]) as entries:
@@ -130,13 +129,16 @@ class LocalSandbox(KeptSandbox):
             os.close(fd)
         self._events = {}
 
-    def _struck(self) -> str:
+    def _struck(self, code: int, output: str) -> str:
         for name, fd in self._events.items():
             count = _count(fd)
             if count > self._seen[name]:
                 self._seen[name] = count
                 return name
-        return "disk" if os.fstatvfs(self._root).f_bavail == 0 else ""
+        if os.fstatvfs(self._root).f_bavail == 0:
+            return "disk"
+        struck = super()._struck(code, output)
+        return "" if struck in self._events else struck  # a counter knows better
 
 
 class LocalSnapshot:

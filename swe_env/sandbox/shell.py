@@ -1,4 +1,4 @@
-"""The persistent bash of one episode, the same for every sandbox that starts it through a keeper."""
+"""The persistent bash of one episode, the same in every sandbox behind a keeper."""
 
 from __future__ import annotations
 
@@ -63,7 +63,13 @@ class Shell:
         self._own: set[int] = set()
 
     def run(
-        self, command: str, *, timeout: float, stdin: bytes, env: Mapping[str, str], capture: Capture
+        self,
+        command: str,
+        *,
+        timeout: float,
+        stdin: bytes,
+        env: Mapping[str, str],
+        capture: Capture,
     ) -> ShellResult:
         """Run a command in the shell; its output goes to `capture`."""
         pipes = self._pipes or self.start()

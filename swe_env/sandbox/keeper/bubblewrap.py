@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ _ETC_FILES = (
     "os-release",
     "debian_version",
 )
+_KERNEL = ("sys", "sysrq-trigger", "irq", "bus", "fs")
 _ETC_FOLDERS = ("alternatives", "ssl/certs")
 _ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
@@ -47,12 +47,17 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
     options += ["--ro-bind", "/usr", "/usr"]
     for name in _SYSTEM:
         if Path("/", name).is_symlink():
-            options += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+            options += ["--symlink", str(Path("/", name).readlink()), f"/{name}"]
         else:
             options += ["--ro-bind-try", f"/{name}", f"/{name}"]
     options += _etc(f"{private}/etc", network=request["network"])
     options += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp", "--dir", "/run"]
-    options += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{private}/data/shm", "/dev/shm"]
+    options += ["--proc", "/proc"]
+    # bubblewrap covers these only where they look writable; the kernel lets uid 0 write some that
+    # do not, with no capability at all.
+    for name in _KERNEL:
+        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
+    options += ["--dev", "/dev", "--bind", f"{private}/data/shm", "/dev/shm"]
     options += ["--bind", f"{private}/data/tmp", "/tmp", "--bind", f"{private}/data/home", "/root"]
     for inside, folder in request["binds"].items():
         options += ["--ro-bind", folder, inside]

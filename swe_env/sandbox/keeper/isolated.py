@@ -30,7 +30,7 @@ class Isolated:
     def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
         self._rooted = os.geteuid() == 0
         self._group = Group(request["memory"], request["processes"])
-        self._bwrap = -1
+        self._bwrap_fd = self._init_fd = -1
         try:
             self._own_mounts()
             self._mount_private(request["disk"])
@@ -106,15 +106,17 @@ class Isolated:
 
     def refill(self, source: int) -> None:
         """Not done in place: an overlay's layers must not change below it."""
+        del source
         raise OSError("an isolated workspace is restored by starting another keeper")
 
     def teardown(self) -> None:
         """End every process; the mounts go with them."""
-        if self._bwrap > 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._bwrap, 0)
+        # The first process of the pid namespace ends only after all the others have.
+        for fd in (self._init_fd, self._bwrap_fd):
+            if fd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                select.select([fd], [], [], _START_SECONDS)
         self._group.leave()
 
     def _own_mounts(self) -> None:
@@ -133,17 +135,17 @@ class Isolated:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("tmpfs", _PRIVATE, "tmpfs", flags, "mode=0755")
         for name in ("data", "merged", "scratch", "snapshot", "etc"):
-            os.mkdir(f"{_PRIVATE}/{name}")
+            Path(_PRIVATE, name).mkdir()
         kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, f"mode=0755,size={disk}")
         for name in ("upper", "work", "tmp", "home", "shm"):
-            os.mkdir(f"{_PRIVATE}/data/{name}")
+            Path(_PRIVATE, "data", name).mkdir()
         for name in ("tmp", "shm"):
-            os.chmod(f"{_PRIVATE}/data/{name}", 0o1777)
+            Path(_PRIVATE, "data", name).chmod(0o1777)
 
     def _mount_overlay(self, base: str) -> None:
-        info = os.stat(base)
+        info = Path(base).stat()
         upper = f"{_PRIVATE}/data/upper"
-        os.chmod(upper, stat.S_IMODE(info.st_mode))
+        Path(upper).chmod(stat.S_IMODE(info.st_mode))
         with contextlib.suppress(PermissionError, OSError):
             os.chown(upper, info.st_uid, info.st_gid)
         # A relative name, because the base's own may hold what the options give a meaning.
@@ -168,9 +170,10 @@ class Isolated:
         ]
         argv = [request["bwrap"], *arguments(request, _PRIVATE, info_fd=9), *INIT]
         # Our own SIGCHLD is ignored, which a started program would inherit.
-        self._bwrap = os.posix_spawn(
+        pid = os.posix_spawn(
             argv[0], argv, {}, file_actions=actions, setsigdef=[signal.SIGCHLD, signal.SIGINT]
         )
+        self._bwrap_fd = os.pidfd_open(pid)
         for fd in (info_in, ready_in, blocker):
             os.close(fd)
         said = _read_line(ready)

@@ -46,7 +46,7 @@ def setns(fd: int, flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    """Mount; see mount(2)."""
+    """Attach a file system, or change one that is attached."""
     _check(
         _libc.mount(
             source.encode(),

@@ -24,7 +24,7 @@ def main(fd: int, owner: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([sock, owner_fd], [], [])
+        ready, _, _ = select.select([fd, owner_fd], [], [])
         if owner_fd in ready:
             return
         try:

@@ -25,7 +25,7 @@ class Plain:
         kernel.adopt_orphans()
         parent = Path(request["parent"])
         sweep(parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         lock = os.open(self.folder / ".alive", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -70,8 +70,7 @@ class Plain:
     def refill(self, source: int) -> None:
         """Replace the workspace's contents by a copy of folder `source`; processes are ended."""
         self.kill([])
-        for name in os.listdir(self.root):
-            path = self.folder / "testbed" / name
+        for path in (self.folder / "testbed").iterdir():
             if path.is_dir() and not path.is_symlink():
                 remove(path)
             else:
@@ -87,6 +86,10 @@ class Plain:
 def sweep(parent: Path) -> None:
     """Remove folders whose keeper was killed before it could."""
     for folder in parent.glob(f"{PREFIX}*"):
+        # A living keeper may not have locked its folder yet; the lock is what tells when the
+        # number belongs to another machine's or container's process.
+        if Path("/proc", folder.name.removeprefix(PREFIX).split("-")[0]).exists():
+            continue
         with contextlib.suppress(OSError):
             lock = os.open(folder / ".alive", os.O_RDWR | os.O_NOFOLLOW)
             try:

@@ -18,9 +18,8 @@ def descendants(root: int) -> set[int]:
         while waiting:
             pid = waiting.pop()
             try:
-                threads = os.listdir(f"/proc/{pid}/task") if pid != root else [str(root)]
-                for thread in threads:
-                    children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    children = (thread / "children").read_text().split()
                     fresh = {int(child) for child in children} - found
                     found |= fresh
                     waiting += fresh
@@ -30,19 +29,23 @@ def descendants(root: int) -> set[int]:
         return found
     except FileNotFoundError:
         # A kernel without the `children` files.
-        parents = {pid: parent for pid, (parent, _) in table().items()}
+        parents = {pid: parent for pid, (parent, _) in table(visible()).items()}
         return {pid for pid in parents if root in _ancestors(pid, parents)}
 
 
-def table() -> dict[int, tuple[int, str]]:
-    """Each visible process with its parent and state letter."""
+def visible() -> set[int]:
+    """Every process that /proc shows."""
+    return {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
+
+
+def table(pids: Collection[int]) -> dict[int, tuple[int, str]]:
+    """Those of the processes that exist, with parent and state letter."""
     rows = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                stat = Path(f"/proc/{name}/stat").read_bytes()
-                fields = stat[stat.rindex(b")") + 2 :].split(None, 2)
-                rows[int(name)] = (int(fields[1]), fields[0].decode())
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+            fields = stat[stat.rindex(b")") + 2 :].split(None, 2)
+            rows[pid] = (int(fields[1]), fields[0].decode())
     return rows
 
 
@@ -53,42 +56,34 @@ def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
     return seen
 
 
-def kill_all(spared: Collection[int], *, under: int | None, seconds: float = 10.0) -> bool:
-    """Kill every process but `spared` and theirs; True when none is left.
+def kill_all(spared: Collection[int], *, under: int | None, seconds: float = 10.0) -> None:
+    """Kill every process but `spared` and theirs, within `seconds`.
 
     With `under` only its descendants are meant, else the whole pid namespace. All are stopped
     before any is killed: what is stopped cannot fork a successor.
     """
     keep = set(spared) | {os.getpid(), 1}
     deadline = time.monotonic() + seconds
+    stopped: set[int] = set()
     while time.monotonic() < deadline:
-        rows = table()
-        victims = _victims(rows, keep, under)
+        victims = _victims(keep, under)
         if not victims:
-            return True
-        running = {pid for pid in victims if rows[pid][1] not in "Tt"}
-        for pid in running or victims:
+            return
+        fresh = victims - stopped
+        for pid in fresh or victims:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        rows = table()
-        fresh = _victims(rows, keep, under) - victims
+                os.kill(pid, signal.SIGSTOP if fresh else signal.SIGKILL)
+        stopped |= fresh
         if not fresh:
-            for pid in victims:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.0005)
-    return False
 
 
-def _victims(rows: dict[int, tuple[int, str]], keep: set[int], under: int | None) -> set[int]:
+def _victims(keep: set[int], under: int | None) -> set[int]:
+    rows = table(visible() if under is None else descendants(under))
     parents = {pid: parent for pid, (parent, _) in rows.items()}
-    victims = set()
-    for pid, (_, state) in rows.items():
-        if pid in keep or state in "ZX":
-            continue
-        above = _ancestors(pid, parents)
-        if under is not None and under not in above:
-            continue
-        if not (above & keep) - {1, os.getpid()}:
-            victims.add(pid)
-    return victims
+    shelter = keep - {1, os.getpid()}
+    return {
+        pid
+        for pid, (_, state) in rows.items()
+        if pid not in keep and state not in "ZX" and not _ancestors(pid, parents) & shelter
+    }

@@ -76,7 +76,7 @@ class Keeper:
     def _serve(self, workspace: Workspace) -> None:
         ends = [self.owner, *workspace.watched()]
         while True:
-            ready, _, _ = select.select([self.control, *ends], [], [])
+            ready, _, _ = select.select([self.control.fileno(), *ends], [], [])
             if any(end in ready for end in ends):
                 return
             request, fds = wire.recv(self.control)
