@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from swe_env import __version__, sandbox
+from swe_env import __version__
+from swe_env.sandbox import get, sandboxes
 from swe_env.cache import cache_dir
 
 
@@ -26,7 +27,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         "platform": platform.platform(),
         "cache": str(cache_dir()),
         "git": shutil.which("git") or "missing: install git",
-        "sandboxes": {name: sandbox.get(name).available() or "ok" for name in sandbox.names()},
+        "sandboxes": {name: get(name).available() or "ok" for name in sandboxes},
     }
     if json:
         import msgspec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import gymnasium as gym
 import numpy as np
@@ -135,12 +135,39 @@ def _write(space: UnicodeText, index: int, value: str, shared_memory: tuple[Any,
     )
 
 
+class _SharedTexts(Sequence[str]):
+    """The texts in shared memory as they are when looked at; a deep copy is a plain tuple.
+
+    `AsyncVectorEnv` reads its buffers once and expects a view that changes with them, as NumPy
+    arrays do, then deep-copies it for the caller.
+    """
+
+    def __init__(self, lengths: Any, buffer: Any, width: int) -> None:
+        self._lengths = lengths
+        self._buffer = buffer
+        self._width = width
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        view = np.frombuffer(self._buffer.get_obj(), np.uint8)
+        start = index * self._width
+        data = view[start : start + self._lengths[index]].tobytes()
+        return data.decode("utf-8", "surrogatepass")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> tuple[str, ...]:
+        return tuple(self)
+
+
 @read_from_shared_memory.register(UnicodeText)
-def _read(space: UnicodeText, shared_memory: tuple[Any, Any], n: int = 1) -> tuple[str, ...]:
+def _read(space: UnicodeText, shared_memory: tuple[Any, Any], n: int = 1) -> _SharedTexts:
     lengths, buffer = shared_memory
-    view = np.frombuffer(buffer.get_obj(), np.uint8)
-    width = space.max_length * _UTF8_WIDTH
-    return tuple(
-        view[i * width : i * width + lengths[i]].tobytes().decode("utf-8", "surrogatepass")
-        for i in range(n)
-    )
+    return _SharedTexts(lengths, buffer, space.max_length * _UTF8_WIDTH)

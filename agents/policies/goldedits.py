@@ -77,6 +77,8 @@ def _file_edits(file: PatchedFile, base: dict[str, str]) -> list[Edit] | None:
     if old is None or not _keeps_last_newline(file):
         return None
     lines = old.split("\n")
+    if not all(_fits(hunk, lines) for hunk in file):
+        return None
     changes = [change for hunk in file for change in _changes(hunk)]
     final = list(lines)
     for change in reversed(changes):
@@ -100,6 +102,13 @@ def _keeps_last_newline(file: PatchedFile) -> bool:
     lines = [line for hunk in file for line in hunk]
     bare = [a.line_type for a, b in pairwise(lines) if b.line_type == "\\"]
     return bare.count("-") == bare.count("+")
+
+
+def _fits(hunk: Hunk, lines: list[str]) -> bool:
+    """Whether the lines that the hunk expects are where it expects them."""
+    expected = [x.value.removesuffix("\n") for x in hunk if x.line_type in (" ", "-", "")]
+    first = max(hunk.source_start - 1, 0)
+    return lines[first : first + len(expected)] == expected
 
 
 def _changes(hunk: Hunk) -> list[_Change]:

@@ -49,10 +49,9 @@ def load(
     place = torch.device(_default_device() if device == "auto" else device)
     path = _resolve(name)
     with _quiet(), _explained(name):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=as_dtype(dtype, place))
-        model.to(place)  # type: ignore[arg-type]  # a decorator hides the real signature
-        model.eval()
-    return model, load_tokenizer(name)
+        kind = as_dtype(dtype, place)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind)  # partly untyped
+    return model.to(place).eval(), load_tokenizer(name)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -67,6 +66,39 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     with _quiet(), _explained(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     return tokenizer
+
+
+def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = False) -> Any:
+    """`model` with a PEFT adapter on top, or, if `merge`, with a LoRA adapter in its weights.
+
+    Raises:
+        ConfigError: the folder holds no adapter, or one made for another model.
+    """
+    import peft
+
+    adapter_hash(folder)
+    try:
+        wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+        return (wrapped.merge_and_unload() if merge else wrapped).eval()
+    except (ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"The adapter {folder} does not fit the model ({reason}): load it on the model it was "
+            "trained on."
+        ) from error
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """SHA-256 of an adapter's weights, hexadecimal.
+
+    Raises:
+        ConfigError: the folder holds no ``adapter_model.safetensors``.
+    """
+    path = Path(folder).expanduser() / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"The folder {folder} holds no PEFT adapter: there is no {path.name}.")
+    with path.open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

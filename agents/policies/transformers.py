@@ -8,14 +8,12 @@ the next *prompt*, so it is context, not something the policy is credited with.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatTemplate, episode_messages
-from agents.parsing import formats
-from agents.parsing.base import ParseError, TextFormat
+from agents.parsing import ParseError, TextFormat, get_format, parse_reply
 from agents.policies import hub
 from agents.policies.base import Episode, EpisodeOver, Turn
 from agents.policies.sampling import Engine, Sampled, Sampling, Stats
@@ -25,6 +23,10 @@ from swe_env.types import Action
 
 if TYPE_CHECKING:
     import torch
+
+
+_STOPS = {"r2e": "</function>"}
+"""Text that completes a call, by format; a format of one's own says it in an attribute `stop`."""
 
 
 class TransformersPolicy:
@@ -80,9 +82,11 @@ class TransformersPolicy:
         if max_new_tokens < 1 or max_batch < 1:
             raise ConfigError("max_new_tokens and max_batch must be at least 1.")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p or 1.0)
-        self.format = formats.get(format) if isinstance(format, str) else format
+        self.format = get_format(format)
         loaded, tokenizer = hub.load(model, dtype=dtype, device=device)
+        weights = ""
         if adapter is not None:
+            weights = f"{adapter}@sha256:{hub.adapter_hash(adapter)}"
             loaded = hub.with_adapter(loaded, adapter, merge=merge)
         self.tokenizer = tokenizer
         self.chat = ChatTemplate(tokenizer)
@@ -94,7 +98,7 @@ class TransformersPolicy:
             tokenizer,
             sampling=sampling,
             ends=sorted(self._ends),
-            stop=self.format.stop,
+            stop=getattr(self.format, "stop", _STOPS.get(self.format.name, "")),
             max_batch=max_batch,
             cache_tokens=cache_tokens,
         )
@@ -102,7 +106,7 @@ class TransformersPolicy:
             name="transformers",
             version=importlib.metadata.version("transformers"),
             model_name=str(model),
-            adapter=f"{adapter}@sha256:{_adapter_hash(Path(adapter))}" if adapter else "",
+            adapter=weights,
             settings={
                 "format": self.format.name,
                 "temperature": temperature,
@@ -177,17 +181,24 @@ class TransformersPolicy:
         action = turn.action
         ids = list(action.get("completion", {}).get("token_ids", []))
         if not ids:
-            return self.chat.completion(action.get("message") or self.format.render(action))
+            return self.chat.completion(self._said(action))
         return ids if ids[-1] == self.chat.end_of_turn else [*ids, self.chat.end_of_turn]
+
+    def _said(self, action: Action) -> str:
+        """Text of a reply that was not sampled: its message when that holds the call already."""
+        message = action.get("message", "")
+        if parse_reply(self.format, message)["tool"] == action["tool"]:
+            return message
+        try:
+            return self.format.render(action)
+        except ParseError:
+            return message
 
     def _action(self, prompt: list[int], sampled: Sampled) -> Action:
         ids = sampled.token_ids
         said = ids[:-1] if ids[-1] in self._ends else ids
         text = str(self.tokenizer.decode(said, skip_special_tokens=False))
-        try:
-            action = self.format.parse(text)
-        except ParseError as error:
-            action = {"tool": "invalid", "arguments": {"reason": str(error)}}
+        action = parse_reply(self.format, text)
         action["message"] = text
         action["completion"] = {
             "token_ids": ids,
@@ -201,8 +212,3 @@ def _end_tokens(model: Any) -> list[int]:
     """Ids that the model's makers say end a text; some families have several."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return ends if isinstance(ends, list) else [ends] if ends is not None else []
-
-
-def _adapter_hash(folder: Path) -> str:
-    with (folder / "adapter_model.safetensors").open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()

@@ -15,8 +15,10 @@ Regression = Mapping[str, bool | None] | Callable[[Trajectory], bool | None]
 
 READ_ONLY = frozenset({"view", "search", "run_tests", "submit", "finish"})
 """Tools that leave the workspace as it is; any other call may have changed it."""
-REFUSABLE = frozenset({"edit", "file_editor"})
+REFUSABLE = frozenset({"edit", "edit_lines", "apply_diff", "undo", "file_editor"})
 """Tools that change nothing when they answer with an error."""
+NO_EVIDENCE = ("Error: ", "No tests ran", "No test failed the last time")
+"""How `run_tests` begins an answer that says nothing about any test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,28 +95,29 @@ def candidates(
 
 
 def regression_from_run_tests(trajectory: Trajectory) -> bool | None:
-    """Whether the agent's own last run of the visible tests shows no broken test.
+    """Whether the agent's own last runs of the visible tests show no broken test.
 
-    Looks at the last `run_tests` after the last call that may have changed the workspace (a shell
-    command may, a refused edit did not). Returns None, unknown, when there is no such run, when a
-    passing run covered only chosen targets, or when the untouched checkout failed the same tool
-    already, so that a failure at the end is no evidence of breaking anything. The hidden verdict
-    is not consulted.
+    Looks at `run_tests` after the last call that may have changed the workspace (a shell command
+    may, a refused edit did not). A failing run says False until a run of all tests passes; a
+    passing run of chosen targets alone proves nothing. None, unknown, also when the untouched
+    checkout failed already, so that a failure at the end is no evidence of breaking anything. The
+    hidden verdict is not consulted.
     """
-    last: Step | None = None
+    verdict: bool | None = None
     touched = failed_untouched = False
     for step in trajectory.agent_steps:
         name = step.tool_calls[0].function_name if step.tool_calls else ""
         if name == "run_tests":
-            last = step
-            failed_untouched |= not touched and _exit_code(step) != 0
+            if _content(step).startswith(NO_EVIDENCE):
+                continue
+            if _exit_code(step) != 0:
+                verdict = False
+                failed_untouched |= not touched
+            elif not any(step.tool_calls[0].arguments.values()):
+                verdict = True
         elif _may_change(step):
-            touched, last = True, None
-    if last is None:
-        return None
-    if _exit_code(last) != 0:
-        return None if failed_untouched else False
-    return None if any(last.tool_calls[0].arguments.values()) else True
+            touched, verdict = True, None
+    return None if failed_untouched and verdict is False else verdict
 
 
 def _may_change(step: Step) -> bool:
@@ -130,6 +133,10 @@ def _may_change(step: Step) -> bool:
 
 def _exit_code(step: Step) -> int:
     return step.observation.exit_code if step.observation is not None else -1
+
+
+def _content(step: Step) -> str:
+    return step.observation.content if step.observation is not None else ""
 
 
 def _score(scores: Mapping[str, float], key: str) -> float:

@@ -143,6 +143,9 @@ def bootstrap_difference(
 ) -> tuple[float, float, float]:
     """(mean difference, low, high) of after − before, paired over the tasks that both have.
 
+    The bounds are NaN when the difference is the same on every task: resampling then shows no
+    spread, which is no evidence that there is none.
+
     Raises:
         ConfigError: no task is in both.
     """
@@ -150,6 +153,8 @@ def bootstrap_difference(
     if not shared:
         raise ConfigError("The two arms share no task: run both on the same tasks to compare them.")
     gains = np.asarray([after[key] - before[key] for key in shared])
+    if np.ptp(gains) == 0.0:
+        return float(gains[0]), math.nan, math.nan
     low, high = _percentile_interval(gains, level, resamples, seed)
     return float(gains.mean()), low, high
 

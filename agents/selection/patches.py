@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 import textwrap
@@ -18,6 +19,7 @@ _TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*'|\#.*|\w+|\S""")
 _HEADER = re.compile(r"^(index |similarity |dissimilarity )")
 
 
+@functools.lru_cache(maxsize=4096)
 def patch_key(patch: str) -> str:
     """A key equal for patches (of the same starting state) that make the same change.
 

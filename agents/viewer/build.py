@@ -18,7 +18,7 @@ from agents.selection import (
     regression_from_run_tests,
     selectors,
 )
-from agents.selection.candidates import Regression
+from agents.selection.candidates import Candidate, Regression
 from agents.viewer.data import (
     Arm,
     ArmDiversity,
@@ -80,16 +80,17 @@ def report_from_buffers(
     built: list[Arm] = []
     for name, trajectories in held.items():
         counts = count(trajectories)
+        groups = {
+            task: candidates(attempts, verifier_scores=verifier_scores, regression=regression)
+            for task, attempts in by_task(trajectories).items()
+        }
         built.append(
             Arm(
                 name=name,
                 description=(descriptions or {}).get(name, ""),
                 attempts=tuple(attempt_of(t) for t in trajectories),
                 pass_at=_pass_at(counts, ks, seed),
-                selected=tuple(
-                    _selected(s, trajectories, verifier_scores, regression, seed)
-                    for s in selector_names
-                ),
+                selected=tuple(_selected(s, groups, seed) for s in selector_names),
                 gain=_gain(count(held[built[0].name]), counts, seed) if built else None,
                 diversity=_diversity(trajectories),
             )
@@ -145,20 +146,12 @@ def _pass_at(
     return tuple(mean_pass_at_k(counts, k, seed=seed) for k in wanted if 1 <= k <= most)
 
 
-def _selected(
-    name: str,
-    trajectories: Sequence[Trajectory],
-    verifier_scores: Mapping[str, float] | None,
-    regression: Regression | None,
-    seed: int,
-) -> Selected:
+def _selected(name: str, groups: Mapping[str, Sequence[Candidate]], seed: int) -> Selected:
     selector = selectors.get(name)
     chosen: dict[str, str] = {}
     values: list[float] = []
-    groups = by_task(trajectories)
     for task, attempts in groups.items():
-        found = candidates(attempts, verifier_scores=verifier_scores, regression=regression)
-        selection = selector(found, seed)
+        selection = selector(attempts, seed)
         if selection.chosen is not None:
             chosen[task] = selection.chosen_id
             values.append(float(selection.chosen.resolved))
@@ -169,7 +162,6 @@ def _selected(
         high=high,
         tasks=len(values),
         left_out=len(groups) - len(values),
-        excluded=sum(t.failure is not None for t in trajectories),
     )
     return Selected(selector=name, estimate=estimate, chosen=chosen)
 

@@ -88,7 +88,7 @@ def cards(report: ReportData) -> list[Card]:
     """The figures to see first; only those there is data for."""
     found: list[Card] = []
     rows = arm_rows(report)
-    if rows:
+    if any(row.arm.attempts for row in rows):
         tasks = {a.instance_id for row in rows for a in row.arm.attempts}
         attempts = sum(row.attempts for row in rows)
         excluded = sum(row.excluded for row in rows)
@@ -99,7 +99,7 @@ def cards(report: ReportData) -> list[Card]:
         first, last = rows[0], rows[-1]
         found.append(
             Card(
-                label="Tasks resolved at least once",
+                label="Resolved at least once",
                 value=f"{last.solved} of {last.tasks}",
                 note=last.arm.name + _before(f"{first.solved} of {first.tasks}", first, last),
             )
@@ -109,7 +109,8 @@ def cards(report: ReportData) -> list[Card]:
             note = last.arm.name + _before(before, first, last)
             if last.arm.gain is not None:
                 gain, low, high = last.arm.gain
-                note += f"; {points(gain)} points [{points(low)}, {points(high)}]"
+                note += f"; {points(gain)} points"
+                note += "" if math.isnan(low) else f" [{points(low)}, {points(high)}]"
             found.append(Card(label="pass@1", value=percent(last.first.value), note=note))
         for chosen in last.arm.selected[:1]:
             found.append(_selected_card(chosen, last))
@@ -179,14 +180,21 @@ def pass_curve(report: ReportData) -> Chart:
         x=Axis(label="k attempts", log=True, ticks=ks),
         y=Axis(label="tasks resolved", low=0.0, high=high, form=lambda v: percent(v, 0)),
     )
-    legend = tuple((legend_mark(i), arm.name) for i, arm in enumerate(report.arms))
+    named = enumerate(report.arms) if ks else ()
+    legend = tuple((legend_mark(i), arm.name) for i, arm in named)
     return Chart(title=title, svg=svg, legend=legend)
 
 
 def task_grid(report: ReportData) -> list[tuple[str, list[Cell]]]:
     """(instance id, a cell for each arm), the most often resolved tasks first."""
     tasks = dict.fromkeys(a.instance_id for arm in report.arms for a in arm.attempts)
-    cells = {task: [_cell(task, arm) for arm in report.arms] for task in tasks}
+    cells: dict[str, list[Cell]] = {task: [] for task in tasks}
+    for arm in report.arms:
+        groups: dict[str, list[Attempt]] = {task: [] for task in tasks}
+        for attempt in arm.attempts:
+            groups[attempt.instance_id].append(attempt)
+        for task, attempts in groups.items():
+            cells[task].append(_cell(task, arm, attempts))
 
     def ease(task: str) -> tuple[float, str]:
         n = sum(c.n for c in cells[task])
@@ -258,8 +266,7 @@ def _selected_card(chosen: Selected, row: ArmRow) -> Card:
     )
 
 
-def _cell(task: str, arm: Arm) -> Cell:
-    attempts = [a for a in arm.attempts if a.instance_id == task]
+def _cell(task: str, arm: Arm, attempts: list[Attempt]) -> Cell:
     counted = [a for a in attempts if not a.failure]
     return Cell(
         n=len(counted),

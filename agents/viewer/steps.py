@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agents.viewer.text import clip, number, sampled, surprisal
+from agents.viewer.text import clip, sampled, surprisal
 from swe_env.replay.trajectory import Step, Trajectory
 from swe_env.types import Outcome
 
@@ -93,7 +93,7 @@ def _step(step: Step) -> ShownStep:
     content = None if step.observation is None else step.observation.content
     tokens, nats = sampled(step), surprisal(step)
     metrics = [f"{tokens:,} tokens"] if tokens else []
-    metrics += [] if math.isnan(nats) else [f"{number(nats)} nats/token"]
+    metrics += [] if math.isnan(nats) else [f"{nats:.2f} nats/token"]
     return ShownStep(
         number=step.step_id,
         source=step.source,

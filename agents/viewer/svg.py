@@ -50,12 +50,13 @@ class Axis:
     form: Callable[[float], str] = number
 
 
-def line_chart(series: Sequence[Series], *, title: str, x: Axis, y: Axis) -> Markup:
+def line_chart(series: Sequence[Series], *, title: str, x: Axis, y: Axis, first: int = 0) -> Markup:
     """An SVG line chart with bands; points that are not finite break the line.
 
+    The series take the style sheet's styles in turn, starting at `first`.
     Returns a sentence instead of an empty frame when there is nothing to draw.
     """
-    drawn = [(i, s) for i, s in enumerate(series) if any(_finite(p) for p in s.points)]
+    drawn = [(i, s) for i, s in enumerate(series, first) if any(_finite(p) for p in s.points)]
     if not drawn:
         return Markup('<p class="empty">No data for “{}”.</p>').format(title)
     every = [p for _, s in drawn for p in s.points if _finite(p)]

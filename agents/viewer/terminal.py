@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agents.viewer.build import attempt_of
 from agents.viewer.steps import ShownStep, diff_lines, shown_steps, state, verdict_rows
-from agents.viewer.text import clip, number, visible
+from agents.viewer.text import clip, visible
 from swe_env.replay.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def print_list(trajectories: Iterable[Trajectory], console: Console | None = Non
             _text(trajectory.agent.name),
             str(row.steps),
             f"{row.tokens:,}" if row.tokens else "–",
-            "–" if math.isnan(row.surprisal) else number(row.surprisal),
+            "–" if math.isnan(row.surprisal) else f"{row.surprisal:.2f}",
             _text(row.outcome, _STYLES[state(trajectory)[1]]),
         )
     if total:

@@ -10,24 +10,21 @@ from swe_env.replay.trajectory import Step
 SHOWN_CHARS = 20_000
 """Longest single text that a page shows; the middle of longer ones is left out and counted."""
 
-_CONTROL = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
-_INVISIBLE = {
-    code: f"<U+{code:04X}>"
-    for code in (
-        *range(0x80, 0xA0),  # C1 controls: 0x9B alone starts a terminal escape sequence
-        *range(0x202A, 0x202F),  # bidirectional overrides: text would not read as it is
-        *range(0x2066, 0x206A),
-        0xFFFE,
-        0xFFFF,
-    )
-}
-_VISIBLE: dict[int, int | str] = {**_CONTROL, 0x7F: 0x2421, **_INVISIBLE}
+_ACTING = (
+    *(code for code in range(0x20) if chr(code) not in "\t\n"),
+    *range(0x7F, 0xA0),  # C1 controls: 0x9B alone starts a terminal escape sequence
+    *range(0x202A, 0x202F),  # bidirectional overrides: text would not read as it is
+    *range(0x2066, 0x206A),
+    0xFFFE,
+    0xFFFF,
+)
+_VISIBLE = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _ACTING}
 
 
 def visible(text: str) -> str:
-    """`text` with control and direction characters made visible, so that none takes effect.
+    r"""`text` with control and direction characters written out, so that none takes effect.
 
-    Line breaks and tabs stay; lone surrogates become U+FFFD.
+    An escape reads \x1b. Line breaks and tabs stay; lone surrogates become U+FFFD.
     """
     plain = text.replace("\r\n", "\n").translate(_VISIBLE)
     return plain.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -45,7 +42,9 @@ def percent(value: float, digits: int = 1) -> str:
 
 def points(value: float) -> str:
     """A signed difference of shares in percentage points."""
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}"
+    if math.isnan(value):
+        return "–"
+    return "±0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -58,8 +58,8 @@ def _chart(title: str, rows: Sequence[Mapping[str, float]], names: Sequence[str]
     ]
     return Chart(
         title=title,
-        svg=line_chart(series, title=title, x=Axis(label="step"), y=Axis(label=title)),
-        legend=tuple((legend_mark(i), name) for i, name in enumerate(names)),
+        svg=line_chart(series, title=title, x=Axis(label="step"), y=Axis(label=""), first=1),
+        legend=tuple((legend_mark(i + 1), name) for i, name in enumerate(names)),
     )
 
 

@@ -1,13 +1,22 @@
-"""`learners.train` with its progress bar on stderr."""
+"""`learners.train` as a step of a longer experiment: shown, continued, and not done twice."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from learners.training import TrainConfig, TrainResult, train
 from learners.training.commands import progress_bar
 from learners.training.loop import OnEval
 
 
-def train_shown(config: TrainConfig, on_eval: OnEval | None = None) -> TrainResult:
-    """Train and show how it goes."""
+def train_once(config: TrainConfig, on_eval: OnEval | None = None) -> TrainResult | None:
+    """Train with a bar on stderr; None when the folder already holds a finished run.
+
+    A run that was killed goes on from its last checkpoint.
+    """
+    out = Path(config.out)
+    if (out / "training.json").exists():
+        return None
+    config = config.model_copy(update={"resume": out.exists()})
     with progress_bar() as show:
         return train(config, on_eval=on_eval, on_progress=show)

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from learners.training.loop import OnProgress, Progress
 
 
+def register(app: typer.Typer) -> None:
+    """Mount this module's commands."""
+    app.command()(train)
+
+
 def train(
     loss: Annotated[
         str | None, typer.Option(help="entropo-dpo, entropo-kto, dpo, kto, sft, or module:name.")
@@ -49,7 +54,7 @@ def train(
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     resolved = TrainConfig.load(config, **changes, **_parse(settings or []))
-    with _progress_bar() as show:
+    with progress_bar() as show:
         result = run(resolved, on_progress=show)
     _print(result, as_json)
 
@@ -73,7 +78,8 @@ def _parse(settings: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[OnProgress]:
+def progress_bar() -> Iterator[OnProgress]:
+    """A bar on stderr, as the callback that `learners.train` takes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from swe_env.cache import digest
-from swe_env.grading.grade import grade
+from swe_env.grading.verdict import grade
 from swe_env.types import Task, TestReport
 
 _reports: dict[tuple[str, str], TestReport] = {}

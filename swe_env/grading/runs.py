@@ -96,13 +96,7 @@ class Runner(Protocol):
         ...
 
 
-runners: Registry[Runner] = Registry(
-    "runners",
-    {
-        "pytest": "swe_env.grading.pytest_runner:runner",
-        "unittest": "swe_env.grading.unittest_runner:runner",
-    },
-)
+runners: Registry[Runner] = Registry("runners", {"pytest": "swe_env.grading.pytest_runner:runner"})
 """Test runners by the name a task's `log_parser` gives."""
 
 

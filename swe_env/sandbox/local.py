@@ -171,8 +171,7 @@ def _start(spec: SandboxSpec, layer: int | None) -> Keeper:
 
 
 def _environment(spec: SandboxSpec) -> dict[str, str]:
-    given = {name: value.replace("{workdir}", WORKDIR) for name, value in spec.env.items()}
-    return {**BASE_ENV, "HOME": "/root", "TMPDIR": "/tmp", **given}
+    return {**BASE_ENV, "HOME": "/root", "TMPDIR": "/tmp", **spec.variables(WORKDIR)}
 
 
 def _rlimits(spec: SandboxSpec, keeper: Keeper) -> dict[str, int]:

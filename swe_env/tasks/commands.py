@@ -25,7 +25,7 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="tasks")
 
 
-class _Bar:
+class Bar:
     """Progress on stderr: one rewritten line on a terminal, else one line per finished label."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def _print(value: Any) -> None:
 @app.command("list")
 def list_(spec: Spec, seed: Seed = 0, as_json: Json = False) -> None:
     """One line a task: id, repository, how many tests it hides, first words of its issue."""
-    tasks = load(spec, seed=seed, progress=_Bar())
+    tasks = load(spec, seed=seed, progress=Bar())
     if as_json:
         _print([{**msgspec.to_builtins(task.public()), "tests": _tests(task)} for task in tasks])
         return
@@ -69,7 +69,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One task as its agent sees it."""
-    task = find(load(spec, seed=seed, progress=_Bar()), instance_id)
+    task = find(load(spec, seed=seed, progress=Bar()), instance_id)
     if as_json:
         _print(task if answer else task.public())
         return
@@ -93,7 +93,7 @@ def make(
     extra = "&".join(f"{name}={value}" for name, value in asked.items() if value)
     if extra and spec.startswith("synth:"):
         spec += ("&" if "?" in spec else "?") + extra
-    tasks = load(spec, seed=seed, progress=_Bar())
+    tasks = load(spec, seed=seed, progress=Bar())
     tasks = tasks[:limit] if limit else tasks
     dump(tasks, out)
     operators = Counter(str(task.metadata.get("operator", "")) for task in tasks)
@@ -114,8 +114,8 @@ def validate(
     """Prove every task: gold resolves, nothing done does not, again and again."""
     from swe_env.tasks.validate import validate as run
 
-    tasks = load(spec, seed=seed, progress=_Bar())
-    report = run(tasks, sandbox=sandbox, repeats=repeats, workers=workers, progress=_Bar())
+    tasks = load(spec, seed=seed, progress=Bar())
+    report = run(tasks, sandbox=sandbox, repeats=repeats, workers=workers, progress=Bar())
     if out:
         dump(report.tasks, out)
     if as_json:

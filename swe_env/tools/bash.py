@@ -8,7 +8,7 @@ from swe_env.errors import ToolError
 from swe_env.tools.base import ToolContext, ToolResult, tool
 
 
-@tool
+@tool(samples=[{"command": "ls"}, {"command": "pwd"}])
 def bash(ctx: ToolContext, command: str, timeout: float | None = None) -> ToolResult:
     """Run a command in a shell that keeps its folder and variables between calls.
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from swe_env.errors import ToolError
@@ -14,6 +15,8 @@ from swe_env.types import Outcome
 _FAILED = "failed_tests"
 _SHOWN = 10
 _LINES = 6
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{8,}\b")
+"""Addresses differ from run to run; the same actions must give the same observation."""
 _COUNTED = (
     Outcome.FAILED,
     Outcome.ERROR,
@@ -67,4 +70,4 @@ def summary(run: TestRun) -> str:
         parts.append(f"The run did not finish: {run.error}.")
         if not run.failed:
             parts.append("\n".join(run.output.strip().splitlines()[-_LINES:]))
-    return "\n\n".join(part for part in parts if part)
+    return _ADDRESS.sub("0x...", "\n\n".join(part for part in parts if part))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) ->
     if not query:
         raise ToolError("query is empty: say what to find.")
     pattern = _pattern(query, regex)
+    path = posixpath.normpath(path) if path else ""
+    path = "" if path == "." else path
     shown: list[str] = []
     total = found_in = 0
     for name, data in _contents(ctx, path):

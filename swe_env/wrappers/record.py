@@ -50,9 +50,10 @@ class RecordTrajectory(
     """Writes one record per episode to `buffer`.
 
     The record is written when the episode terminates or truncates, when `finish` ends it, and also
-    when it is left unfinished (`close`, another `reset`, an exception), then with a failure
-    (kind ``ungraded``, ``crash`` or the error's own) so that nobody learns from it. Steps start with the system prompt, if any, and the
-    first observation, so that trajectories of one task and prompt share their first state.
+    when it is left unfinished (`close`, another `reset`, an exception), then with a failure (kind
+    ``ungraded``, ``crash`` or the error's own) so that nobody learns from it. Steps start with the
+    system prompt, if any, and the first observation, so that trajectories of one task and prompt
+    share their first state.
 
     Args:
         env: the environment; its `unwrapped` may have ``task``, ``toolset`` and ``settings``.

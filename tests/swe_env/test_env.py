@@ -13,7 +13,7 @@ from swe_env.errors import SandboxError, TaskError
 from swe_env.sandbox import get
 from swe_env.tasks import dump
 
-SANDBOXES = [name for name in ("process",) if not get(name).available()]
+SANDBOXES = [name for name in ("local", "process") if not get(name).available()]
 FIX = {
     "tool": "edit",
     "arguments": {"path": "shop.py", "old_str": "100 + discount", "new_str": "100 - discount"},

@@ -19,29 +19,31 @@ _SLACK = 256
 """Columns to spare when buffers are laid out anew."""
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's share of the batch, in the form transformers' models write to."""
 
     def __init__(self, batch: Batch, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.batch, self.keys, self.values = batch, keys, values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.batch = batch
+        self.buffers = (keys, values)
+        self.keys, self.values = keys, values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows, column = key_states.shape[0], self.batch.end
-        assert self.keys is not None and self.values is not None
-        self.keys[:rows, :, column] = key_states[:, :, 0]
-        self.values[:rows, :, column] = value_states[:, :, 0]
         seen = slice(self.batch.start, column + 1)
-        return self.keys[:rows, :, seen], self.values[:rows, :, seen]
+        keys, values = self.buffers
+        keys[:rows, :, column] = key_states[:, :, 0]
+        values[:rows, :, column] = value_states[:, :, 0]
+        return keys[:rows, :, seen], values[:rows, :, seen]
 
     def get_seq_length(self, *_: Any) -> int:
         return self.batch.end - self.batch.start
 
-    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        # Releases before 5.2 pass the positions of the new tokens instead of their number.
+    def get_mask_sizes(self, query_length: Any, *_: Any) -> tuple[int, int]:
+        # Early releases pass the positions of the new tokens instead of their number.
         new = query_length if isinstance(query_length, int) else query_length.shape[0]
         return self.get_seq_length() + new, 0
 
@@ -55,6 +57,7 @@ class Batch:
         self.end = 0
         """Column after the last token of every row."""
         self._layers: list[_Layer] = []
+        self._capacity = 0
         self._width = 0
 
     def __len__(self) -> int:
@@ -68,30 +71,28 @@ class Batch:
     def join(self, layers: KeysValues, length: int) -> None:
         """Add a row whose first `length` tokens have these keys and values."""
         row = len(self.lengths)
-        if not row:
-            self.end = max(length, min(self.end, self._width - _SLACK))
-        capacity = self._layers[0].keys.shape[0] if self._layers else 0  # type: ignore[union-attr]
-        if row >= capacity or length > self.end or self.end >= self._width:
+        if not row and length + _SLACK <= self._width:
+            self.end = self._width - _SLACK
+        if row >= self._capacity or length > self.end or self.end >= self._width:
             self._lay_out(layers, rows=row + 1, longest=max([length, *self.lengths]))
         self.lengths.append(length)
-        for mine, (keys, values) in zip(self._layers, layers, strict=True):
-            for buffer, given in ((mine.keys, keys), (mine.values, values)):
-                assert buffer is not None
-                buffer[row, :, self.end - length : self.end] = given[:, :length]
+        for mine, given in zip(self._layers, layers, strict=True):
+            for buffer, part in zip(mine.buffers, given, strict=True):
+                buffer[row, :, self.end - length : self.end] = part[:, :length]
 
-    def leave(self, row: int, keep: bool) -> KeysValues:
+    def leave(self, row: int, *, keep: bool) -> KeysValues:
         """Remove a row, the last one taking its place; its keys and values if `keep`."""
-        first, last = self.end - self.lengths[row], len(self.lengths) - 1
+        last = len(self.lengths) - 1
+        own = slice(self.end - self.lengths[row], self.end)
+        moved = slice(self.end - self.lengths[last], self.end)
         kept: KeysValues = []
         for layer in self._layers:
-            assert layer.keys is not None and layer.values is not None
+            keys, values = layer.buffers
             if keep:
-                seen = slice(first, self.end)
-                kept.append((layer.keys[row, :, seen].clone(), layer.values[row, :, seen].clone()))
+                kept.append((keys[row, :, own].clone(), values[row, :, own].clone()))
             if row != last:
-                seen = slice(self.end - self.lengths[last], self.end)
-                layer.keys[row, :, seen] = layer.keys[last, :, seen]
-                layer.values[row, :, seen] = layer.values[last, :, seen]
+                keys[row, :, moved] = keys[last, :, moved]
+                values[row, :, moved] = values[last, :, moved]
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         return kept
@@ -101,11 +102,11 @@ class Batch:
         if self.end >= self._width:
             self._lay_out([], rows=len(self), longest=max(self.lengths))
         lengths = torch.tensor(self.lengths, device=self.device)
-        width = self.end - self.start + 1
-        columns = torch.arange(width, device=self.device)
+        before = self.end - self.start
+        columns = torch.arange(before + 1, device=self.device)
         output = model(
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
-            attention_mask=(columns[None] >= width - 1 - lengths[:, None]).long(),
+            attention_mask=(columns[None] >= before - lengths[:, None]).long(),
             position_ids=lengths[:, None],
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
@@ -116,31 +117,24 @@ class Batch:
         return logits
 
     def _lay_out(self, like: KeysValues, *, rows: int, longest: int) -> None:
-        """New buffers: room for `rows`, every row moved so that `_SLACK` columns are free."""
-        old, old_end = self._layers, self.end
-        heads = [layer.keys[0] for layer in old if layer.keys is not None] or [k for k, _ in like]
-        tails = [layer.values[0] for layer in old if layer.values is not None] or [
-            v for _, v in like
+        """New buffers with room for `rows`; `_SLACK` columns are free on either side of them."""
+        shapes = [layer.buffers for layer in self._layers] or [
+            (keys[None], values[None]) for keys, values in like
         ]
-        capacity = old[0].keys.shape[0] if old and old[0].keys is not None else 0
-        capacity = capacity if rows <= capacity else max(rows, min(2 * capacity, capacity + 16))
-        # A longer row joins without a new layout as long as there are columns before the rows.
-        self.end = longest + _SLACK
-        self._width = self.end + _SLACK
-        self._layers = []
-        for index, (key, value) in enumerate(zip(heads, tails, strict=True)):
-            buffers = [
-                part.new_zeros((capacity, part.shape[0], self._width, part.shape[2]))
-                for part in (key, value)
-            ]
-            if old:
-                before = old[index]
-                for row, length in enumerate(self.lengths):
-                    now = slice(self.end - length, self.end)
-                    then = slice(old_end - length, old_end)
-                    assert before.keys is not None and before.values is not None
-                    buffers[0][row, :, now] = before.keys[row, :, then]
-                    buffers[1][row, :, now] = before.values[row, :, then]
-            self._layers.append(_Layer(self, *buffers))
-            if old:
-                old[index].keys = old[index].values = None
+        if rows > self._capacity:
+            self._capacity = max(rows, min(2 * self._capacity, self._capacity + 16))
+        # Columns before the rows let a longer one join, columns after them are for new tokens.
+        end = longest + _SLACK
+        self._width = end + _SLACK
+        fresh: list[_Layer] = []
+        for pair in shapes:
+            keys, values = (
+                part.new_zeros((self._capacity, part.shape[1], self._width, part.shape[3]))
+                for part in pair
+            )
+            for row, length in enumerate(self.lengths):
+                now, then = slice(end - length, end), slice(self.end - length, self.end)
+                keys[row, :, now] = pair[0][row, :, then]
+                values[row, :, now] = pair[1][row, :, then]
+            fresh.append(_Layer(self, keys, values))
+        self._layers, self.end = fresh, end

@@ -223,7 +223,8 @@ class Engine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        computed: list[Any] = cache.layers
+        return [(layer.keys[0], layer.values[0]) for layer in computed]
 
     def _step(self) -> None:
         """Sample one token for every row; finished rows leave."""

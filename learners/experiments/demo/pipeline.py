@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,10 +75,9 @@ class _Demo:
     # --- stages -------------------------------------------------------------------------------
 
     def _make_tasks(self) -> dict[str, Any]:
-        from swe_env.tasks.commands import live_progress
+        from swe_env.tasks.commands import Bar
 
-        with live_progress() as progress:
-            found = sources.load("quickstart", seed=self.settings.seed, progress=progress)
+        found = sources.load("quickstart", seed=self.settings.seed, progress=Bar())
         train = [task for task in found if task.metadata["split"] == "train"]
         heldout = [task for task in found if task.metadata["split"] == "heldout"]
         stride = max(1, len(train) // max(1, self.settings.dev_tasks))
@@ -109,10 +109,10 @@ class _Demo:
     def _start(self) -> dict[str, Any]:
         if self.settings.start == "adapter":
             return {"adapter": str(ADAPTER), "from": "repository"}
-        from learners.experiments.training import train_shown
+        from learners.experiments.training import train_once
         from learners.training import TrainConfig
 
-        train_shown(
+        train_once(
             TrainConfig(
                 loss="sft",
                 model=self.settings.model,
@@ -122,7 +122,6 @@ class _Demo:
                 epochs=self.settings.sft_epochs,
                 batch_size=self.settings.batch_size,
                 seed=self.settings.seed,
-                resume=(self.out / "sft").exists(),
             )
         )
         return {"adapter": str(self.out / "sft"), "from": "oracle trajectories of this run"}
@@ -137,7 +136,7 @@ class _Demo:
         return self._sample(adapter, "train", "train", self.settings.train_attempts)
 
     def _train(self, start: Path) -> dict[str, Any]:
-        from learners.experiments.training import train_shown
+        from learners.experiments.training import train_once
         from learners.training import TrainConfig
 
         settings = self.settings
@@ -148,7 +147,7 @@ class _Demo:
 
         watch = DevWatch(self.out / "dev-adapters", measure, measure(start, 0))
         folder = self.out / "train"
-        result = train_shown(
+        train_once(
             TrainConfig(
                 loss=settings.loss,
                 model=settings.model,
@@ -163,18 +162,19 @@ class _Demo:
                 eval_every=settings.eval_every,
                 save_every=settings.eval_every,
                 seed=settings.seed,
-                resume=folder.exists(),
             ),
             on_eval=watch,
         )
         step, adapter = watch.best()
+        record = json.loads((folder / "training.json").read_text())
         return {
             "adapter": str(adapter),
             "step": step,
-            "steps": result.steps,
-            "stopped": result.stopped,
+            "steps": record["steps"],
+            "samples": record["samples"],
+            "stopped": record["stopped"],
             "dev_pass@1": {str(k): v for k, v in watch.seen.items()},
-            "left_out": dict(result.report.dropped),
+            "data": record["data_report"],
         }
 
     # --- parts --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from agents.rollouts import Budget, attempt_seed, run_episode, run_rollouts
 from agents.rollouts.job import load_trajectory, to_toml
 from swe_env.errors import ConfigError, ModelError, PolicyError, ReplayError
 from swe_env.replay import ReplayBuffer
-from tests.agents.rollouts.fake_world import Guesser, GuessEnv, make_tasks
+from tests.agents.rollouts.fake_world import GuessEnv, Guesser, make_tasks
 
 
 def roll(out, tasks, policy=None, *, env=None, **options):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from agents.selection import regression_from_run_tests, select
 from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import StepObservation
 from tests.agents.made import attempt, run_of
 
 
@@ -119,6 +121,10 @@ FAILING = ("run_tests", 1, {})
         ([EDIT, TESTS, ("file_editor", 0, {"command": "insert"})], None),
         ([EDIT, ("run_tests", 0, {"targets": ["tests/test_a.py"]})], None),
         ([EDIT, ("run_tests", 1, {"targets": ["tests/test_a.py"]})], False),
+        ([EDIT, TESTS, ("run_tests", 0, {"targets": "tests/test_a.py"})], True),
+        ([EDIT, FAILING, ("run_tests", 0, {"targets": "failed"})], False),
+        ([EDIT, TESTS, ("apply_diff", 1, {}), ("undo", 1, {})], True),
+        ([EDIT, ("run_tests", -1, {})], False),
         ([FAILING, EDIT, FAILING], None),
         ([FAILING, EDIT, TESTS], True),
         ([], None),
@@ -126,6 +132,14 @@ FAILING = ("run_tests", 1, {})
 )
 def test_regression_from_the_agents_own_test_runs(calls, expected):
     assert regression_from_run_tests(run_of(*calls)) is expected
+
+
+def test_a_refused_test_run_is_no_evidence():
+    edited = run_of(EDIT, TESTS, FAILING)
+    answer = StepObservation(content="Error: there is no test file 'x.py'.", exit_code=1)
+    refused = replace(edited.steps[-1], observation=answer)
+    assert regression_from_run_tests(edited) is False
+    assert regression_from_run_tests(replace(edited, steps=(*edited.steps[:-1], refused))) is True
 
 
 def test_regression_may_be_a_function():

@@ -95,6 +95,9 @@ def test_paired_difference_is_tighter_than_the_arms():
     mean, low, high = bootstrap_difference(before, after)
     assert mean == pytest.approx(0.125)
     assert 0.05 < low < 0.125 < high < 0.2
+    same = bootstrap_difference({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0})
+    assert same[0] == 0.0
+    assert all(map(math.isnan, same[1:]))
     with pytest.raises(ConfigError, match="share no task"):
         bootstrap_difference({"a": 1.0}, {"b": 1.0})
 

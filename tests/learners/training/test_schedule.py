@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ def test_warm_up_and_cosine():
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert 0 < rates[99] < 1e-3
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_no_warm_up_starts_at_the_peak():

@@ -152,7 +152,7 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
         real(state, path)
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(SweError, match="step 4 could not be written .* No space left"):
+    with pytest.raises(SweError, match=r"step 4 could not be written .* No space left"):
         train(TrainConfig(**settings))
     names = [path.name for path in (Path(settings["out"]) / "checkpoints").iterdir()]
     assert names == ["step-00000002"]

@@ -76,16 +76,17 @@ class Project:
     spec: SandboxSpec
     task: Task
     files: dict[str, str]
+    sandbox: str = "process"
 
     def patch(self, changes: dict[str, str | None]) -> str:
         return diff(self.files, changes)
 
     def grade(self, changes: dict[str, str | None] | str, timeout: float = 60.0) -> TestReport:
         patch = changes if isinstance(changes, str) else self.patch(changes)
-        return grade(self.task, patch, sandbox="process", spec=self.spec, timeout=timeout)
+        return grade(self.task, patch, sandbox=self.sandbox, spec=self.spec, timeout=timeout)
 
     def run(self, *targets: str, command: str = "python -m pytest", **settings: object) -> TestRun:
-        box = sandboxes.get("process")(self.spec)
+        box = sandboxes.get(self.sandbox)(self.spec)
         try:
             return run_tests(box, command=command, targets=targets, timeout=60, **settings)
         finally:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from swe_env.errors import ConfigError, GradingError
 from swe_env.grading import grade
+from swe_env.sandbox import get
 from swe_env.types import Outcome
 
-FIXED = {
-    "calc.py": 'def add(a, b):\n    """The sum."""\n    return a + b\n\n\ndef mul(a, b):\n    return a * b\n'
-}
+FIXED = {"calc.py": "def add(a, b):\n    return a + b\n\n\ndef mul(a, b):\n    return a * b\n"}
 
 
 def test_the_gold_patch_resolves(project):
@@ -22,6 +23,16 @@ def test_the_gold_patch_resolves(project):
     assert set(report.fail_to_pass.values()) == set(report.pass_to_pass.values()) == {"passed"}
     assert report.tampering == ()
     assert report.error == ""
+
+
+@pytest.mark.skipif(bool(get("local").available()), reason="no namespaces here")
+def test_the_same_verdicts_in_an_isolating_sandbox(project):
+    binds = {str(path): path for path in {Path(sys.base_prefix), Path(sys.prefix)}}
+    inside = replace(project, sandbox="local", spec=replace(project.spec, binds=binds))
+    assert inside.grade(project.task.patch).resolved
+    assert inside.grade("").fail_to_pass == dict.fromkeys(project.task.FAIL_TO_PASS, "failed")
+    left = inside.grade({"calc.py": "import os\nos._exit(0)\n"})
+    assert "ended early with exit code 0" in left.error
 
 
 def test_an_empty_patch_does_not(project):

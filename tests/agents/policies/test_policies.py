@@ -1,0 +1,59 @@
+import pytest
+
+from agents.policies import BasePolicy, make_policy, policies
+from agents.policies.base import Episode, EpisodeOver, Policy
+from swe_env.errors import ConfigError
+from swe_env.types import Task
+
+TOOL = {"type": "function", "function": {"name": "view", "parameters": {"properties": {}}}}
+
+
+def an_episode(**more):
+    task = Task(instance_id="t", repo="r", base_commit="0", problem_statement="The parser fails")
+    first = {"text": "see src/a.py", "tool": "", "exit_code": 0, "steps_left": 9}
+    return Episode(task=task.public(), first=first, tools=[TOOL], **more)
+
+
+class Own(BasePolicy):
+    def __init__(self, word="hi"):
+        self.word = word
+
+    def act(self, episode):
+        return {"tool": "view", "arguments": {}, "message": self.word}
+
+
+def test_a_policy_comes_by_name_by_dotted_path_or_as_it_is():
+    assert make_policy("random", submit=0.5).agent.settings["submit"] == 0.5
+    own = make_policy("tests.agents.policies.test_policies:Own", word="ho")
+    assert own.act(an_episode())["message"] == "ho"
+    assert make_policy(own) is own
+    assert isinstance(own, Policy)
+    assert own.agent.name == "Own"
+    assert {"oracle", "random", "scripted", "transformers"} <= set(policies)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("oracel", {}, "Did you mean 'oracle'"),
+        ("random", {"sumbit": 1}, "sumbit"),
+        ("collections:Counter", {}, "is no policy"),
+    ],
+)
+def test_what_is_no_policy_is_said_in_one_sentence(spec, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_policy(spec, **options)
+
+
+def test_a_script_ends_with_its_actions():
+    policy = make_policy("scripted", actions={"t": [{"tool": "view", "arguments": {}}]})
+    assert policy.act(an_episode())["tool"] == "view"
+    with pytest.raises(EpisodeOver):
+        make_policy("scripted", actions=[]).act(an_episode())
+
+
+def test_random_calls_depend_on_the_seed_alone():
+    policy = make_policy("random", submit=0.0)
+    drawn = [policy.act(an_episode(seed=seed)) for seed in range(20)]
+    assert drawn == [policy.act(an_episode(seed=seed)) for seed in range(20)]
+    assert {action["tool"] for action in drawn} == {"view"}

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from agents.rollouts.commands import parse_options, summary
+from agents.rollouts.report import AttemptResult, RolloutReport
+from swe_env.cli import build
+from swe_env.errors import ConfigError
+from swe_env.replay import ReplayBuffer
+from swe_env.tasks import dump
+
+
+def test_swe_run_prints_json_on_stdout_and_continues(shop_task, tmp_path):
+    dump([shop_task], tmp_path / "tasks.jsonl")
+    arguments = [
+        "run", "--policy", "random", "--tasks", f"jsonl:{tmp_path}/tasks.jsonl", "-p", "submit=1.0",
+        "-e", "sandbox=process", "--out", f"{tmp_path}/job", "--buffer", f"{tmp_path}/b", "--json",
+    ]  # fmt: skip
+    first = CliRunner().invoke(build(), arguments)
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert (report["scored"], report["resolved"], report["skipped"]) == (1, 0, 0)
+    again = CliRunner().invoke(build(), [*arguments[:-1]])
+    assert "1 attempts were finished before" in again.stdout
+    assert len(ReplayBuffer(tmp_path / "b")) == 1
+
+
+def test_options_are_json_or_words():
+    assert parse_options(["a=0.5", "b=[1]", "c=word", "d=x=y"]) == {
+        "a": 0.5, "b": [1], "c": "word", "d": "x=y",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        parse_options(["a"])
+
+
+def test_the_summary_keeps_failures_out_of_the_score():
+    results = [
+        AttemptResult(instance_id="a", attempt=0, trajectory_id="1", resolved=True, finished=True),
+        AttemptResult(instance_id="a", attempt=1, trajectory_id="2", truncation="steps"),
+        AttemptResult(
+            instance_id="b", attempt=0, trajectory_id="3", truncation="failure", failure="sandbox"
+        ),
+    ]
+    text = summary(RolloutReport(out="job", results=tuple(results), interrupted=True))
+    assert text.splitlines() == [
+        "1 of 2 scored attempts resolved (50.0%).",
+        "Cut off by: steps 1.",
+        "Not scored, infrastructure failures: sandbox 1.",
+        "Interrupted: run the same command again to continue.",
+        "Results are in job.",
+    ]

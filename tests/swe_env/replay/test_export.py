@@ -1,0 +1,75 @@
+import dataclasses
+import json
+
+import pytest
+
+from swe_env.errors import ConfigError
+from swe_env.replay import Metrics, Step
+from swe_env.replay.export import atif, messages, preds, trl_kto, trl_preference
+from tests.swe_env.replay.conftest import make_trajectory
+
+ISSUE = {"role": "user", "content": "the issue"}
+
+
+def test_predictions_are_one_a_task():
+    good, other = make_trajectory("a", resolved=True), make_trajectory("b")
+    assert list(preds([good, other])) == [
+        {"instance_id": "a", "model_name_or_path": "none", "model_patch": good.patch},
+        {"instance_id": "b", "model_name_or_path": "none", "model_patch": ""},
+    ]
+    with pytest.raises(ConfigError, match="a has several trajectories"):
+        list(preds([good, good]))
+
+
+def test_a_conversation_ends_with_the_assistant():
+    one = make_trajectory(text="look")
+    assert messages(one) == [ISSUE, {"role": "assistant", "content": "look"}]
+    again = dataclasses.replace(one.steps[1], step_id=3, message="again")
+    longer = dataclasses.replace(one, steps=(*one.steps, again))
+    assert [m["content"] for m in messages(longer)] == ["the issue", "look", "1 é\n2", "again"]
+
+
+def test_preference_rows_share_the_first_state():
+    good, bad = make_trajectory(resolved=True, text="good"), make_trajectory(text="bad")
+    assert trl_preference(good, bad) == {
+        "prompt": [ISSUE],
+        "chosen": [{"role": "assistant", "content": "good"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+    }
+    prompted = dataclasses.replace(
+        bad, steps=(Step(step_id=1, source="system", message="Be brief."), *bad.steps)
+    )
+    retooled = dataclasses.replace(bad, tools=({"type": "function"},))
+    for other in (prompted, retooled):
+        with pytest.raises(ConfigError, match="same state"):
+            trl_preference(good, other)
+
+
+def test_kto_rows_need_a_verdict():
+    row = trl_kto(make_trajectory(resolved=True, text="good"))
+    assert row["label"] is True
+    assert row["completion"] == [{"role": "assistant", "content": "good"}]
+    with pytest.raises(ConfigError, match="no verdict"):
+        trl_kto(make_trajectory(failure="sandbox"))
+
+
+def test_atif_carries_whole_prompts_and_links_results_to_calls():
+    one = make_trajectory()
+    second = dataclasses.replace(
+        one.steps[1],
+        step_id=3,
+        metrics=Metrics(prompt_prefix=5, prompt_token_ids=(9,), completion_token_ids=(7,)),
+    )
+    document = atif(dataclasses.replace(one, steps=(*one.steps, second)))
+    json.dumps(document)
+    assert document["schema_version"].startswith("ATIF-v")
+    assert [step["step_id"] for step in document["steps"]] == [1, 2, 3]
+    assert "metrics" not in document["steps"][0]
+    metrics = document["steps"][2]["metrics"]
+    assert metrics["prompt_token_ids"] == [1, 2, 3, 4, 5, 9]
+    assert metrics["completion_tokens"] == 1
+    step = document["steps"][1]
+    result = step["observation"]["results"][0]
+    assert result["source_call_id"] == step["tool_calls"][0]["tool_call_id"]
+    assert document["extra"]["instance_id"] == "task-0"
+    assert document["extra"]["report"]["resolved"] is False

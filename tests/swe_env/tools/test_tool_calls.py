@@ -1,0 +1,153 @@
+"""Schemas come from signatures; what a model gets wrong comes back as one line, never raised."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from swe_env.errors import ConfigError, SandboxError
+from swe_env.tools import ToolContext, ToolResult, shorten, tool, tools, toolset
+
+
+def repeat(ctx: ToolContext, word: str, times: int = 2, places: list[int] | None = None) -> str:
+    """Say a word
+    several times.
+
+    Args:
+        word: What to say,
+            exactly.
+        times: How often.
+        places: Where.
+    """
+    return f"{word * times} {places}"
+
+
+@pytest.fixture
+def box(desk, make_tool):
+    desk.tools = type(desk.tools)((make_tool(repeat),))
+    return desk
+
+
+def test_the_schema_is_made_from_signature_and_docstring(make_tool):
+    assert make_tool(repeat).schema == {
+        "type": "function",
+        "function": {
+            "name": "repeat",
+            "description": "Say a word several times.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "word": {"type": "string", "description": "What to say, exactly."},
+                    "times": {"type": "integer", "description": "How often.", "default": 2},
+                    "places": {
+                        "type": "array",
+                        "items": {"type": "integer"},
+                        "description": "Where.",
+                    },
+                },
+                "required": ["word"],
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"word": "a", "times": 3}, "aaa None"),
+        ({"word": "a", "times": "3"}, "aaa None"),
+        ({"word": "a", "places": "[1, 40]"}, "aa [1, 40]"),
+        ({"word": "a", "places": ["1", 2]}, "aa [1, 2]"),
+        ({"word": "a", "places": "None", "times": ""}, "aa None"),
+        ({"word": "12", "times": 1}, "12 None"),
+        ({"word": "null", "times": 1}, "null None"),
+        ({"word": "a", "times": None}, "aa None"),
+    ],
+)
+def test_arguments_given_as_text_are_converted(box, arguments, text):
+    assert box.call("repeat", **arguments) == ToolResult(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "needs the argument 'word'"),
+        ({"word": "a", "time": 3}, "no argument 'time'"),
+        ({"word": "a", "times": "many"}, "'times' is wrong"),
+        ({"word": "a", "places": "[1, 'x']"}, "'places' is wrong"),
+        ({"word": 3}, "'word' is wrong"),
+        ({"word": "a", "places": {"a": 1}}, "'places' is wrong"),
+    ],
+)
+def test_wrong_arguments_are_a_result_with_the_reason_and_the_form(box, arguments, reason):
+    result = box.call("repeat", **arguments)
+    assert result.exit_code == 1
+    assert reason in result.text
+    assert "repeat(word: str, times: int (optional)" in result.text
+    assert "\n" not in result.text
+
+
+def test_an_unknown_tool_is_a_result(desk):
+    result = desk.call("fly")
+    assert result.exit_code == 1
+    assert "no tool 'fly'" in result.text
+    assert "view, edit" in result.text
+
+
+def test_a_lost_sandbox_is_not_blamed_on_the_call(desk, make_tool):
+    def lost(ctx: ToolContext) -> str:
+        """Lose it."""
+        raise SandboxError("gone")
+
+    desk.tools = type(desk.tools)((make_tool(lost),))
+    with pytest.raises(SandboxError):
+        desk.call("lost")
+
+
+def test_default_tools_and_presets():
+    assert toolset().names == ("view", "edit", "search", "bash", "run_tests", "submit")
+    assert toolset(["default", "undo"]).names[-1] == "undo"
+    assert toolset("r2e").names == ("file_editor", "execute_bash", "search", "finish")
+    for schema in (*toolset().schemas, *toolset("r2e").schemas):
+        function = schema["function"]
+        assert function["description"]
+        assert "ctx" not in json.dumps(schema)
+        assert all(p.get("description") for p in function["parameters"]["properties"].values())
+
+
+def test_an_unknown_name_says_what_was_near():
+    with pytest.raises(ConfigError, match="'search'"):
+        toolset(["serch"])
+
+
+def test_a_tool_plugs_in_by_decorator_and_by_dotted_path():
+    @tool(name="test_only_shout")
+    def shout(ctx: ToolContext, word: str) -> str:
+        """Shout."""
+        return word.upper()
+
+    assert toolset(["test_only_shout"]).tools == (shout,)
+    assert toolset(["swe_env.tools.undo:undo"]).tools == (tools.get("undo"),)
+
+
+def test_an_argument_without_a_type_is_refused_when_the_tool_is_made(make_tool):
+    def bad(ctx, word):
+        """Bad."""
+
+    with pytest.raises(ConfigError, match="'word'"):
+        make_tool(bad)
+
+
+def test_long_output_keeps_head_and_tail(desk):
+    desk.ctx.output_limit = 100
+    result = desk.call("bash", command="seq 1 1000")
+    assert result.text.startswith("1\n2\n")
+    assert "999\n1000" in result.text
+    assert "left out" in result.text
+    assert shorten("a" * 30 + "b" * 30, 10) == "aaaaa\n[... 50 characters left out ...]\nbbbbb"
+
+
+def test_submit(desk):
+    assert desk.call("submit") == ToolResult("Submitted.", 0, True)

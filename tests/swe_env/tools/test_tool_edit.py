@@ -1,0 +1,218 @@
+"""Editing: exact, tolerant of indentation only, never breaking a file or losing a byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swe_env.tools.matching import reindent
+from swe_env.tools.text import TextFile, split
+
+SOURCE = """\
+class A:
+    def one(self):
+        if True:
+            return 1
+        return 0
+
+    def two(self):
+        return 0
+"""
+
+
+def test_an_exact_passage_is_replaced_and_shown(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", old_str="return 1", new_str="return 2")
+    assert result.exit_code == 0
+    assert desk.get("a.py").decode() == SOURCE.replace("return 1", "return 2")
+    assert "     4\t            return 2" in result.text
+    assert "two" in result.text
+    assert len(result.text.splitlines()) <= 8
+
+
+def test_several_places_are_refused_with_their_lines(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", old_str="return 0", new_str="return 3")
+    assert result.exit_code == 1
+    assert "2 times" in result.text
+    assert "lines 5, 8" in result.text
+    assert desk.get("a.py").decode() == SOURCE
+
+
+def test_white_space_at_line_starts_may_differ(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call(
+        "edit",
+        path="a.py",
+        old_str="if True:\n    return 1",
+        new_str="if False:\n    return 2\nx = 1",
+    )
+    assert result.exit_code == 0
+    assert "re-indented" in result.text
+    expected = SOURCE.replace(
+        "        if True:\n            return 1\n",
+        "        if False:\n            return 2\n        x = 1\n",
+    )
+    assert desk.get("a.py").decode() == expected
+
+
+def test_tabs_are_kept_when_spaces_were_written(desk):
+    desk.put("a.py", "def f():\n\tif 1:\n\t\treturn 1\n")
+    result = desk.call(
+        "edit",
+        path="a.py",
+        old_str="    if 1:\n        return 1",
+        new_str="    if 2:\n        return 2",
+    )
+    assert result.exit_code == 0
+    assert desk.get("a.py") == b"def f():\n\tif 2:\n\t\treturn 2\n"
+
+
+def test_loose_places_must_be_unique_too(desk):
+    desk.put("a.py", SOURCE + "\n\ndef three():\n    return 0\n")
+    result = desk.call("edit", path="a.py", old_str="   return 0\n", new_str="   return 9\n")
+    assert result.exit_code == 1
+    assert "lines 5, 8, 12" in result.text
+
+
+def test_a_passage_that_is_nowhere_shows_the_nearest(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", old_str="def won(self):", new_str="def uno(self):")
+    assert result.exit_code == 1
+    assert "     2\t    def one(self):" in result.text
+
+
+@pytest.mark.parametrize("arguments", [{"old_str": "return 1", "new_str": "return 1"}])
+def test_an_edit_that_changes_nothing_is_refused(desk, arguments):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", **arguments)
+    assert result.exit_code == 1
+    assert "nothing to do" in result.text
+
+
+def test_a_loose_edit_that_changes_nothing_is_refused(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", old_str="\treturn 1", new_str=" return 1")
+    assert result.exit_code == 1
+    assert desk.get("a.py").decode() == SOURCE
+
+
+def test_an_edit_that_breaks_the_syntax_is_refused_with_the_lines(desk):
+    desk.put("a.py", SOURCE)
+    result = desk.call("edit", path="a.py", old_str="return 1", new_str="return (1")
+    assert result.exit_code == 1
+    assert "never closed" in result.text
+    assert "     4\t            return (1" in result.text
+    assert desk.get("a.py").decode() == SOURCE
+
+
+def test_a_broken_file_may_be_mended_in_steps(desk):
+    desk.put("a.py", "def f(:\n    return (1\n")
+    assert desk.call("edit", path="a.py", old_str="f(:", new_str="f():").exit_code == 0
+    assert desk.call("edit", path="a.py", old_str="(1", new_str="1").exit_code == 0
+
+
+def test_files_are_created_but_not_over_others(desk):
+    assert desk.call("edit", path="new/b.py", new_str="x = 1\n").exit_code == 0
+    assert desk.get("new/b.py") == b"x = 1\n"
+    result = desk.call("edit", path="new/b.py", new_str="y = 1\n")
+    assert result.exit_code == 1
+    assert desk.get("new/b.py") == b"x = 1\n"
+    assert desk.call("edit", path="c.py", new_str="x = (\n").exit_code == 1
+    assert desk.box.files.stat("c.py") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"a = 1\r\nb = 2\r\n", b"a = 1\r\nb = 3\r\nc = 4\r\n"),
+        (b"\xef\xbb\xbfa = 1\nb = 2\n", b"\xef\xbb\xbfa = 1\nb = 3\nc = 4\n"),
+        (b"# \xff\xfe\na = 1\nb = 2\n", b"# \xff\xfe\na = 1\nb = 3\nc = 4\n"),
+        (b"a = 1\nb = 2", b"a = 1\nb = 3\nc = 4"),
+        (b"a = 1\n\x0c\nb = 2\n", b"a = 1\n\x0c\nb = 3\nc = 4\n"),
+        (b"a = 1\rx\nb = 2\n", b"a = 1\rx\nb = 3\nc = 4\n"),
+    ],
+)
+def test_what_is_not_edited_is_kept_byte_for_byte(desk, before, after):
+    desk.put("a.txt", before)
+    assert desk.call("edit", path="a.txt", old_str="b = 2", new_str="b = 3\nc = 4").exit_code == 0
+    assert desk.get("a.txt") == after
+
+
+def test_crlf_passages_over_several_lines_match(desk):
+    desk.put("a.txt", b"a\r\nb\r\nc\r\n")
+    assert desk.call("edit", path="a.txt", old_str="a\nb", new_str="x\ny").exit_code == 0
+    assert desk.get("a.txt") == b"x\r\ny\r\nc\r\n"
+
+
+@pytest.mark.parametrize("path", ["../out.py", "/etc/passwd", "missing.py", ""])
+def test_paths_outside_or_missing_are_told(desk, path):
+    result = desk.call("edit", path=path, old_str="a", new_str="b")
+    assert result.exit_code == 1
+    assert result.text.startswith("Error: ")
+
+
+def test_binary_files_are_refused(desk):
+    desk.put("a.bin", b"\0\1\2")
+    assert "binary" in desk.call("edit", path="a.bin", old_str="a", new_str="b").text
+
+
+def test_lines_are_replaced_inserted_and_deleted(desk):
+    desk.put("a.txt", "1\n2\n3\n")
+    assert desk.call("edit_lines", path="a.txt", first=2, last=2, text="two").exit_code == 0
+    assert desk.call("edit_lines", path="a.txt", first="1", last="0", text="zero").exit_code == 0
+    assert desk.get("a.txt") == b"zero\n1\ntwo\n3\n"
+    assert desk.call("edit_lines", path="a.txt", first=1, last=2).exit_code == 0
+    assert desk.call("edit_lines", path="a.txt", first=3, last=2, text="end\n").exit_code == 0
+    assert desk.get("a.txt") == b"two\n3\nend\n"
+    assert "3 lines" in desk.call("edit_lines", path="a.txt", first=3, last=9, text="x").text
+
+
+def test_a_diff_over_two_files_is_applied_whole_or_not_at_all(desk):
+    desk.put("a.py", "a = 1\n")
+    desk.put("b.py", "b = 1\n")
+    good = "--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-a = 1\n+a = 2\n"
+    new = "--- /dev/null\n+++ b/c.py\n@@ -0,0 +1 @@\n+c = 1\n"
+    assert desk.call("apply_diff", diff=good + new).exit_code == 0
+    assert desk.get("a.py") == b"a = 2\n"
+    assert desk.get("c.py") == b"c = 1\n"
+    broken = "--- a/b.py\n+++ b/b.py\n@@ -1 +1 @@\n-b = 1\n+b = (\n"
+    back = "--- a/a.py\n+++ b/a.py\n@@ -1 +1 @@\n-a = 2\n+a = 3\n"
+    result = desk.call("apply_diff", diff=back + broken)
+    assert result.exit_code == 1
+    assert desk.get("a.py") == b"a = 2\n"
+    assert desk.get("b.py") == b"b = 1\n"
+    assert "does not apply" in desk.call("apply_diff", diff=good).text
+
+
+def test_undo_goes_back_step_by_step(desk):
+    desk.put("a.py", "a = 1\n")
+    desk.call("edit", path="a.py", old_str="1", new_str="2")
+    desk.call("edit", path="b.py", new_str="b = 1\n")
+    kept = dict(desk.ctx.state)
+    assert "b.py" in desk.call("undo").text
+    assert desk.box.files.stat("b.py") is None
+    assert desk.get("a.py") == b"a = 2\n"
+    assert desk.call("undo").exit_code == 0
+    assert desk.get("a.py") == b"a = 1\n"
+    assert desk.call("undo").exit_code == 1
+    assert len(kept["changes"]) == 2  # a forked episode's history is not touched
+
+
+@given(st.binary(max_size=200).filter(lambda data: b"\0" not in data))
+def test_any_bytes_survive_taking_apart_and_putting_together(data):
+    found = TextFile.decode(data)
+    assert found.encode() == data
+    assert "".join(found.pieces) == found.text
+    assert len(found.pieces) == len(found.lines)
+
+
+def test_reindenting_keeps_steps_inside_new_text():
+    new = split("if a:\n  b\n  if c:\n      d")
+    assert reindent(new, ["if a:", "  b"], ["\tif a:", "\t\tb"]) == [
+        "\tif a:",
+        "\t\tb",
+        "\t\tif c:",
+        "\t\t    d",
+    ]

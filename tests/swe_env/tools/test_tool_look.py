@@ -1,0 +1,232 @@
+"""Looking: view, search, bash, run_tests."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from swe_env.tools.ignore import visible
+
+MODULE = """\
+import os
+
+
+def top(x):
+    return x
+
+
+class Box:
+    @property
+    def size(self):
+        return 1
+
+    def fill(self):
+        def inner():
+            return 2
+
+        return inner
+"""
+
+
+def test_a_file_with_its_line_numbers(desk):
+    desk.put("pkg/mod.py", MODULE)
+    result = desk.call("view", path="pkg/mod.py")
+    assert result.exit_code == 0
+    lines = result.text.split("\n")
+    assert lines[0] == "     1\timport os"
+    assert lines[3] == "     4\tdef top(x):"
+    assert len(lines) == 17
+
+
+@pytest.mark.parametrize("view_range", [[4, 5], "[4, 5]"])
+def test_a_range(desk, view_range):
+    desk.put("mod.py", MODULE)
+    text = desk.call("view", path="mod.py", view_range=view_range).text
+    assert text == "     4\tdef top(x):\n     5\t    return x"
+
+
+def test_a_range_to_the_end_and_wrong_ranges(desk):
+    desk.put("mod.py", MODULE)
+    assert desk.call("view", path="mod.py", view_range=[17, -1]).text.startswith("    17\t")
+    assert desk.call("view", path="mod.py", view_range=[10, 99]).exit_code == 0
+    assert "17 lines" in desk.call("view", path="mod.py", view_range=[40, 50]).text
+    assert desk.call("view", path="mod.py", view_range=[4]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("symbol", "first", "last"),
+    [
+        ("top", 4, 5),
+        ("Box", 8, 17),
+        ("Box.size", 9, 11),
+        ("size", 9, 11),
+        ("Box.fill.inner", 14, 15),
+    ],
+)
+def test_a_symbol(desk, symbol, first, last):
+    desk.put("mod.py", MODULE)
+    lines = desk.call("view", path="mod.py", symbol=symbol).text.split("\n")
+    assert int(lines[0].split("\t")[0]) == first
+    assert int(lines[-1].split("\t")[0]) == last
+
+
+def test_an_unknown_symbol_says_what_is_near(desk):
+    desk.put("mod.py", MODULE)
+    result = desk.call("view", path="mod.py", symbol="Box.sise")
+    assert result.exit_code == 1
+    assert "Box.size" in result.text
+
+
+def test_a_long_file_shows_its_head_and_outline(desk):
+    desk.put("long.py", "\n".join(f"def f{n}():\n    return {n}\n" for n in range(500)))
+    text = desk.call("view", path="long.py").text
+    assert text.startswith("     1\tdef f0():")
+    assert "long.py has 1499 lines" in text
+    assert "def f150" in text
+    assert len(text) < desk.ctx.output_limit
+
+
+def test_a_folder_two_levels_deep_without_hidden_ones(desk):
+    for path in ("a/b/c.py", "a/d.py", ".hidden/x", "z.txt", "a/__pycache__/y.pyc"):
+        desk.put(path, "x")
+    assert desk.call("view").text == "a/\n  b/\n  d.py\nz.txt"
+
+
+def test_other_files_than_text(desk):
+    desk.put("a.bin", b"\0\1")
+    assert "binary file of 2 bytes" in desk.call("view", path="a.bin").text
+    desk.put("empty", b"")
+    assert desk.call("view", path="empty").text == "empty is empty."
+    desk.put("latin.txt", b"caf\xe9\r\nx\r\n")
+    assert desk.call("view", path="latin.txt").text == "     1\tcaf�\n     2\tx"
+
+
+def test_a_missing_path_says_where_such_a_file_is(desk):
+    desk.put("deep/down/mod.py", MODULE)
+    result = desk.call("view", path="mod.py")
+    assert result.exit_code == 1
+    assert "deep/down/mod.py" in result.text
+
+
+def test_search_shows_file_line_and_text(desk):
+    desk.put("a.py", "one\ntwo one one\nthree\n")
+    desk.put("sub/b.txt", "One\none (x)\n")
+    desk.put("c.bin", b"one\0")
+    assert desk.call("search", query="one").text == (
+        "a.py:1: one\na.py:2: two one one\nsub/b.txt:2: one (x)"
+    )
+    assert desk.call("search", query="one (x)", path="sub").text == "sub/b.txt:2: one (x)"
+    assert (
+        desk.call("search", query="^[Oo]ne$", regex="true").text == "a.py:1: one\nsub/b.txt:1: One"
+    )
+    assert desk.call("search", query="three", path="a.py").text == "a.py:3: three"
+    assert desk.call("search", query="three", path=".").text == "a.py:3: three"
+    assert desk.call("search", query="One", path="./sub/").text == "sub/b.txt:1: One"
+    assert desk.call("search", query="nowhere").text == "No line contains 'nowhere'."
+    assert desk.call("search", query="(", regex=True).exit_code == 1
+    assert desk.call("search", query="x", path="gone").exit_code == 1
+
+
+def test_search_caps_and_counts(desk):
+    desk.put("a.txt", "hit\n" * 150)
+    text = desk.call("search", query="hit").text
+    assert text.count("a.txt:") == 100
+    assert "50 more lines left out" in text
+
+
+PATHS = [
+    "a.log",
+    "keep.log",
+    "build/x",
+    "sub/build/x",
+    "docs/a.html",
+    "docs/b/a.html",
+    "gen/a.py",
+    "x/gen/a.py",
+    "#odd",
+    "tmp1",
+    "tmpx",
+    "foo/bar",
+    "foo/a/b/bar",
+    "foo/other",
+    "local.txt",
+    "sub/local.txt",
+    "sub/special.log",
+    "sub/other.log",
+    "build.txt",
+]
+IGNORES = {
+    ".gitignore": "*.log\n/build/\ndocs/*.html\n!keep.log\n**/gen/*.py\n# no\n\\#odd\ntmp[0-9]\n"
+    "foo/**/bar\n",
+    "sub/.gitignore": "local.txt\n!special.log\n",
+    **dict.fromkeys(PATHS, "x"),
+}
+
+
+def test_what_git_ignores_is_left_out(desk):
+    for path, text in IGNORES.items():
+        desk.put(path, text)
+    root = desk.box.workdir
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    by_git = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True).stdout
+    assert {path for path, _ in visible(desk.box.files)} == set(by_git.splitlines())
+    assert {path for path, _ in visible(desk.box.files, "sub")} == {
+        path for path in by_git.splitlines() if path.startswith("sub/")
+    }
+
+
+def test_bash_keeps_its_folder_and_says_the_exit_code(desk):
+    desk.put("d/x.txt", "hello")
+    assert desk.call("bash", command="cd d && export A=1").text == "[done, no output]"
+    assert desk.call("bash", command="cat x.txt; echo $A").text == "hello1"
+    result = desk.call("bash", command="echo bad; false")
+    assert (result.text, result.exit_code) == ("bad\n[exit code 1]", 1)
+    result = desk.call("bash", command="sleep 30", timeout="0.5")
+    assert "longer than 0.5 s" in result.text
+    assert result.exit_code == -1
+    assert desk.call("bash", command=" ").exit_code == 1
+
+
+TESTS = """\
+from mod import half
+
+
+def test_good():
+    assert half(4) == 2
+
+
+def test_bad():
+    assert half(5) == 2.5
+"""
+
+
+def test_tests_are_summarised_and_the_failed_run_again(desk):
+    desk.put("mod.py", "def half(x):\n    return x // 2\n")
+    desk.put("tests/test_mod.py", TESTS)
+    result = desk.call("run_tests")
+    assert result.exit_code == 1
+    assert result.text.startswith("1 failed, 1 passed\n\nFAILED tests/test_mod.py::test_bad\n")
+    assert "assert 2 == 2.5" in result.text
+    desk.put("mod.py", "def half(x):\n    return x / 2\n")
+    result = desk.call("run_tests", targets="failed")
+    assert (result.text, result.exit_code) == ("1 passed", 0)
+    assert desk.call("run_tests", targets="tests/test_mod.py::test_good").text == "1 passed"
+    assert "No test failed" in desk.call("run_tests", targets="failed").text
+
+
+def test_wrong_targets_are_told(desk):
+    desk.put("tests/test_mod.py", "def test_x(): pass\n")
+    assert "no test file" in desk.call("run_tests", targets="tests/test_gone.py").text
+    assert "option" in desk.call("run_tests", targets="--co").text
+    result = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
+    assert result.exit_code == 1
+    assert "test_gone" in result.text
+
+
+def test_a_file_that_cannot_be_imported_is_shown(desk):
+    desk.put("tests/test_mod.py", "import no_such_module\n")
+    result = desk.call("run_tests")
+    assert "ERROR tests/test_mod.py" in result.text
+    assert "no_such_module" in result.text
