@@ -137,7 +137,7 @@ def _copy_folder(origin: Path, folder: Path) -> None:
 
 
 def origins(location: str) -> list[str]:
-    """Where a git repository may be had from: the mirror in ``SWE_ENV_MIRRORS``, then its origin."""
+    """Where a git repository may be: the mirror in ``SWE_ENV_MIRRORS``, then its origin."""
     short = location.removesuffix(".git")
     name = "/".join(short.split("/")[-2:]) if "://" in short or "@" in short else short
     found: list[str] = []

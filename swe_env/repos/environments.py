@@ -148,7 +148,8 @@ def _relocate(script: Path, folder: Path) -> None:
     if not data.startswith(first):
         return
     body = data.split(b"\n", 1)[1]
-    shim = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/python "$0" "$@"\n\' \'\'\'\n'
+    shim = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/python'
+    shim += b" \"$0\" \"$@\"\n' '''\n"
     script.write_bytes(shim + body)
 
 
@@ -191,4 +192,6 @@ def _install(recipe: Recipe, checkout: Path | None, folder: Path) -> None:
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return " ".join(lines[-2:])[-300:].rstrip(".") or f"exit code {done.returncode}"
+    telling = [line for line in lines if not line.startswith(("[notice]", "hint:", "WARNING"))]
+    said = telling[-1].removeprefix("ERROR: ").rstrip(".") if telling else ""
+    return said[:300] or f"exit code {done.returncode}"

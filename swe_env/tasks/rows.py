@@ -151,7 +151,7 @@ def _finish(plain: _Plain, **changed: Any) -> Task:
 
 
 def _plain(error: Exception) -> str:
-    """msgspec's message with the field named instead of a JSON path."""
+    """The decoder's message with the field named instead of a JSON path."""
     message = str(error)
     said, _, path = message.partition(" - at `$.")
     return f"field {path.rstrip('`')!r}: {said.lower()}" if path else message

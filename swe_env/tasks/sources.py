@@ -83,7 +83,7 @@ def options(text: str, settings: type[Any]) -> dict[str, Any]:
     Raises:
         TaskError: an option is unknown or its value is of the wrong type.
     """
-    known = {f.name: type(f.default) for f in fields(settings) if f.name != "seed"}
+    known: dict[str, type] = {f.name: type(f.default) for f in fields(settings) if f.name != "seed"}
     found: dict[str, Any] = {}
     for part in filter(None, text.split("&")):
         name, _, value = part.partition("=")

@@ -54,7 +54,7 @@ def _compare(node: ast.AST, scope: Scope, table: _Table) -> Iterator[Edit]:
 
 @operators.register("comparison")
 def comparison(node: ast.AST, scope: Scope) -> Iterator[Edit]:
-    """``a == b`` → ``a != b``, ``a < b`` → ``a > b``, ``a in b`` → ``a not in b`` …"""
+    """``a == b`` → ``a != b``, ``a < b`` → ``a > b``, ``a in b`` → ``a not in b`` and so on."""
     yield from _compare(node, scope, _COMPARE)
 
 
@@ -87,7 +87,7 @@ def dropped_not(node: ast.AST, scope: Scope) -> Iterator[Edit]:
 
 @operators.register("arithmetic")
 def arithmetic(node: ast.AST, scope: Scope) -> Iterator[Edit]:
-    """``a + b`` → ``a - b``, ``a * b`` → ``a // b``, ``a += b`` → ``a -= b`` …"""
+    """``a + b`` → ``a - b``, ``a * b`` → ``a // b``, ``a += b`` → ``a -= b`` and so on."""
     if isinstance(node, ast.BinOp):
         pair = _ARITHMETIC.get(type(node.op))
         if pair is None or _is_text(node.left):

@@ -101,7 +101,7 @@ def wrong_variable(node: ast.AST, scope: Scope) -> Iterator[Edit]:
 
 @operators.register("method_swap")
 def method_swap(node: ast.AST, scope: Scope) -> Iterator[Edit]:
-    """``s.lower()`` → ``s.upper()``, ``startswith`` → ``endswith`` …"""
+    """``s.lower()`` → ``s.upper()``, ``startswith`` → ``endswith`` and so on."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         new = _METHODS.get(node.func.attr)
         if new is not None:
@@ -111,7 +111,7 @@ def method_swap(node: ast.AST, scope: Scope) -> Iterator[Edit]:
 
 @operators.register("function_swap")
 def function_swap(node: ast.AST, scope: Scope) -> Iterator[Edit]:
-    """``min(a)`` → ``max(a)``, ``any`` → ``all``, ``sorted`` → ``list`` …"""
+    """``min(a)`` → ``max(a)``, ``any`` → ``all``, ``sorted`` → ``list`` and so on."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         new = _FUNCTIONS.get(node.func.id)
         if new is not None and not (new == "list" and node.keywords):
@@ -127,9 +127,10 @@ def dropped_call(node: ast.AST, scope: Scope) -> Iterator[Edit]:
     if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
         if call.func.value.id in scope.names and call.func.value.id not in ("self", "cls"):
             yield scope.text.replace(call, scope.text.of(call.func.value))
-    elif isinstance(call.func, ast.Name) and len(call.args) == 1 and not call.keywords:
-        if not isinstance(call.args[0], ast.Starred | ast.GeneratorExp):
-            yield scope.text.replace(call, scope.text.of(call.args[0]))
+        return
+    plain = isinstance(call.func, ast.Name) and len(call.args) == 1 and not call.keywords
+    if plain and not isinstance(call.args[0], ast.Starred | ast.GeneratorExp):
+        yield scope.text.replace(call, scope.text.of(call.args[0]))
 
 
 @operators.register("changed_default")

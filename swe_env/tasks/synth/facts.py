@@ -3,9 +3,14 @@
 Imported by `probe.py` in the package's own Python; stands alone.
 """
 
+from __future__ import annotations
+
 import ast
 import os
 import re
+from typing import Any, TypeAlias
+
+Facts: TypeAlias = "dict[str, Any]"
 
 LIMIT = 200
 _EQUAL = {"assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual",
@@ -16,7 +21,7 @@ _OPERATORS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt:
               ast.NotIn: "not in"}  # fmt: skip
 
 
-def of(item, excinfo, root):
+def of(item: Any, excinfo: Any, root: str) -> Facts:
     """The facts of one failure, as a plain dict."""
     test_file = str(item.path)
     entries = [entry for entry in excinfo.traceback if str(entry.path).startswith(root + os.sep)]
@@ -34,14 +39,14 @@ def of(item, excinfo, root):
     return {key: value for key, value in found.items() if value not in (None, "", [])}
 
 
-def frame(entry, root):
+def frame(entry: Any, root: str) -> list[Any]:
     """One line of a traceback."""
     line = entry.lineno + 1
     text = str(entry.frame.code.fullsource[entry.lineno]).strip()
     return [os.path.relpath(str(entry.path), root), line, entry.frame.code.name, text]
 
 
-def clean(text, root):
+def clean(text: str, root: str) -> str:
     """Without addresses and paths of this machine, and not longer than `LIMIT`."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", text).replace(root + os.sep, "")
     return text if len(text) <= LIMIT else text[: LIMIT - 1] + "…"
@@ -50,7 +55,7 @@ def clean(text, root):
 class Reader:
     """Reads the statement of a test at which it failed, with the values of its frame."""
 
-    def __init__(self, entry, root):
+    def __init__(self, entry: Any, root: str) -> None:
         self.root = root
         self.line = entry.lineno + 1
         self.locals = dict(entry.frame.f_locals)
@@ -59,7 +64,7 @@ class Reader:
         source = "\n".join(str(line) for line in entry.frame.code.fullsource.lines)
         self.tree = ast.parse(source)
 
-    def read(self, error, raised):
+    def read(self, error: BaseException, raised: bool) -> Facts:
         """call, got, expected, relation: those that can be told."""
         statement = self.statement()
         if statement is None:
@@ -75,18 +80,20 @@ class Reader:
             return {"kind": "no_raise", "call": self.render(self.inside(statement))}
         return self.mismatch(statement)
 
-    def statement(self):
+    def statement(self) -> ast.stmt | None:
         """The innermost statement that covers the failing line."""
-        best = None
+        best: ast.stmt | None = None
         for node in ast.walk(self.tree):
-            covers = isinstance(node, ast.stmt) and node.lineno <= self.line <= node.end_lineno
+            if not isinstance(node, ast.stmt):
+                continue
+            covers = node.lineno <= self.line <= (node.end_lineno or node.lineno)
             if covers and (best is None or node.lineno >= best.lineno):
                 best = node
         if isinstance(best, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
             return None
         return best
 
-    def inside(self, statement):
+    def inside(self, statement: ast.stmt) -> ast.expr | None:
         """The expression in the body of a `with raises` block, or the call given to raises."""
         if isinstance(statement, ast.With):
             return self.subject(statement.body[0])
@@ -95,7 +102,7 @@ class Reader:
             return ast.Call(func=call.args[1], args=call.args[2:], keywords=call.keywords)
         return self.subject(statement)
 
-    def subject(self, statement):
+    def subject(self, statement: ast.stmt) -> ast.expr | None:
         """The expression that a failing statement is about."""
         if isinstance(statement, ast.Assert):
             test = statement.test
@@ -107,7 +114,7 @@ class Reader:
                 return calls[0] if calls else test.left
             return test
         if isinstance(statement, (ast.For, ast.While, ast.If)):
-            return getattr(statement, "iter", None) or statement.test
+            return statement.iter if isinstance(statement, ast.For) else statement.test
         if isinstance(statement, ast.With):
             return statement.items[0].context_expr
         value = getattr(statement, "value", None)
@@ -118,7 +125,7 @@ class Reader:
                 return calls[0] if calls else value.args[0]
         return value
 
-    def mismatch(self, statement):
+    def mismatch(self, statement: ast.stmt) -> Facts:
         """The two sides of a failed comparison."""
         if isinstance(statement, ast.Assert):
             test = statement.test
@@ -137,7 +144,9 @@ class Reader:
                 return self.truth(call.args[0])
         return {}
 
-    def sides(self, left, right, relation, whole):
+    def sides(
+        self, left: ast.expr, right: ast.expr, relation: str, whole: ast.expr | None
+    ) -> Facts:
         """Values of both sides, evaluated again; nothing when the failure does not repeat."""
         got, expected = self.value(left), self.value(right)
         if relation == "==" and got == expected:
@@ -147,10 +156,10 @@ class Reader:
         if relation in ("==", "is") and not self.calls(left) and self.calls(right):
             left, right, got, expected = right, left, expected, got
         shown = repr(got), repr(expected)
-        start = max(0, len(os.path.commonprefix(shown)) - LIMIT // 2)
+        start = max(0, shared(*shown) - LIMIT // 2)
         if start and max(map(len, shown)) > LIMIT:
             # Two long values are told apart only where they begin to differ.
-            shown = ["…" + text[start:] for text in shown]
+            shown = "…" + shown[0][start:], "…" + shown[1][start:]
         return {
             "kind": "mismatch",
             "call": self.told(left),
@@ -160,7 +169,7 @@ class Reader:
             "wanted": self.render(right),
         }
 
-    def told(self, node):
+    def told(self, node: ast.expr) -> str:
         """The expression where its value came from; never just the value itself."""
         text = self.render(self.origin(node))
         try:
@@ -169,7 +178,7 @@ class Reader:
             return text
         return clean(ast.unparse(node), self.root)
 
-    def truth(self, test):
+    def truth(self, test: ast.expr) -> Facts:
         """A condition that should hold and does not."""
         expected = "true"
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -180,41 +189,44 @@ class Reader:
         found["got"] = self.show(self.value(test))
         return found
 
-    def calls(self, node):
+    def calls(self, node: ast.expr) -> bool:
         """Whether the expression, or what made it, calls anything."""
         return has_call(self.origin(node))
 
-    def origin(self, node):
+    def origin(self, node: ast.expr) -> ast.expr:
         """For a name that the test assigned just before and left alone: what was assigned."""
         if not isinstance(node, ast.Name) or node.id not in self.locals:
             return node
         statement = self.statement()
-        last = None
+        if statement is None:
+            return node
+        last: ast.Assign | None = None
         for other in ast.walk(self.tree):
             if not isinstance(other, ast.Assign) or assigned(other, node.id) is None:
                 continue
-            near = statement.lineno - 15 < other.lineno <= other.end_lineno < statement.lineno
+            end = other.end_lineno or other.lineno
+            near = statement.lineno - 15 < other.lineno <= end < statement.lineno
             if near and (last is None or other.lineno > last.lineno):
                 last = other
         if last is None:
             return node
-        between = range(last.end_lineno + 1, statement.lineno)
+        between = range((last.end_lineno or last.lineno) + 1, statement.lineno)
         for other in ast.walk(self.tree):
             if isinstance(other, ast.Name) and other.id == node.id and other.lineno in between:
                 return node
         value = assigned(last, node.id)
-        return value if has_call(value) else node
+        return value if value is not None and has_call(value) else node
 
-    def value(self, node):
+    def value(self, node: ast.expr) -> Any:
         """The expression's value in the test's frame."""
         code = compile(ast.Expression(node), "<test>", "eval")
         return eval(code, dict(self.names))
 
-    def show(self, value):
+    def show(self, value: object) -> str:
         """A value as a statement quotes it."""
         return clean(repr(value), self.root)
 
-    def render(self, node):
+    def render(self, node: ast.expr | None) -> str:
         """The expression with the test's short local values in place of their names."""
         if node is None:
             return ""
@@ -225,7 +237,7 @@ class Reader:
         return clean(ast.unparse(Substitute(self, bound).visit(copied)), self.root)
 
 
-def assigned(statement, name):
+def assigned(statement: ast.Assign, name: str) -> ast.expr | None:
     """What a statement assigns to a name, as an expression; None when it does not."""
     for target in statement.targets:
         if isinstance(target, ast.Name) and target.id == name:
@@ -240,11 +252,11 @@ def assigned(statement, name):
 class Substitute(ast.NodeTransformer):
     """Names of plain values → the values; receivers → how the test made them."""
 
-    def __init__(self, reader, bound):
+    def __init__(self, reader: Reader, bound: set[str]) -> None:
         self.reader = reader
         self.bound = bound
 
-    def visit_Attribute(self, node):
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """``x.go()`` → ``Thing(1).go()`` where the test made ``x`` just before."""
         base = node.value
         if isinstance(base, ast.Name) and base.id not in self.bound:
@@ -258,7 +270,7 @@ class Substitute(ast.NodeTransformer):
                 return node
         return self.generic_visit(node)
 
-    def visit_Name(self, node):
+    def visit_Name(self, node: ast.Name) -> ast.AST:
         """A local's short plain value in place of its name."""
         values = self.reader.locals
         if node.id in self.bound or values.get(node.id) is None:
@@ -271,6 +283,12 @@ class Substitute(ast.NodeTransformer):
         return ast.parse(text, mode="eval").body if len(text) <= 80 else node
 
 
-def has_call(node):
+def shared(first: str, second: str) -> int:
+    """How many characters two texts share at their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def has_call(node: ast.AST) -> bool:
     """Whether an expression calls anything."""
     return any(isinstance(child, ast.Call) for child in ast.walk(node))

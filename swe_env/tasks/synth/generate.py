@@ -116,10 +116,10 @@ def _ordered(package: Package, baseline: Baseline, settings: Settings) -> Iterat
     while turn:
         left = []
         for key in turn:
-            candidate = next(queues[key], None)
-            if candidate is not None:
+            following = next(queues[key], None)
+            if following is not None:
                 left.append(key)
-                yield candidate
+                yield following
         turn = left
 
 

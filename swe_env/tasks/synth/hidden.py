@@ -29,34 +29,23 @@ def without_tests(source: str, functions: Iterable[tuple[str, ...]]) -> str | No
     tree = ast.parse(source)
     text = Text(source.encode())
     wanted = set(functions)
-    cuts: list[tuple[int, int, bytes]] = []
-    for function in wanted:
-        parent: ast.Module | ast.ClassDef = tree
-        for name in function[:-1]:
-            classes = [n for n in parent.body if isinstance(n, ast.ClassDef) and n.name == name]
-            if not classes:
-                return None
-            parent = classes[-1]
-        found = [
-            node
-            for node in parent.body
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.name == function[-1]
-        ]
-        if not found:
+    cuts: dict[tuple[int, int], bytes] = {}
+    closed: set[tuple[str, ...]] = set()
+    for function in sorted(wanted):
+        owner = function[:-1]
+        parent = _class(tree, owner)
+        found = _functions(parent, function[-1]) if parent else []
+        if parent is None or not found:
             return None
         for node in found:
-            cuts.append((*_span(text, node), b""))
-        if isinstance(parent, ast.ClassDef) and _emptied(parent, function[:-1], wanted):
-            start, end, _ = cuts.pop()
-            cuts.append((start, end, b" " * found[-1].col_offset + b"pass\n"))
-            wanted = wanted - {(*function[:-1], "")} | {(*function[:-1], "")}
+            cuts[_span(text, node)] = b""
+        is_class = isinstance(parent, ast.ClassDef)
+        if is_class and owner not in closed and _emptied(parent, owner, wanted):
+            closed.add(owner)
+            cuts[_span(text, found[0])] = b" " * found[0].col_offset + b"pass\n"
     data = text.data
-    passed: set[tuple[int, int]] = set()
-    for start, end, replacement in sorted(set(cuts), reverse=True):
-        if (start, end) not in passed:
-            passed.add((start, end))
-            data = data[:start] + replacement + data[end:]
+    for (start, end), replacement in sorted(cuts.items(), reverse=True):
+        data = data[:start] + replacement + data[end:]
     try:
         compile(data, "<tests>", "exec")
     except SyntaxError:
@@ -64,7 +53,24 @@ def without_tests(source: str, functions: Iterable[tuple[str, ...]]) -> str | No
     return data.decode()
 
 
-def _emptied(parent: ast.ClassDef, name: tuple[str, ...], wanted: set[tuple[str, ...]]) -> bool:
+def _class(tree: ast.Module, names: tuple[str, ...]) -> ast.Module | ast.ClassDef | None:
+    parent: ast.Module | ast.ClassDef = tree
+    for name in names:
+        inner = [n for n in parent.body if isinstance(n, ast.ClassDef) and n.name == name]
+        if not inner:
+            return None
+        parent = inner[-1]
+    return parent
+
+
+def _functions(parent: ast.Module | ast.ClassDef, name: str) -> list[FunctionNode]:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in parent.body if isinstance(node, kinds) and node.name == name]
+
+
+def _emptied(
+    parent: ast.Module | ast.ClassDef, name: tuple[str, ...], wanted: set[tuple[str, ...]]
+) -> bool:
     def goes(node: ast.stmt) -> bool:
         named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         return named and (*name, getattr(node, "name", "")) in wanted

@@ -6,6 +6,8 @@ and answers one JSON line. It runs the code of packages that a user chose to mak
 no sandbox: only without network where the kernel allows that.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import fcntl
@@ -19,13 +21,18 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import facts
+if TYPE_CHECKING:
+    from swe_env.tasks.synth import facts
+else:
+    import facts
 
-del sys.path[:2]  # ours twice: the script's folder must not shadow a package under test
+# The script's own folder was first on the path; it must not hide a module of the package.
+sys.path.pop(0)
 
 MEMORY = 3 << 30
 
@@ -33,23 +40,25 @@ MEMORY = 3 << 30
 class Recorder:
     """A pytest plugin that keeps outcomes, durations, what failures show, and coverage."""
 
-    def __init__(self, root, details, cover):
+    def __init__(self, root: str, details: int, cover: Any) -> None:
         self.root = root
         self.details = details
-        self.outcomes = {}
-        self.durations = {}
-        self.failures = {}
+        self.outcomes: dict[str, str] = {}
+        self.durations: dict[str, float] = {}
+        self.failures: dict[str, dict[str, Any]] = {}
         self.cover = cover
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item):
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Lines run from here on are this test's."""
         if self.cover is not None:
             self.cover.switch_context(item.nodeid)
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Keep the outcome, the time, and what a failure shows."""
         report = yield
         node = item.nodeid
@@ -65,7 +74,7 @@ class Recorder:
         return report
 
 
-def outcome(report):
+def outcome(report: pytest.TestReport) -> str:
     """Name of a report's outcome, as swe_env.types.Outcome has it."""
     if hasattr(report, "wasxfail"):
         return "xfailed" if report.skipped else "xpassed"
@@ -74,7 +83,7 @@ def outcome(report):
     return report.outcome
 
 
-def run(request):
+def run(request: dict[str, Any]) -> dict[str, Any]:
     """Run the tests of a request in this process and return the answer."""
     cover = None
     if request.get("cover"):
@@ -98,7 +107,7 @@ def run(request):
     return answer
 
 
-def contexts(data, root):
+def contexts(data: Any, root: str) -> dict[str, dict[str, list[str]]]:
     """Path → line → ids of the tests that ran it ("" is what importing ran)."""
     found = {}
     for path in data.measured_files():
@@ -108,7 +117,7 @@ def contexts(data, root):
     return found
 
 
-def child(request, channel):
+def child(request: dict[str, Any], channel: int) -> None:
     """Everything a forked child does; never returns."""
     code = 1
     try:
@@ -131,7 +140,7 @@ def child(request, channel):
         os._exit(code)
 
 
-def receive(channel, deadline):
+def receive(channel: int, deadline: float) -> dict[str, Any] | None:
     """The child's answer, or None when it died or the time is over."""
     data = b""
     while True:
@@ -143,10 +152,11 @@ def receive(channel, deadline):
             return None
         data += part
         if len(data) >= 8 and len(data) >= 8 + struct.unpack("<Q", data[:8])[0]:
-            return json.loads(data[8:])
+            answer: dict[str, Any] = json.loads(data[8:])
+            return answer
 
 
-def serve(request):
+def serve(request: dict[str, Any]) -> dict[str, Any]:
     """Fork, wait, kill what is left."""
     reading, writing = os.pipe()
     started = time.monotonic()
@@ -167,7 +177,7 @@ def serve(request):
     return answer
 
 
-def leave_network():
+def leave_network() -> None:
     """An own network namespace with only a loopback, as the sandbox will have."""
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
@@ -182,7 +192,7 @@ def leave_network():
         fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 1))
 
 
-def main():
+def main() -> None:
     """Answer one JSON line for each JSON line, until the input ends."""
     with contextlib.suppress(OSError, AttributeError):
         leave_network()

@@ -1,0 +1,129 @@
+"""Checkouts: one deterministic commit, nothing of the future, nothing half built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from swe_env.errors import TaskError
+from swe_env.repos import base, file_diff, head, pristine
+from swe_env.types import Source, Task
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SWE_ENV_MIRRORS", raising=False)
+    return tmp_path / "cache"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    name = ["-c", "user.name=dev", "-c", "user.email=dev@example.org"]
+    return subprocess.run(
+        ["git", *name, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def upstream(tmp_path):
+    """A repository with a fix in its future, a tag on it and an ignored file."""
+    folder = tmp_path / "upstream"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "mod.py").write_text("x = 1\n")
+    (folder / ".gitignore").write_text("*.log\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "start")
+    commit = git(folder, "rev-parse", "HEAD").strip()
+    (folder / "mod.py").write_text("x = 'the fix'\n")
+    git(folder, "commit", "-qam", "the fix")
+    git(folder, "tag", "v2")
+    return folder, commit
+
+
+def task(source: Source, commit: str, patch: str = "") -> Task:
+    return Task(
+        instance_id="t-1",
+        repo="t",
+        base_commit=commit,
+        problem_statement="",
+        source=source,
+        base_patch=patch,
+    )
+
+
+def test_a_git_base_holds_no_later_commit_tag_remote_or_reflog(upstream, cache):
+    folder, commit = upstream
+    made = base(task(Source(kind="git", location=str(folder)), commit))
+    assert (made / "mod.py").read_text() == "x = 1\n"
+    assert git(made, "rev-list", "--all", "--count").strip() == "1"
+    assert git(made, "remote") == git(made, "tag") == git(made, "status", "--porcelain") == ""
+    assert not (made / ".git/logs").exists()
+    assert not (made / ".git/hooks").exists()
+    assert not (made / ".git/FETCH_HEAD").exists()
+    objects = git(made, "cat-file", "--batch-all-objects", "--batch-check").split()[::3]
+    contents = [git(made, "cat-file", "-p", name) for name in objects]
+    assert not any("the fix" in content for content in contents)
+    assert git(made, "fsck", "--unreachable", "--no-reflogs") == ""
+
+
+def test_the_mirror_folder_comes_before_the_origin(upstream, tmp_path, monkeypatch):
+    folder, commit = upstream
+    mirrors = tmp_path / "mirrors"
+    mirrors.mkdir()
+    git(tmp_path, "clone", "-q", "--bare", str(folder), str(mirrors / "own__er.git"))
+    monkeypatch.setenv("SWE_ENV_MIRRORS", str(mirrors))
+    made = base(task(Source(kind="git", location="own/er"), commit))
+    assert (made / "mod.py").read_text() == "x = 1\n"
+
+
+def test_a_commit_that_is_not_there_is_one_sentence_and_no_base(upstream, cache):
+    folder, _ = upstream
+    with pytest.raises(TaskError, match=r"could not be fetched .*SWE_ENV_MIRRORS"):
+        base(task(Source(kind="git", location=str(folder)), "0" * 40))
+    assert [p for p in (cache / "pristine").iterdir() if p.suffix != ".lock"] == []
+
+
+def test_the_same_files_give_the_same_commit_whoever_and_whenever(tmp_path, monkeypatch):
+    commits = []
+    for name, author in (("one", "Ann"), ("two", "Bob")):
+        folder = tmp_path / name / "pkg"
+        folder.mkdir(parents=True)
+        (folder / "mod.py").write_text("x = 1\n")
+        (folder / "run.sh").write_text("echo\n")
+        (folder / "run.sh").chmod(0o755)
+        os.utime(folder / "mod.py", (1, 1) if name == "one" else None)
+        monkeypatch.setenv("GIT_AUTHOR_NAME", author)
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+        commits.append(head(pristine(Source(kind="folder", location=str(folder)))))
+    assert commits[0] == commits[1]
+
+
+def test_base_patch_is_applied_into_the_one_commit(tmp_path):
+    folder = tmp_path / "pkg"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "__pycache__/mod.pyc").write_bytes(b"old")
+    (folder / "mod.py").write_text("x = 1\n")
+    (folder / "mod.py.orig").write_text("x = 'answer'\n")
+    source = Source(kind="folder", location=str(folder))
+    commit = head(pristine(source))
+    made = base(task(source, commit, file_diff("mod.py", "x = 1\n", "x = 2\n")))
+    assert (made / "mod.py").read_text() == "x = 2\n"
+    assert sorted(p.name for p in made.iterdir()) == [".git", "mod.py"]
+    assert git(made, "log", "--format=%s") == "base\n"
+    assert git(made, "status", "--porcelain") == ""
+
+
+def test_a_changed_folder_is_refused_and_leaves_nothing(tmp_path, cache):
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    (folder / "mod.py").write_text("x = 1\n")
+    source = Source(kind="folder", location=str(folder))
+    with pytest.raises(TaskError, match="is not what t-1 was made from"):
+        base(task(source, "f" * 40))
+    with pytest.raises(TaskError, match="base patch of t-1 fails"):
+        base(task(source, head(pristine(source)), file_diff("mod.py", "y = 1\n", "y = 2\n")))
+    assert [p for p in (cache / "bases").iterdir() if p.suffix != ".lock"] == []

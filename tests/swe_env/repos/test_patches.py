@@ -1,0 +1,81 @@
+"""Diffs written by `file_diff` are git's, and `apply_patch` refuses what it should."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swe_env.errors import PatchError
+from swe_env.repos import apply_patch, file_diff
+
+LINES = st.lists(st.sampled_from(["a", "b", "", "c\x0cd", "e\r", "  x", "-- y"]), max_size=30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(old=LINES, new=LINES, ended=st.tuples(st.booleans(), st.booleans()))
+def test_a_diff_turns_old_into_new_byte_for_byte(tmp_path_factory, old, new, ended):
+    before = "\n".join(old) + ("\n" if ended[0] else "")
+    after = "\n".join(new) + ("\n" if ended[1] else "")
+    if not before or not after:
+        return
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "f.txt").write_bytes(before.encode())
+    apply_patch(tree, file_diff("f.txt", before, after))
+    assert (tree / "f.txt").read_bytes() == after.encode()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "a.py").write_text("one\ntwo\nthree\n")
+    subprocess.run(["git", "init", "-q", root], check=True)
+    return root
+
+
+def new_file(path: str) -> str:
+    head = f"diff --git a/{path} b/{path}\nnew file mode 100644\n"
+    return head + f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+hi\n"
+
+
+def test_the_first_reject_is_named(tree):
+    with pytest.raises(PatchError, match=r"a\.py differs from what the patch expects at line 1"):
+        apply_patch(tree, "--- a/a.py\n+++ b/a.py\n@@ -1,2 +1,2 @@\n-uno\n+eins\n two\n")
+    assert (tree / "a.py").read_text() == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    "path", [".git/hooks/pre-commit", "../out", "sub/../../out", ".GIT/config", "x/.git/config"]
+)
+def test_patches_that_touch_git_or_leave_the_tree_are_refused(tree, path):
+    with pytest.raises(PatchError, match="refused"):
+        apply_patch(tree, new_file(path))
+    assert not (tree.parent / "out").exists()
+    assert not (tree / ".git/hooks/pre-commit").exists()
+
+
+def test_a_link_in_the_patch_is_no_way_out(tree, tmp_path):
+    link = (
+        "diff --git a/out b/out\nnew file mode 120000\n--- /dev/null\n+++ b/out\n"
+        f"@@ -0,0 +1 @@\n+{tmp_path}\n\\ No newline at end of file\n"
+    )
+    with pytest.raises(PatchError):
+        apply_patch(tree, link + new_file("out/escaped"))
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_it_works_in_a_folder_inside_another_repository(tree):
+    inner = tree / "inner"
+    inner.mkdir()
+    apply_patch(inner, new_file("made.txt"))
+    assert (inner / "made.txt").read_text() == "hi\n"
+
+
+def test_nonsense_is_told_as_such(tree):
+    with pytest.raises(PatchError, match="no unified diff"):
+        apply_patch(tree, "please fix the bug")
+    apply_patch(tree, "")
