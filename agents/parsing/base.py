@@ -33,6 +33,9 @@ class TextFormat(Protocol):
     def render(self, action: Action) -> str:
         """The reply that makes this call: the action's message, if any, then the call.
 
+        A message that is the whole reply already comes back as it is: ``render(parse(text))`` is
+        ``text``.
+
         Raises:
             ParseError: the format cannot express the call so that it reads back the same.
         """
@@ -69,25 +72,47 @@ def reasoning(action: Action) -> str:
     return f"{text}\n" if text else ""
 
 
+def written(text_format: TextFormat, action: Action) -> str | None:
+    """The action's message when it is the whole reply already (as `parse` gives it), else None.
+
+    So `render` gives back what a policy wrote, call included, and never adds a second call. A
+    malformed reply, which became the ``invalid`` call, is such a message too.
+    """
+    text = action.get("message", "")
+    if action["tool"] == INVALID_TOOL:
+        return text
+    try:
+        return text if text and _same_call(text_format.parse(text), action) else None
+    except ParseError:
+        return None
+
+
 def require_round_trip(text_format: TextFormat, action: Action, text: str) -> str:
     """`text`, which must read back as `action`.
 
     Raises:
         ParseError: it does not (an argument or the message holds the format's own marks).
     """
-    wanted = {key: as_text(value) for key, value in action["arguments"].items()}
+    name = text_format.name
     try:
         found = text_format.parse(text)
     except ParseError as error:
-        name = text_format.name
         raise ParseError(f"The format {name} cannot express this call: {error}") from None
-    same = {key: as_text(value) for key, value in found["arguments"].items()} == wanted
-    if found["tool"] != action["tool"] or not same:
+    if not _same_call(found, action):
         raise ParseError(
-            f"The format {text_format.name} cannot express this call to {action['tool']!r}: "
+            f"The format {name} cannot express this call to {action['tool']!r}: "
             "its text holds the format's own marks."
         )
     return text
+
+
+def _same_call(found: Action, wanted: Action) -> bool:
+    """Whether tool and arguments are the same, these as text."""
+    pairs = [
+        {key: as_text(value) for key, value in action["arguments"].items()}
+        for action in (found, wanted)
+    ]
+    return found["tool"] == wanted["tool"] and pairs[0] == pairs[1]
 
 
 def describe_tools(tools: Iterable[Mapping[str, Any]]) -> str:

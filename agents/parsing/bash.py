@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.parsing.base import ParseError, as_text, reasoning, require_round_trip
+from agents.parsing.base import ParseError, as_text, reasoning, require_round_trip, written
 from swe_env.types import Action
 
 _CALL = "```bash\nCOMMAND\n```"
@@ -30,6 +30,8 @@ class BashFormat:
 
     def render(self, action: Action) -> str:
         """The message, then the command in a fence (see `TextFormat.render`)."""
+        if (whole := written(self, action)) is not None:
+            return whole
         if action["tool"] == "submit" and not action["arguments"]:
             command = "submit"
         elif action["tool"] == "bash" and set(action["arguments"]) == {"command"}:

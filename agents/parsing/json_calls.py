@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.parsing.base import ParseError, describe_tools, reasoning, require_round_trip
+from agents.parsing.base import ParseError, describe_tools, reasoning, require_round_trip, written
 from swe_env.types import Action
 
 _CALL = '{"tool": "NAME", "arguments": {"KEY": "value"}}'
@@ -31,6 +31,8 @@ class JSONFormat:
 
     def render(self, action: Action) -> str:
         """The message, then the call as a fenced object (see `TextFormat.render`)."""
+        if (whole := written(self, action)) is not None:
+            return whole
         call = {"tool": action["tool"], "arguments": dict(action["arguments"])}
         text = f"{reasoning(action)}```json\n{json.dumps(call, ensure_ascii=False)}\n```"
         return require_round_trip(self, action, text)

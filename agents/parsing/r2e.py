@@ -15,7 +15,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.parsing.base import ParseError, as_text, describe_tools, reasoning, require_round_trip
+from agents.parsing.base import (
+    ParseError,
+    as_text,
+    describe_tools,
+    reasoning,
+    require_round_trip,
+    written,
+)
 from swe_env.types import Action
 
 _CALL = "<function=NAME>\n<parameter=KEY>value</parameter>\n</function>"
@@ -39,6 +46,8 @@ class R2EFormat:
 
     def render(self, action: Action) -> str:
         """The message, then the call in tags (see `TextFormat.render`)."""
+        if (whole := written(self, action)) is not None:
+            return whole
         lines = [f"{reasoning(action)}<function={action['tool']}>"]
         for key, value in action["arguments"].items():
             text = as_text(value)

@@ -60,7 +60,7 @@ class OraclePolicy(BasePolicy):
     def agent(self) -> Agent:
         """Name and settings."""
         settings = {
-            "text_format": self._format.name,
+            "format": self._format.name,
             "routes": list(self._routes),
             "tests": self._tests,
         }

@@ -184,7 +184,14 @@ class _Run:
                 continue
             if self.buffer is None or result.trajectory_id in stored:
                 self._results[item] = result
+                self._sweep(item)
         self._todo.extend((0.0, item) for item in self.items if item not in self._results)
+
+    def _sweep(self, item: Item) -> None:
+        """Remove the lease of a run that was killed between its last write and its release."""
+        lease = self.folder.attempt(*item) / "lease"
+        if lease.exists() and self.leases.claim(lease):
+            self.leases.release(lease)
 
     def _work(self) -> None:
         """A worker's life: take the next attempt until there is none."""

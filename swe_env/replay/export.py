@@ -23,8 +23,8 @@ def preds(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, str]]:
     for trajectory in trajectories:
         if trajectory.instance_id in seen:
             raise ConfigError(
-                f"{trajectory.instance_id} has several trajectories, SWE-bench takes one prediction "
-                "a task: choose one attempt of each task first."
+                f"{trajectory.instance_id} has several trajectories, SWE-bench takes one "
+                "prediction a task: choose one attempt of each task first."
             )
         seen.add(trajectory.instance_id)
         agent = trajectory.agent
@@ -85,7 +85,8 @@ def trl_kto(trajectory: Trajectory) -> dict[str, Any]:
     """
     if trajectory.failure is not None or trajectory.report is None:
         raise ConfigError(
-            f"Attempt {trajectory.attempt} at {trajectory.instance_id} has no verdict: leave it out."
+            f"Attempt {trajectory.attempt} at {trajectory.instance_id} has no verdict: "
+            "leave it out."
         )
     prompt = first_state(trajectory)
     return {

@@ -115,6 +115,23 @@ def test_a_malformed_reply_says_how_to_do_it_right(name, text, message):
     assert message in action["arguments"]["reason"]
 
 
+@given(call=calls)
+def test_a_reply_renders_as_itself(call):
+    for name in ("r2e", "json"):
+        fmt = get_format(name)
+        try:
+            text = fmt.render(call)
+        except ParseError:
+            continue
+        assert fmt.render(fmt.parse(text)) == text
+
+
+@pytest.mark.parametrize("name", ["r2e", "json", "bash"])
+def test_a_malformed_reply_renders_as_what_was_said(name):
+    fmt = get_format(name)
+    assert fmt.render(parse_reply(fmt, "I am not sure.")) == "I am not sure."
+
+
 def test_bash_submits():
     fmt = get_format("bash")
     text = fmt.render({"tool": "submit", "arguments": {}, "message": "Done."})

@@ -1,11 +1,11 @@
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from agents.rollouts.commands import parse_options, summary
+from agents.rollouts.commands import parse_options, register, summary
 from agents.rollouts.report import AttemptResult, RolloutReport
-from swe_env.cli import build
 from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
 from swe_env.tasks import dump
@@ -17,11 +17,14 @@ def test_swe_run_prints_json_on_stdout_and_continues(shop_task, tmp_path):
         "run", "--policy", "random", "--tasks", f"jsonl:{tmp_path}/tasks.jsonl", "-p", "submit=1.0",
         "-e", "sandbox=process", "--out", f"{tmp_path}/job", "--buffer", f"{tmp_path}/b", "--json",
     ]  # fmt: skip
-    first = CliRunner().invoke(build(), arguments)
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
     report = json.loads(first.stdout)
     assert (report["scored"], report["resolved"], report["skipped"]) == (1, 0, 0)
-    again = CliRunner().invoke(build(), [*arguments[:-1]])
+    again = CliRunner().invoke(app, arguments[:-1])
     assert "1 attempts were finished before" in again.stdout
     assert len(ReplayBuffer(tmp_path / "b")) == 1
 
