@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from swe_env import __version__
-from swe_env.sandbox import get, sandboxes
 from swe_env.cache import cache_dir
+from swe_env.sandbox import get, sandboxes
 
 
 def register(app: typer.Typer) -> None:

@@ -168,6 +168,10 @@ class _SharedTexts(Sequence[str]):
 
 
 @read_from_shared_memory.register(UnicodeText)
-def _read(space: UnicodeText, shared_memory: tuple[Any, Any], n: int = 1) -> _SharedTexts:
+def _read(
+    space: UnicodeText,
+    shared_memory: tuple[Any, Any],
+    n: int = 1,  # noqa: ARG001 - the buffer knows its length
+) -> _SharedTexts:
     lengths, buffer = shared_memory
     return _SharedTexts(lengths, buffer, space.max_length * _UTF8_WIDTH)

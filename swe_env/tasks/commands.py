@@ -32,6 +32,7 @@ class Bar:
         self._live = sys.stderr.isatty()
 
     def __call__(self, label: str, done: int, total: int) -> None:
+        """Show how far `label` is."""
         if self._live:
             end = "\n" if done == total else ""
             print(f"\r{label}: {done}/{total}\x1b[K", end=end, file=sys.stderr, flush=True)
