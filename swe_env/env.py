@@ -110,7 +110,8 @@ class SWEEnv(gym.Env[Observation, Action]):
         self.network = network
         self.grade_cache = grade_cache
         self.render_mode = render_mode
-        self.observation_space = Dict(
+        # Gymnasium types both spaces by what they hold; Dict cannot name a TypedDict.
+        self.observation_space: gym.Space[Any] = Dict(
             {
                 "text": UnicodeText(MAX_TEXT),
                 "tool": UnicodeText(256),
@@ -118,7 +119,9 @@ class SWEEnv(gym.Env[Observation, Action]):
                 "steps_left": Discrete(1 << 31),
             }
         )
-        self.action_space = ToolCallSpace(self.toolset.schemas, self.toolset.samples)
+        self.action_space: gym.Space[Any] = ToolCallSpace(
+            self.toolset.schemas, self.toolset.samples
+        )
         self.task: Task | None = None
         self.timings: dict[str, float] = {}
         """Seconds of this episode's reset, tools and grading; kept apart from `info`, which is
@@ -261,7 +264,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         twin._context.state.update(copy.deepcopy(self._context.state))
         return twin
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The last action and observation as text (``ansi``); ``human`` prints at each step."""
         return self._frame if self.render_mode == "ansi" else None
 

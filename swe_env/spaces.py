@@ -113,7 +113,7 @@ class ToolCallSpace(gym.Space[dict[str, Any]]):
 
 @batch_space.register(UnicodeText)
 @batch_space.register(ToolCallSpace)
-def _batch(space: gym.Space[Any], n: int = 1) -> Tuple:
+def _batch(space: gym.Space[Any], n: int = 1) -> Tuple[Any]:
     return Tuple(tuple(copy.deepcopy(space) for _ in range(n)))
 
 

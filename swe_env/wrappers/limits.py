@@ -28,6 +28,7 @@ class GradeOnTimeLimit(
         layer: Any = env
         while isinstance(layer, gym.Wrapper):
             if isinstance(layer, TimeLimit):
-                layer.unwrapped.max_episode_steps = layer._max_episode_steps
+                inner: Any = layer.unwrapped
+                inner.max_episode_steps = layer._max_episode_steps
                 break
             layer = layer.env

@@ -143,7 +143,7 @@ class _Demo:
 
         def measure(adapter: Path, step: int) -> float:
             found = self._sample(adapter, "dev", f"dev-{step}", settings.dev_attempts)
-            return found["resolved"] / max(1, found["attempts"])
+            return float(found["resolved"] / max(1, found["attempts"]))
 
         watch = DevWatch(self.out / "dev-adapters", measure, measure(start, 0))
         folder = self.out / "train"
