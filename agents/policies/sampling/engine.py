@@ -209,6 +209,9 @@ class Engine:
         if known < len(context):
             layers = self._prefill(layers, context, known)
             self._store.put(context, layers)
+        if not context:  # only the shapes are wanted
+            computed = self._prefill([], request.prompt, 0)
+            layers = [(keys[:, :0], values[:, :0]) for keys, values in computed]
         self._batch.join(layers, len(context))
 
     def _prefill(self, layers: KeysValues, ids: list[int], known: int) -> KeysValues:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -58,7 +59,13 @@ class Group:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 (folder.parent / "cgroup.procs").write_text(str(os.getpid()))
-                folder.rmdir()
+            # The last of the killed processes may take a moment to leave.
+            for _ in range(1000):
+                try:
+                    folder.rmdir()
+                    break
+                except OSError:
+                    time.sleep(0.001)
 
 
 def _parents() -> list[Path]:

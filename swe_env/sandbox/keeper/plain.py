@@ -100,14 +100,11 @@ def sweep(parent: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a tree, folders without write permission included."""
-
-    def retry(function: Any, path: str, _: Any) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            if not Path(path).is_symlink():
-                Path(path).chmod(0o700)
-            function(path)
-
-    shutil.rmtree(folder, onerror=retry)
+    """Delete a tree, folders inside it without write permission included."""
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for path, names, _ in os.walk(folder):
+            for inner in (Path(path), *(Path(path, name) for name in names)):
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)

