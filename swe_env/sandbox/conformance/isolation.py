@@ -31,7 +31,7 @@ def nothing_outlives_close(bench: Bench) -> None:
     tag = f"{os.getpid()}{time.monotonic_ns() % 1000:03d}"
     mounts = Path("/proc/self/mountinfo").read_text()
     box = bench.start()
-    box.exec(f"sleep 9{tag} & (setsid sleep 9{tag} &)")
+    box.exec(f"sleep 9{tag} & (setsid sleep 9{tag} &) ; sleep 0.2")
     expect(_running(f"9{tag}"), "the processes run before")
     box.close()
     expect(not _running(f"9{tag}"), "no process is left")

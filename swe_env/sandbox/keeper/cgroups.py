@@ -17,20 +17,22 @@ class Group:
     def __init__(self, memory: int, processes: int) -> None:
         self.events: dict[str, str] = {}
         """Limit name → the file that counts how often it struck."""
-        self._made: list[Path] = []
+        self._name = f"{PREFIX}{os.getpid()}"
+        # Descriptors, because the keeper's mount namespace will soon hide the paths.
+        self._made: list[int] = []
         for parents in _parents():
             if self._join(parents, memory, processes) and len(self.events) == 2:
                 break
 
     def _join(self, parent: Path, memory: int, processes: int) -> bool:
-        folder = parent / f"{PREFIX}{os.getpid()}"
+        folder = parent / self._name
         for _ in range(5):
             try:
                 folder.mkdir(exist_ok=True)
                 found = self._set(folder, memory, processes)
                 if found:
                     (folder / "cgroup.procs").write_text(str(os.getpid()))
-                    self._made.append(folder)
+                    self._made.append(os.open(parent, os.O_RDONLY | os.O_DIRECTORY))
                     self.events |= found
                     return True
                 break
@@ -56,16 +58,22 @@ class Group:
 
     def leave(self) -> None:
         """Move back out and remove the groups, now empty."""
-        for folder in self._made:
+        for parent in self._made:
             with contextlib.suppress(OSError):
-                (folder.parent / "cgroup.procs").write_text(str(os.getpid()))
+                procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=parent)
+                os.write(procs, str(os.getpid()).encode())
+                os.close(procs)
             # The last of the killed processes may take a moment to leave.
             for _ in range(1000):
                 try:
-                    folder.rmdir()
+                    os.rmdir(self._name, dir_fd=parent)
+                except FileNotFoundError:
                     break
                 except OSError:
                     time.sleep(0.001)
+                else:
+                    break
+            os.close(parent)
 
 
 def _parents() -> list[Path]:

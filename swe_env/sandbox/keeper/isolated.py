@@ -173,7 +173,8 @@ class Isolated:
         pid = os.posix_spawn(
             argv[0], argv, {}, file_actions=actions, setsigdef=[signal.SIGCHLD, signal.SIGINT]
         )
-        self._bwrap_fd = os.pidfd_open(pid)
+        with contextlib.suppress(ProcessLookupError):  # it failed at once; `said` tells why
+            self._bwrap_fd = os.pidfd_open(pid)
         for fd in (info_in, ready_in, blocker):
             os.close(fd)
         said = _read_line(ready)
