@@ -9,6 +9,7 @@ original bf16 ones.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import io
@@ -152,6 +153,8 @@ def _resolve(name: str | Path) -> str:
         if not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
             raise ConfigError(f"The folder {path} holds no model: it has no config.json.")
         return str(path)
+    if difflib.get_close_matches(str(name).lower(), [SMOLLM2], cutoff=0.8):
+        raise ConfigError(f"There is no model {str(name)!r}. Did you mean {SMOLLM2!r}?")
     if isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         raise ConfigError(f"There is no model folder {path}.")
     return str(name)
@@ -210,16 +213,20 @@ def _explained(name: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of transformers, and nothing below an error in its log."""
+    """No progress bars, and nothing below an error in the logs of transformers and its hub."""
     from transformers.utils import logging as hf_logging
 
     settings: Any = hf_logging  # partly untyped
     level, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    retries = logging.getLogger("huggingface_hub")
+    retries_level = retries.level
+    retries.setLevel(logging.ERROR)
     settings.set_verbosity(logging.ERROR)
     settings.disable_progress_bar()
     try:
         yield
     finally:
         settings.set_verbosity(level)
+        retries.setLevel(retries_level)
         if bars:
             settings.enable_progress_bar()

@@ -9,13 +9,14 @@ the next *prompt*, so it is context, not something the policy is credited with.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatTemplate, episode_messages
 from agents.parsing import ParseError, TextFormat, get_format, parse_reply
 from agents.policies import hub
-from agents.policies.base import Episode, EpisodeOver, Turn
+from agents.policies.base import BasePolicy, Episode, EpisodeOver, Turn
 from agents.policies.sampling import Engine, Sampled, Sampling, Stats
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
@@ -29,7 +30,7 @@ _STOPS = {"r2e": "</function>"}
 """Text that completes a call, by format; a format of one's own says it in an attribute `stop`."""
 
 
-class TransformersPolicy:
+class TransformersPolicy(BasePolicy):
     """Samples actions from a local causal language model; call `act` from many threads.
 
     All episodes in flight are decoded together, and each turn computes only the tokens that are
@@ -38,8 +39,6 @@ class TransformersPolicy:
     truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 as near as its
     rounding lets two different batch shapes be (about 1e-2).
     """
-
-    privileged = False
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class TransformersPolicy:
             max_batch=max_batch,
             cache_tokens=cache_tokens,
         )
-        self.agent = Agent(
+        self._agent = Agent(
             name="transformers",
             version=importlib.metadata.version("transformers"),
             model_name=str(model),
@@ -119,6 +118,15 @@ class TransformersPolicy:
                 "tokenizer": hub.fingerprint(tokenizer),
             },
         )
+
+    @property
+    def agent(self) -> Agent:
+        """Model, adapter with the hash of its weights, sampling settings, tokenizer, format."""
+        return self._agent
+
+    def system_prompt(self, tools: Sequence[dict[str, Any]]) -> str:
+        """The format's: the task, how to write a call, and the tools."""
+        return self.format.system_prompt(tools)
 
     @property
     def stats(self) -> Stats:
@@ -154,7 +162,7 @@ class TransformersPolicy:
         Recorded ids are used as they are; a turn without them (taken by another policy) is
         tokenised from its text.
         """
-        system = self.format.system_prompt(episode.tools)
+        system = self.system_prompt(episode.tools)
         first = self.chat.prompt(episode_messages(system, episode.first["text"]))
         ids, turns = list(first), list(episode.turns)
         for index in range(len(turns) - 1, -1, -1):

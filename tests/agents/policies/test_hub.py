@@ -28,6 +28,8 @@ def test_the_fingerprint_changes_with_template_and_vocabulary():
 def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no model folder"):
         hub.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="Did you mean 'smollm2'"):
+        hub.load("SmolLM-2")
     with pytest.raises(ConfigError, match="holds no model"):
         hub.load(tmp_path)
     with pytest.raises(ConfigError, match="holds no PEFT adapter"):
