@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from importlib import util
 
@@ -48,6 +49,9 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run `swe`; a known failure is one sentence on stderr and exit code 2 (3: infrastructure)."""
+    # OpenMP's threads spin while they wait, which starves the tests that run beside a local model
+    # (prefill 5 times slower on 2 busy cores). Read when torch is loaded, so set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         build()()
