@@ -20,30 +20,11 @@ from swe_env.tasks.synth.source import kept
 from swe_env.types import Source, Task
 
 PACKAGES = (
-    ("cachetools", "8.0.1", "deb1d376d4d28c2f33f3e3058043b005e0af75c35c094bd54053e27d2906ad95"),
-    ("cssselect", "1.6.0", "8c83a7139e97b93aa5ebdc0f46e785f7056a08a8bf201e597a6a2629d7eb11db"),
     ("funcy", "2.1", "8979feb3de7120afd1d00e5a8eae810c1942e4bfbc91697151e9ee1e49f79284"),
-    ("glom", "25.12.0", "1ae7da88be3693df40ad27bdf57a765a55c075c86c971bcddd67927403eb0069"),
     ("humanize", "4.17.0", "1d6a36c453dbfbb3f0b34601d2e0b4ce5d48d780305cd45714843f0068fde6ac"),
-    ("hyperlink", "21.0.0", "427af957daa58bc909471c6c40f74c5450fa123dd093fc53efd2e91d2705a56b"),
-    ("isodate", "0.7.2", "4cd1aa0f43ca76f4a6c6c0292a85f40b35ec2e43e315b59f06e6d32171a953e6"),
-    ("jmespath", "1.1.0", "472c87d80f36026ae83c6ddd0f1d05d4e510134ed462851fd5f754c8c3cbb88d"),
-    ("marshmallow", "4.4.0", "9e6ffa8511012ca89732324c1c253efd7b4d35632dcbdf80aa793fe01804af3e"),
-    ("mistune", "3.4.0", "2eaf7952af928ca8d33b779762effc1da517b62c6ad85ec8ca957e3b07b9782a"),
-    (
-        "more-itertools",
-        "11.2.1",
-        "cbf08fd0af284dc69718b9b76a8e6203df624d70209ea511e4219d350c856f63",
-    ),
-    ("natsort", "8.4.0", "45312c4a0e5507593da193dedd04abb1469253b601ecaf63445ad80f0a1ea581"),
-    ("semver", "3.1.1", "149b26cabada6f63212f97e94505d21578cb1d280cf714827f328d5e70765fea"),
     ("sqlparse", "0.6.1", "ca722573f848ff2d30e40ea30f53a104b7dea7635ea9285891263eb2c58fb6e7"),
     ("tabulate", "0.10.0", "e2cfde8f79420f6deeffdeda9aaec3b6bc5abce947655d17ac662b126e48a60d"),
-    ("textdistance", "4.6.3", "d6dabc50b4ea832cdcf0e1e6021bd0c7fcd9ade155888d79bb6a3c31fce2dc6f"),
     ("validators", "0.36.0", "92ad9ed00bbed320b784cec0ea90b213cf08904cf605b3d0852cfa4108e32a2c"),
-    ("voluptuous", "0.16.0", "006535e22fed944aec17bef6e8725472476194743c87bd233e912eb463f8ff05"),
-    ("wcwidth", "0.9.4", "fd8d57d3cdfe570e3265c8fab1885c24e34ef40889c0759c0c304a19e9835954"),
-    ("markdown", "3.11.3", "81eb91631dc97ad1efbc76019ef0f80fe90ca49ddf81546752d79989c3bfff3e"),
 )
 """Source distributions (name, version, sha256); none of them is a package of `quickstart`."""
 TASKS = Settings(
@@ -59,7 +40,7 @@ TRAINING: dict[str, Any] = {
     "lora_alpha": 24,
     "learning_rate": 1e-3,
     "epochs": 1.0,
-    "batch_size": 16,
+    "batch_size": 8,
     "warmup": 0.05,
     "save_every": 10,
     "seed": 0,
