@@ -24,28 +24,34 @@ def file_diff(path: str, old: str, new: str) -> str:
     if old == new:
         return ""
     before, after = _lines(old), _lines(new)
-    # Equal heads and tails are cut to the context first: difflib is quadratic in what is left.
+    # Equal heads and tails stay out of the comparison: difflib is quadratic in what is left, and
+    # could pair a removed passage with lines at the end that git then looks for elsewhere.
     head = 0
     while head < min(len(before), len(after)) and before[head] == after[head]:
         head += 1
     tail = 0
     while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
         tail += 1
-    first, last = max(0, head - _CONTEXT), max(0, tail - _CONTEXT)
+    ends = len(before) - tail, len(after) - tail
     matcher = difflib.SequenceMatcher(
-        None, before[first : len(before) - last], after[first : len(after) - last], autojunk=False
+        None, before[head : ends[0]], after[head : ends[1]], autojunk=False
     )
+    matcher.opcodes = [
+        ("equal", 0, head, 0, head),
+        *((tag, *(head + place for place in places)) for tag, *places in matcher.get_opcodes()),
+        ("equal", ends[0], len(before), ends[1], len(after)),
+    ]
     out = [f"diff --git a/{path} b/{path}\n", f"--- a/{path}\n", f"+++ b/{path}\n"]
     for group in matcher.get_grouped_opcodes(_CONTEXT):
         _, i1, _, j1, _ = group[0]
         _, _, i2, _, j2 = group[-1]
-        out.append(f"@@ -{_range(first + i1, i2 - i1)} +{_range(first + j1, j2 - j1)} @@\n")
+        out.append(f"@@ -{_range(i1, i2 - i1)} +{_range(j1, j2 - j1)} @@\n")
         for tag, a1, a2, b1, b2 in group:
             if tag == "equal":
-                out += _marked(" ", before[first + a1 : first + a2])
+                out += _marked(" ", before[a1:a2])
                 continue
-            out += _marked("-", before[first + a1 : first + a2])
-            out += _marked("+", after[first + b1 : first + b2])
+            out += _marked("-", before[a1:a2])
+            out += _marked("+", after[b1:b2])
     return "".join(out)
 
 

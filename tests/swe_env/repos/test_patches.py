@@ -28,6 +28,23 @@ def test_a_diff_turns_old_into_new_byte_for_byte(tmp_path_factory, old, new, end
     assert (tree / "f.txt").read_bytes() == after.encode()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    old=st.lists(st.sampled_from("ab"), min_size=6, max_size=16),
+    cut=st.tuples(st.integers(0, 15), st.integers(1, 6)),
+    put=st.lists(st.sampled_from("ab"), max_size=1),
+)
+def test_a_passage_removed_among_others_like_it(tmp_path_factory, old, cut, put):
+    new = old[: cut[0]] + put + old[cut[0] + cut[1] :]
+    before, after = "".join(f"{x}\n" for x in old), "".join(f"{x}\n" for x in new)
+    if not after:
+        return
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "f.txt").write_text(before)
+    apply_patch(tree, file_diff("f.txt", before, after))
+    assert (tree / "f.txt").read_text() == after
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"

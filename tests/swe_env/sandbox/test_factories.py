@@ -60,7 +60,7 @@ def test_binds_are_read_only_with_parents_made(start, tmp_path):
     (extra / "tool").chmod(0o755)
     settings = {
         "binds": {"/opt/deep/env": extra},
-        "env": {"PATH": "/opt/deep/env:/usr/bin:/bin", "WHERE": "{workdir}"},
+        "env": {"PATH": "{/opt/deep/env}:/usr/bin:/bin", "WHERE": "{workdir}"},
     }
     for kind in ("local", "process"):
         box = start(kind, **settings)
