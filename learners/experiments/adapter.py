@@ -42,6 +42,7 @@ TRAINING: dict[str, Any] = {
     "epochs": 1.0,
     "batch_size": 8,
     "warmup": 0.05,
+    "micro_batch_tokens": 1024,
     "save_every": 10,
     "seed": 0,
 }

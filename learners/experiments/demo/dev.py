@@ -19,9 +19,19 @@ class DevWatch:
     packages stay untouched until the end.
     """
 
-    def __init__(self, folder: Path, measure: Callable[[Path, int], float], start: float) -> None:
-        """`measure(adapter, step)` gives pass@1; `start` is that of the adapter begun with."""
+    def __init__(
+        self,
+        folder: Path,
+        measure: Callable[[Path, int], float],
+        start: float,
+        tolerance: float = 0.05,
+    ) -> None:
+        """`measure(adapter, step)` gives pass@1; `start` is that of the adapter begun with.
+
+        A fall of at most `tolerance` is taken for the noise of a few dozen attempts.
+        """
         self._folder = folder
+        self._tolerance = tolerance
         self._measure = measure
         self.seen: dict[int, float] = {0: start}
         # A continued run: what was measured before is measured from its records.
@@ -33,13 +43,13 @@ class DevWatch:
         """Called by `learners.train`; figures to record.
 
         Raises:
-            StopTraining: pass@1 is below the best so far.
+            StopTraining: pass@1 fell below the best so far.
         """
         adapter = self._folder / f"step-{step}"
         model.save_pretrained(str(adapter), selected_adapters=[model.active_adapter])
         best = max(self.seen.values())
         self.seen[step] = self._measure(_flat(adapter), step)
-        if self.seen[step] < best:
+        if self.seen[step] < best - self._tolerance:
             raise StopTraining(
                 f"pass@1 on the development tasks fell from {best:.3f} to {self.seen[step]:.3f}"
             )

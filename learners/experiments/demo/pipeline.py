@@ -77,16 +77,17 @@ class _Demo:
     def _make_tasks(self) -> dict[str, Any]:
         from swe_env.tasks.commands import Bar
 
-        found = sources.load("quickstart", seed=self.settings.seed, progress=Bar())
+        found = sources.load(self.settings.tasks, seed=self.settings.seed, progress=Bar())
         train = [task for task in found if task.metadata["split"] == "train"]
         heldout = [task for task in found if task.metadata["split"] == "heldout"]
-        stride = max(1, len(train) // max(1, self.settings.dev_tasks))
-        dev = train[::stride][: self.settings.dev_tasks]
+        dev = _spread(train, self.settings.dev_tasks)
         names = {task.instance_id for task in dev}
+        rest = [task for task in train if task.instance_id not in names]
         splits = {
-            "train": [task for task in train if task.instance_id not in names],
+            "all": found,
+            "train": _spread(rest, self.settings.train_tasks),
             "dev": dev,
-            "heldout": heldout,
+            "heldout": _spread(heldout, self.settings.heldout_tasks),
         }
         for name, tasks in splits.items():
             sources.dump(tasks, self.out / f"{name}.jsonl")
@@ -96,15 +97,14 @@ class _Demo:
         from agents.policies import make_policy
 
         policy = make_policy("oracle")
+        runs = {"all": 1}
+        if self.settings.start == "sft":
+            runs["train"] = self.settings.sft_attempts
         result: dict[str, Any] = {}
-        for split in ("train", "dev", "heldout"):
-            attempts = self.settings.sft_attempts if self._sft_needed(split) else 1
+        for split, attempts in runs.items():
             report = self._roll(policy, self._tasks(split), f"oracle-{split}", attempts)
             result[split] = {"resolved": report.resolved, "attempts": len(report.scored)}
         return result
-
-    def _sft_needed(self, split: str) -> bool:
-        return split == "train" and self.settings.start == "sft"
 
     def _start(self) -> dict[str, Any]:
         if self.settings.start == "adapter":
@@ -121,6 +121,7 @@ class _Demo:
                 learning_rate=self.settings.sft_learning_rate,
                 epochs=self.settings.sft_epochs,
                 batch_size=self.settings.batch_size,
+                micro_batch_tokens=self.settings.micro_batch_tokens,
                 seed=self.settings.seed,
             )
         )
@@ -147,24 +148,36 @@ class _Demo:
 
         watch = DevWatch(self.out / "dev-adapters", measure, measure(start, 0))
         folder = self.out / "train"
-        train_once(
-            TrainConfig(
-                loss=settings.loss,
-                model=settings.model,
-                init_adapter=str(start),
-                buffer=str(self._buffer("train")),
-                out=str(folder),
-                gamma=settings.gamma,
-                zeta=settings.zeta,
-                learning_rate=settings.learning_rate,
-                max_steps=settings.train_steps,
-                batch_size=settings.batch_size,
-                eval_every=settings.eval_every,
-                save_every=settings.eval_every,
-                seed=settings.seed,
-            ),
-            on_eval=watch,
+        config = TrainConfig(
+            loss=settings.loss,
+            model=settings.model,
+            init_adapter=str(start),
+            buffer=str(self._buffer("train")),
+            out=str(folder),
+            gamma=settings.gamma,
+            zeta=settings.zeta,
+            learning_rate=settings.learning_rate,
+            epochs=settings.epochs,
+            per_task=settings.per_task,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            batch_size=settings.batch_size,
+            eval_every=settings.eval_every,
+            save_every=settings.eval_every,
+            seed=settings.seed,
         )
+        try:
+            train_once(config, on_eval=watch)
+        except ConfigError as error:
+            # Attempts that all failed (or all succeeded) are a result too; the report says so.
+            return {
+                "adapter": str(start),
+                "step": 0,
+                "steps": 0,
+                "samples": 0,
+                "stopped": str(error),
+                "dev_pass@1": {"0": watch.seen[0]},
+                "data": "",
+            }
         step, adapter = watch.best()
         record = json.loads((folder / "training.json").read_text())
         return {
@@ -229,3 +242,10 @@ class _Demo:
         if report.interrupted:
             raise KeyboardInterrupt
         return report
+
+
+def _spread(tasks: list[Task], count: int) -> list[Task]:
+    """`count` of the tasks, evenly from all of the list, which is ordered by package."""
+    if count >= len(tasks):
+        return tasks
+    return [tasks[k * len(tasks) // count] for k in range(count)]

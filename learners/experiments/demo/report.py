@@ -36,7 +36,7 @@ def write_report(
         descriptions=ARMS,
         facts=_facts(out, settings),
         config=asdict(settings),
-        training={settings.loss: read_metrics(out / "train")},
+        training=_curves(out, settings),
         stages=[StageTime(name=r["title"], seconds=r["seconds"]) for r in records.values()],
         notes=_notes(records, data_arms=arms),
         selector_names=("hybrid", "majority", "random", "oracle"),
@@ -46,6 +46,11 @@ def write_report(
     path = render_report(data, out / "report.html")
     _print(data, records, path)
     return {arm.name: _figures(arm) for arm in data.arms}
+
+
+def _curves(out: Path, settings: DemoSettings) -> dict[str, list[dict[str, float]]]:
+    runs = {"sft": out / "sft", settings.loss: out / "train"}
+    return {name: rows for name, folder in runs.items() if (rows := read_metrics(folder))}
 
 
 def _trajectories(buffer: Path) -> list[Trajectory]:
@@ -92,12 +97,16 @@ def _notes(records: dict[str, dict[str, Any]], data_arms: dict[str, list[Traject
     attempts = sum(split["attempts"] for split in oracle.values())
     notes = [
         f"The oracle (gold patch through the tools) resolved {resolved} of {attempts} attempts.",
-        f"Preference training took {train['steps']} steps; the adapter of step {train['step']} "
-        "was kept, the best on development tasks "
-        f"({', '.join(f'step {k}: {v:.3f}' for k, v in train['dev_pass@1'].items())}).",
     ]
+    if train["steps"]:
+        notes.append(
+            f"Preference training took {train['steps']} steps; the adapter of step "
+            f"{train['step']} was kept, the best on development tasks (pass@1 by step: "
+            f"{', '.join(f'{k}: {v:.3f}' for k, v in train['dev_pass@1'].items())})."
+        )
     if train["stopped"]:
-        notes.append(f"It was stopped early: {train['stopped']}.")
+        what = "was stopped early" if train["steps"] else "could not begin"
+        notes.append(f"Preference training {what}: {train['stopped'].rstrip('.')}.")
     empty = [name for name, found in data_arms.items() if not any(t.resolved for t in found)]
     if empty:
         notes.append(f"Nothing was resolved by: {', '.join(empty)}.")

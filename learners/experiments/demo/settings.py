@@ -13,6 +13,8 @@ ADAPTER = Path(__file__).parents[1] / "data" / "smollm2-swe-sft"
 class DemoSettings:
     """Sizes and settings; the defaults fit 2 cores and 15 minutes, installation included."""
 
+    tasks: str = "quickstart"
+    """Task source; its tasks say in ``metadata["split"]`` whether they are held out."""
     seed: int = 0
     model: str = "smollm2"
     start: str = "adapter"
@@ -20,18 +22,21 @@ class DemoSettings:
     the oracle trajectories of the training tasks (weaker, for there are few of them)."""
     sandbox: str = "auto"
 
-    dev_tasks: int = 8
+    train_tasks: int = 32
+    heldout_tasks: int = 16
+    """How many of each split are attempted; the oracle proves all of them."""
+    dev_tasks: int = 6
     """Training packages' tasks kept out of training, to stop on."""
     dev_attempts: int = 4
-    train_attempts: int = 4
+    train_attempts: int = 3
     """Attempts at each training task; they become the preference data."""
     heldout_attempts: int = 8
     """N: attempts at each held-out task, before and after."""
-    base_attempts: int = 2
+    base_attempts: int = 1
     """Attempts of the bare model, which cannot speak the format: few are enough to show it."""
 
     max_episode_steps: int = 10
-    max_new_tokens: int = 192
+    max_new_tokens: int = 160
     """Tokens of one reply."""
     temperature: float = 0.7
     top_k: int = 20
@@ -42,11 +47,15 @@ class DemoSettings:
     loss: str = "entropo-kto"
     gamma: float = 0.1
     zeta: float = 0.2
-    learning_rate: float = 5e-5
-    train_steps: int = 12
-    batch_size: int = 16
-    eval_every: int = 6
+    learning_rate: float = 1e-4
+    epochs: float = 1.0
+    per_task: int = 1
+    """Most attempts of each outcome that are learned from, for each task."""
+    batch_size: int = 8
+    eval_every: int = 4
     """Optimizer steps between looks at the development tasks."""
+    micro_batch_tokens: int = 1024
+    """Tokens in one forward pass; more needs memory and gains nothing on a CPU."""
 
     sft_learning_rate: float = 1e-3
     sft_epochs: float = 2.0
