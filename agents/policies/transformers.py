@@ -36,8 +36,8 @@ class TransformersPolicy(BasePolicy):
     All episodes in flight are decoded together, and each turn computes only the tokens that are
     new (see `agents.policies.sampling.Engine`). Every draw derives from the episode's seed and
     turn. Recorded log-probabilities are those of the unmodified distribution (temperature 1, no
-    truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 as near as its
-    rounding lets two different batch shapes be (about 1e-2).
+    truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 only as near as its
+    rounding lets two different batch shapes be.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class TransformersPolicy(BasePolicy):
             cache_tokens: Most tokens whose keys and values are kept between turns; None for 2 GiB.
             dtype: Of the weights; None for bfloat16 where it is native, else float32.
             device: ``auto``, ``cpu``, ``cuda:0`` …
-            merge: Add a LoRA adapter into the weights: faster, but in bfloat16 the sum is rounded
-                and log-probabilities differ from those of the adapter beside the model.
+            merge: Add a LoRA adapter into the weights: fewer operations a token, but in bfloat16
+                the sum is rounded, so log-probabilities are no longer those of the adapter
+                beside the model, which the learner computes with.
 
         Raises:
             ConfigError: model, adapter or format cannot be had, or a setting makes no sense.
