@@ -2,14 +2,15 @@
 # What pip cannot install: a Python with venv, git and bubblewrap. As root they are installed with apt-get;
 # otherwise the command to run is named. Bubblewrap is optional (the `process` sandbox works without).
 set -eu
+export DEBIAN_FRONTEND=noninteractive
 
+install() { # install PACKAGE, when root on a system with apt
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 1
+    echo "setup: installing $1" >&2
+    { apt-get update -qq && apt-get install -y -qq "$1"; } >/dev/null 2>&1
+}
 need() { # need COMMAND PACKAGE
-    command -v "$1" >/dev/null 2>&1 && return 0
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "setup: installing $2" >&2
-        { apt-get update -qq && apt-get install -y -qq "$2"; } >/dev/null 2>&1 && return 0
-    fi
-    return 1
+    command -v "$1" >/dev/null 2>&1 || install "$2"
 }
 
 if [ -z "${PYTHON:-}" ]; then
@@ -23,9 +24,11 @@ need git git || {
 need bwrap bubblewrap || echo "setup: bubblewrap is missing, so commands of agents will run WITHOUT isolation: run 'sudo apt-get install bubblewrap' to have it." >&2
 
 if [ ! -x "$VENV/bin/pip" ]; then
-    "$PYTHON" -c 'import ensurepip' 2>/dev/null || need python3-venv-missing python3-venv ||
-        "$PYTHON" -c 'import ensurepip' 2>/dev/null || {
-        echo "setup: $PYTHON has no venv module: run 'sudo apt-get install python3-venv' and make again." >&2
+    package="$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+    has_venv() { "$PYTHON" -c 'import ensurepip' 2>/dev/null; }
+    has_venv || install "$package" || true
+    has_venv || {
+        echo "setup: $PYTHON has no venv module: run 'sudo apt-get install $package' and make again." >&2
         exit 1
     }
     "$PYTHON" -m venv "$VENV"

@@ -12,7 +12,6 @@ from learners.experiments.stages import Stages
 from learners.experiments.training import train_once
 from learners.training import TrainConfig
 from swe_env.errors import TaskError
-from swe_env.replay import ReplayBuffer
 from swe_env.tasks import dump, load
 from swe_env.tasks.commands import Bar
 from swe_env.tasks.synth.generate import Settings
@@ -90,7 +89,7 @@ def _record(out: Path) -> dict[str, Any]:
         attempts=ATTEMPTS,
         workers=4,
         out=out / "rollouts",
-        buffer=ReplayBuffer(out / "buffer"),
+        buffer=out / "buffer",
         env_kwargs={"max_episode_steps": 12, "grade_cache": True},
         progress=LiveProgress("oracle"),
     )

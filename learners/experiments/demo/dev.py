@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +35,10 @@ class DevWatch:
         self._tolerance = tolerance
         self._measure = measure
         self.seen: dict[int, float] = {0: start}
-        # A continued run: what was measured before is measured from its records.
+        # A continued run: what was measured before is read from its records.
         for known in sorted(folder.glob("step-*")):
             step = int(known.name.partition("-")[2])
-            self.seen[step] = measure(_flat(known), step)
+            self.seen[step] = measure(known, step)
 
     def __call__(self, model: PeftModel, step: int) -> dict[str, float]:
         """Called by `learners.train`; figures to record.
@@ -45,10 +46,9 @@ class DevWatch:
         Raises:
             StopTraining: pass@1 fell below the best so far.
         """
-        adapter = self._folder / f"step-{step}"
-        model.save_pretrained(str(adapter), selected_adapters=[model.active_adapter])
+        adapter = self._save(model, step)
         best = max(self.seen.values())
-        self.seen[step] = self._measure(_flat(adapter), step)
+        self.seen[step] = self._measure(adapter, step)
         if self.seen[step] < best - self._tolerance:
             raise StopTraining(
                 f"pass@1 on the development tasks fell from {best:.3f} to {self.seen[step]:.3f}"
@@ -56,13 +56,22 @@ class DevWatch:
         return {"dev_pass@1": self.seen[step]}
 
     def best(self) -> tuple[int, Path]:
-        """Step and folder of the best adapter that was trained; the later one of equals."""
+        """Step and folder of the best adapter that was trained; the later one of equals.
+
+        The adapter begun with is not among them: it has an arm of its own in the report.
+        """
         step = max((s for s in self.seen if s), key=lambda s: (self.seen[s], s))
-        return step, _flat(self._folder / f"step-{step}")
+        return step, self._folder / f"step-{step}"
 
-
-def _flat(folder: Path) -> Path:
-    """Where peft put the adapter: in the folder, or in one below named like the adapter."""
-    if (folder / "adapter_config.json").exists():
-        return folder
-    return next(path.parent for path in folder.glob("*/adapter_config.json"))
+    def _save(self, model: PeftModel, step: int) -> Path:
+        """Keep the adapter as it is; a folder of that name is always complete, and stays."""
+        target = self._folder / f"step-{step}"
+        if not target.exists():
+            part = self._folder / f".part-{step}"
+            shutil.rmtree(part, ignore_errors=True)
+            model.save_pretrained(str(part), selected_adapters=[model.active_adapter])
+            # peft puts an adapter that is not called "default" into a folder of its name.
+            written = next(part.rglob("adapter_config.json")).parent
+            written.rename(target)
+            shutil.rmtree(part, ignore_errors=True)
+        return target

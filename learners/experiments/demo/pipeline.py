@@ -14,12 +14,10 @@ from learners.experiments.demo.dev import DevWatch
 from learners.experiments.demo.settings import ADAPTER, DemoSettings
 from learners.experiments.stages import Stages
 from swe_env import tasks as sources
-from swe_env.errors import ConfigError
-from swe_env.replay import ReplayBuffer
+from swe_env.errors import ConfigError, TaskError
 from swe_env.types import Task
 
 STAGES = 8
-ARMS = ("base", "adapter", "trained")
 
 
 def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
@@ -41,8 +39,8 @@ class _Demo:
         self.settings = settings
         if settings.start == "adapter" and not (ADAPTER / "adapter_config.json").exists():
             raise ConfigError(
-                f"The SFT adapter {ADAPTER} is missing: run `make demo-adapter`, or start from "
-                "the bare model with --start sft."
+                f"The SFT adapter {ADAPTER} is missing: make it with `make demo-adapter`, or have "
+                "one trained on the way with --set start=sft."
             )
         self.stages = Stages(out, asdict(settings), total=STAGES)
 
@@ -104,6 +102,13 @@ class _Demo:
         for split, attempts in runs.items():
             report = self._roll(policy, self._tasks(split), f"oracle-{split}", attempts)
             result[split] = {"resolved": report.resolved, "attempts": len(report.scored)}
+            if report.resolved < len(report.results):
+                lost = [r.instance_id for r in report.results if not r.resolved]
+                raise TaskError(
+                    f"The gold patch did not resolve {len(lost)} of {len(report.results)} tasks "
+                    f"({', '.join(lost[:3])}): look at {self.out / 'rollouts' / f'oracle-{split}'} "
+                    "before you believe any other figure."
+                )
         return result
 
     def _start(self) -> dict[str, Any]:
@@ -230,7 +235,7 @@ class _Demo:
             attempts=attempts,
             workers=self.settings.workers,
             out=self.out / "rollouts" / name,
-            buffer=ReplayBuffer(self._buffer(name)),
+            buffer=self._buffer(name),
             env_kwargs={
                 "sandbox": self.settings.sandbox,
                 "max_episode_steps": self.settings.max_episode_steps,

@@ -96,6 +96,7 @@ def test_training_stops_when_development_tasks_suffer_and_the_best_is_kept(tmp_p
     assert watch(_Model(), 4) == {"dev_pass@1": 0.47}  # within the noise
     with pytest.raises(StopTraining, match=r"0\.500 to 0\.300"):
         watch(_Model(), 6)
-    assert watch.best() == (2, tmp_path / "step-2" / "policy")
+    assert watch.best() == (2, tmp_path / "step-2")
+    assert (tmp_path / "step-2" / "adapter_config.json").exists()
     again = DevWatch(tmp_path, lambda _, step: rates[step], start=0.4)
     assert again.seen == {0: 0.4, **rates}
