@@ -158,9 +158,10 @@ class RecordTrajectory(
 
     def _add(self, action: Action, observation: Observation | None) -> None:
         number = len(self._steps) + 1
+        given: Mapping[str, Any] = action if isinstance(action, Mapping) else {"arguments": action}
         call = ToolCall(
-            function_name=str(action.get("tool", "")),
-            arguments=dict(action.get("arguments") or {}),
+            function_name=str(given.get("tool", "")),
+            arguments=_as_arguments(given.get("arguments")),
             tool_call_id=f"call_{number}",
         )
         seen = None
@@ -171,10 +172,10 @@ class RecordTrajectory(
         step = Step(
             step_id=number,
             source="agent",
-            message=action.get("message", ""),
+            message=str(given.get("message") or ""),
             tool_calls=(call,),
             observation=seen,
-            metrics=self._metrics(action.get("completion")),
+            metrics=self._metrics(given.get("completion")),
         )
         self._steps.append(step)
 
@@ -250,6 +251,13 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         return len(one)
     pairs = enumerate(zip(one, other, strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _as_arguments(given: object) -> dict[str, Any]:
+    """The arguments as a table; of what is none (the environment refused it), its text."""
+    if isinstance(given, Mapping):
+        return {str(key): value for key, value in given.items()}
+    return {} if given is None else {"malformed": repr(given)}
 
 
 def _open(path: str) -> Sink:

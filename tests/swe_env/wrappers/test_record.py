@@ -173,6 +173,31 @@ def test_an_exception_leaves_a_marked_record(buffer, word, error, kind):
     assert record.agent_steps[-1].observation is None
 
 
+class Deaf(Echo):
+    """Answers whatever it is given, as `SWEEnv` does."""
+
+    def step(self, action):
+        return self._see("What?"), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("say it", {"malformed": "'say it'"}),
+        ({"tool": "say", "arguments": "abc"}, {"malformed": "'abc'"}),
+        ({"tool": "say", "message": None}, {}),
+    ],
+)
+def test_what_is_no_action_is_recorded_as_given(buffer, action, arguments):
+    env = RecordTrajectory(Deaf(), buffer, agent=AGENT)
+    env.reset()
+    env.step(action)
+    env.finish("policy")
+    (record,) = buffer
+    assert record.agent_steps[0].tool_calls[0].arguments == arguments
+    assert record.agent_steps[0].message == ""
+
+
 def test_leaving_an_episode_records_it_once_as_ungraded(buffer):
     inner = Echo()
     env = RecordTrajectory(inner, buffer, agent=AGENT)
