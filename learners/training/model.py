@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from learners.training.card import public_model
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
 
@@ -64,7 +65,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
             raise _other_base(folder, config.model) from error
-    model.peft_config["default"].base_model_name_or_path = config.model
+    model.peft_config["default"].base_model_name_or_path = public_model(config.model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found: PeftModel = model

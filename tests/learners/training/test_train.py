@@ -53,6 +53,22 @@ def test_every_loss_trains_an_adapter_that_peft_loads(settings, loss, tmp_path):
     assert record["steps"] == 6
 
 
+def test_what_is_published_names_no_path_of_this_machine(settings, tmp_path):
+    settings |= {"loss": "sft", "max_steps": 1}
+    start = train(TrainConfig(**settings)).out
+    changes = {"init_adapter": str(start), "out": str(tmp_path / "second")}
+    out = train(TrainConfig(**{**settings, **changes})).out
+    for name in ("README.md", "training.json", "adapter_config.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text
+        assert settings["model"] not in text
+    record = json.loads((out / "training.json").read_text())
+    names = [record["config"][name] for name in ("buffer", "out", "init_adapter", "model")]
+    assert names == ["buffer", "second", "out", Path(settings["model"]).name]
+    card = (out / "README.md").read_text()
+    assert f"starting adapter `out@sha256:{record['init_adapter_digest']}`" in card
+
+
 def test_sft_lowers_the_loss(settings):
     records = read_metrics(train(TrainConfig(**settings, loss="sft")).out)
     assert records[-1]["loss"] < records[0]["loss"] - 0.05
