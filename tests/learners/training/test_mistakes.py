@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from learners import TrainConfig, train
+from learners.training import NoSignal
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
 from tests.learners.models import save_model
@@ -25,10 +26,11 @@ def _no_forward(monkeypatch):
     monkeypatch.setattr("learners.training.loop.reference_logps", refuse)
 
 
-def fails(settings, message, **changes):
+def fails(settings, message, error=ConfigError, **changes):
     with pytest.raises(ConfigError, match=message) as caught:
         train(TrainConfig(**{**settings, "loss": "entropo-dpo", **changes}))
     assert "\n" not in str(caught.value)
+    assert caught.type is error
 
 
 def test_unknown_loss(settings):
@@ -38,19 +40,19 @@ def test_unknown_loss(settings):
 def test_no_buffer_and_an_empty_one(settings, tmp_path):
     fails(settings, "There is no replay buffer", buffer=str(tmp_path / "nowhere"))
     empty = write_buffer(tmp_path / "empty", [])
-    fails(settings, "is empty: record some rollouts", buffer=empty)
+    fails(settings, "is empty: record some rollouts", NoSignal, buffer=empty)
 
 
 def test_one_label_only(settings, tmp_path):
     one = write_buffer(tmp_path / "one", [sampled(attempt=i, replies=(f"r{i}",)) for i in range(4)])
-    fails(settings, "nothing to prefer: .* no-partner", buffer=one)
-    fails(settings, "gives no pairs to train on: .* no-partner", buffer=one, ties=0)
-    fails(settings, "Every trajectory is resolved, entropo-kto needs both", buffer=one,
+    fails(settings, "nothing to prefer: .* no-partner", NoSignal, buffer=one)
+    fails(settings, "gives no pairs to train on: .* no-partner", NoSignal, buffer=one, ties=0)
+    fails(settings, "Every trajectory is resolved, entropo-kto needs both", NoSignal, buffer=one,
           loss="entropo-kto")  # fmt: skip
 
 
 def test_everything_too_long(settings):
-    fails(settings, "gives no pairs to train on: 0 samples .* too-long", max_tokens=5)
+    fails(settings, "gives no pairs to train on: 0 samples .* too-long", NoSignal, max_tokens=5)
 
 
 def test_another_tokenizer(settings, tmp_path):
