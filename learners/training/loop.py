@@ -19,7 +19,7 @@ from learners.data.report import DropReport
 from learners.losses import get_loss
 from learners.losses.z0 import Z0
 from learners.ops import check_logits
-from learners.training.baseline import make_z0, mismatches, state_of
+from learners.training.baseline import check_mismatched, make_z0, mismatches, state_of
 from learners.training.card import commit, versions, write_card
 from learners.training.checkpoint import (
     checkpoints,
@@ -141,6 +141,8 @@ class _Run:
         self.on_progress = on_progress or _silent
         self.loss = get_loss(config.loss)
         zeta = config.zeta_for(self.loss.parameters)
+        if self._wants_mismatched():
+            check_mismatched(config, self.loss.name, zeta)
         if config.init_adapter is not None:
             check_adapter(config.init_adapter)
         self.out = check_folder(config)
