@@ -141,7 +141,8 @@ class TransformersPolicy(BasePolicy):
         whose ``reason`` says how to do it right.
 
         Raises:
-            EpisodeOver: the context is full (``tokens``), before or within the reply.
+            EpisodeOver: the context is full (``tokens``), before or within the reply, which it
+                then carries.
             ModelError: the model failed, or the policy is closed.
         """
         prompt = self.prompt(episode)
@@ -154,7 +155,7 @@ class TransformersPolicy(BasePolicy):
             seed=(episode.seed, len(episode.turns)),
         )
         if sampled.ended == "length" and room < self.max_new_tokens:
-            raise EpisodeOver("tokens")
+            raise EpisodeOver("tokens", self._action(prompt, sampled))
         return self._action(prompt, sampled)
 
     def prompt(self, episode: Episode) -> list[int]:

@@ -191,30 +191,34 @@ class _Run:
                 seed=self.seed,
                 answer=base.task if self.policy.privileged else None,
             )
-            action = self._act(episode)
-            truncation = action if isinstance(action, str) else self._step(recorder, action)
-            if truncation is None:
-                return
-            if truncation:
-                self.log(f"truncated: {truncation}")
+            try:
+                truncation = self._step(recorder, self._act(episode))
+                if truncation is None:
+                    return
+                if truncation:
+                    raise EpisodeOver(truncation)
+            except EpisodeOver as over:
+                self.log(f"truncated: {over.truncation}")
                 with self.gate:
-                    recorder.finish(truncation)
+                    recorder.finish(over.truncation, over.action)
                 return
 
-    def _act(self, episode: Episode) -> Action | str:
-        """The policy's action, or why it takes none."""
+    def _act(self, episode: Episode) -> Action:
+        """The policy's action.
+
+        Raises:
+            EpisodeOver: it takes none; when it broke, as ``policy``.
+        """
         try:
             return well_formed(self.policy.act(episode))
-        except EpisodeOver as over:
-            return over.truncation
-        except InfrastructureError:
+        except (EpisodeOver, InfrastructureError):
             raise
         except Exception as error:
             if not isinstance(error, PolicyError):
                 logger.exception("The policy %s broke.", self.policy.agent.name)
             self.provenance["policy_error"] = f"{type(error).__name__}: {error}"
             self.log(self.provenance["policy_error"])
-            return "policy"
+            raise EpisodeOver("policy") from error
 
     def _step(self, recorder: RecordTrajectory, action: Action) -> str | None:
         """None when the environment ended the episode, else the limit that struck, or empty."""

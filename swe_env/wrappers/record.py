@@ -129,8 +129,16 @@ class RecordTrajectory(
             self._write(float(reward), info, finished=terminated)
         return observation, reward, terminated, truncated, info
 
-    def finish(self, truncation: str) -> tuple[float, dict[str, Any]]:
-        """End the running episode from outside: grade the workspace as it is and record it."""
+    def finish(self, truncation: str, unsent: Action | None = None) -> tuple[float, dict[str, Any]]:
+        """End the running episode from outside: grade the workspace as it is and record it.
+
+        Args:
+            truncation: the limit that struck.
+            unsent: a last action that never reached the environment (a reply cut off within):
+                its message and tokens become a step without a call.
+        """
+        if unsent is not None:
+            self._add(unsent, None, called=False)
         try:
             reward, info = self._verdict(truncation)
         except BaseException as error:
@@ -156,7 +164,7 @@ class RecordTrajectory(
         reward, info = finish(truncation)
         return float(reward), dict(info)
 
-    def _add(self, action: Action, observation: Observation | None) -> None:
+    def _add(self, action: Action, observation: Observation | None, *, called: bool = True) -> None:
         number = len(self._steps) + 1
         given: Mapping[str, Any] = action if isinstance(action, Mapping) else {"arguments": action}
         call = ToolCall(
@@ -173,7 +181,7 @@ class RecordTrajectory(
             step_id=number,
             source="agent",
             message=str(given.get("message") or ""),
-            tool_calls=(call,),
+            tool_calls=(call,) if called else (),
             observation=seen,
             metrics=self._metrics(given.get("completion")),
         )

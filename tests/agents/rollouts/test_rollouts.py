@@ -183,6 +183,17 @@ def test_a_policy_ends_its_episode_with_a_named_truncation():
     assert trajectory.report is not None
 
 
+def test_a_reply_that_was_cut_off_is_the_last_step_without_a_call():
+    completion = {"token_ids": [5, 6], "logprobs": [-1.0, -2.0], "prompt_token_ids": [1, 0, 2]}
+    cut = {"tool": "guess", "arguments": {}, "message": "I thi", "completion": completion}
+    trajectory = run_one(Breaks(EpisodeOver("tokens", cut)))
+    first, last = trajectory.agent_steps
+    assert (first.tool_calls[0].function_name, last.tool_calls) == ("guess", ())
+    assert (last.message, last.observation) == ("I thi", None)
+    assert last.metrics.completion_token_ids == (5, 6)
+    assert (trajectory.truncation, trajectory.finished) == ("tokens", False)
+
+
 def test_an_environment_that_breaks_is_one_bad_rollout_not_the_end(tmp_path):
     class Broken(GuessEnv):
         def step(self, action):
