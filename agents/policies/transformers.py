@@ -36,8 +36,10 @@ class TransformersPolicy(BasePolicy):
     All episodes in flight are decoded together, and each turn computes only the tokens that are
     new (see `agents.policies.sampling.Engine`). Every draw derives from the episode's seed and
     turn. Recorded log-probabilities are those of the unmodified distribution (temperature 1, no
-    truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 only as near as its
-    rounding lets two different batch shapes be.
+    truncation), as the learner computes them: to 1e-3 in float32. In bfloat16 hidden states of
+    different batch shapes round differently, so a token's two figures differ: for SmolLM2 on a CPU
+    by 0.02 nat in the mean of their absolute values and 0.2 at most (288 tokens, 6 rows), with a
+    mean of 0.0005.
     """
 
     def __init__(
