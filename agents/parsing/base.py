@@ -22,6 +22,9 @@ class TextFormat(Protocol):
     """
 
     name: str
+    stop: str
+    """Text that completes a call, at which sampling stops; empty where none does."""
+
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What to tell the model before the issue: the task, the format and the tools."""
         ...

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 
-_STOPS = {"r2e": "</function>"}
-"""Text that completes a call, by format; a format of one's own says it in an attribute `stop`."""
-
-
 class TransformersPolicy(BasePolicy):
     """Samples actions from a local causal language model; call `act` from many threads.
 
@@ -100,7 +96,7 @@ class TransformersPolicy(BasePolicy):
             tokenizer,
             sampling=sampling,
             ends=sorted(self._ends),
-            stop=getattr(self.format, "stop", _STOPS.get(self.format.name, "")),
+            stop=self.format.stop,
             max_batch=max_batch,
             cache_tokens=cache_tokens,
         )
