@@ -21,15 +21,12 @@ from swe_env.sandbox import get as get_sandbox
 from swe_env.sandbox.base import WORKDIR, Limits, Sandbox
 from swe_env.spaces import ToolCallSpace, UnicodeText
 from swe_env.tools import ToolContext, ToolResult, shorten, toolset
-from swe_env.types import Action, Observation, Task, TestReport
+from swe_env.types import INVALID_TOOL, Action, Observation, Task, TestReport
 
 MAX_TEXT = 65_536
 """Longest observation text in characters; longer ones keep head and tail."""
 _MARK = 100
 """Room for the words that say how much was left out."""
-INVALID_TOOL = "invalid"
-"""Tool name of an action made from a reply that could not be parsed; ``arguments["reason"]`` says
-why and comes back as the observation."""
 
 rewards: Registry[Callable[[TestReport], float]] = Registry("rewards")
 

@@ -114,6 +114,11 @@ class Completion(TypedDict, total=False):
     """The whole prompt this turn was sampled from."""
 
 
+INVALID_TOOL = "invalid"
+"""Tool name of an action made from a reply that could not be parsed; ``arguments["reason"]`` says
+why and comes back as the observation."""
+
+
 class Action(TypedDict, total=False):
     """A tool call; `tool` and `arguments` are required, the rest is recorded when given."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import agents
 import learners
 import swe_env
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_public_names_of_the_environment():
@@ -25,6 +30,36 @@ def test_public_names_of_the_environment():
         "Trajectory",
         "check_sandbox",
         "grade",
+    ]
+
+
+def test_public_names_of_the_agents():
+    assert agents.__all__ == [
+        "PROJECT",
+        "BasePolicy",
+        "Episode",
+        "Policy",
+        "make_policy",
+        "mean_pass_at_k",
+        "render_report",
+        "run_episode",
+        "run_rollouts",
+        "select",
+    ]
+
+
+def test_public_names_of_the_learners():
+    assert learners.__all__ == [
+        "Progress",
+        "StopTraining",
+        "TrainConfig",
+        "TrainResult",
+        "encode",
+        "kto_rows",
+        "pairs",
+        "read_metrics",
+        "sft_rows",
+        "train",
     ]
 
 
@@ -44,3 +79,46 @@ def test_import_is_quick_and_needs_no_torch():
         for _ in range(5)
     ]
     assert min(runs) < 0.3
+
+
+def swe(*arguments, cwd, path=()):
+    """`swe` in a fresh interpreter, with folders put before this project's on the path."""
+    folders = [*map(str, path), str(ROOT)]
+    return subprocess.run(
+        [sys.executable, "-c", "from swe_env.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "COLUMNS": "120"},
+        check=False,
+    )
+
+
+def test_the_command_line_has_exactly_these_commands(tmp_path):
+    shown = swe("--help", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    panel = shown.stdout.split("Commands", 1)[1]
+    assert re.findall(r"^\W? ([a-z][a-z-]*)  ", panel, re.MULTILINE) == [
+        "doctor",
+        "run",
+        "view",
+        "report",
+        "train",
+        "demo",
+        "demo-adapter",
+        "tasks",
+    ]
+
+
+def test_a_foreign_package_named_agents_is_refused_in_a_sentence(tmp_path):
+    foreign = tmp_path / "agents" / "__init__.py"
+    foreign.parent.mkdir()
+    foreign.write_text("class Agent: ...\n")
+    refused = swe("--help", cwd=tmp_path, path=[tmp_path])
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        f"swe: `import agents` finds {foreign}, which is not part of swe-env (the package "
+        "openai-agents installs that name too): uninstall it or use a separate virtual "
+        "environment.\n"
+    )

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from swe_env.errors import ToolError
-from swe_env.types import Action
-
-INVALID_TOOL = "invalid"
-"""Tool of an action made from a malformed reply; the environment answers with its ``reason``."""
+from swe_env.types import INVALID_TOOL, Action
 
 
 class ParseError(ToolError):
@@ -25,6 +22,8 @@ class TextFormat(Protocol):
     """
 
     name: str
+    stop: str
+    """Text that completes a call, at which sampling stops; empty where none does."""
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What to tell the model before the issue: the task, the format and the tools."""

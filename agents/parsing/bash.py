@@ -20,6 +20,7 @@ class BashFormat:
     """One fenced bash block after free reasoning."""
 
     name = "bash"
+    stop = ""
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:  # noqa: ARG002 - protocol
         """The task and the format; every call is a command, so the tools need no list."""

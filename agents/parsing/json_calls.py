@@ -21,6 +21,7 @@ class JSONFormat:
     """One JSON object after free reasoning; numbers and lists keep their types."""
 
     name = "json"
+    stop = ""
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """The task, the format and the tools."""

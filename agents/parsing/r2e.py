@@ -36,6 +36,7 @@ class R2EFormat:
     """Function tags after free reasoning (see the module)."""
 
     name = "r2e"
+    stop = "</function>"
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """The task, the format and the tools."""

@@ -66,9 +66,14 @@ class Policy(Protocol):
 class EpisodeOver(Exception):
     """A policy ends its episode; the patch so far is graded, the record says `finished: false`."""
 
-    def __init__(self, truncation: str) -> None:
+    def __init__(self, truncation: str, action: Action | None = None) -> None:
+        """Name the limit; `action` is a last reply that was cut off and called nothing.
+
+        Its message and tokens are recorded as the last step, which has no call.
+        """
         super().__init__(truncation)
         self.truncation = truncation
+        self.action = action
 
 
 class BasePolicy:

@@ -26,18 +26,16 @@ if TYPE_CHECKING:
     import torch
 
 
-_STOPS = {"r2e": "</function>"}
-"""Text that completes a call, by format; a format of one's own says it in an attribute `stop`."""
-
-
 class TransformersPolicy(BasePolicy):
     """Samples actions from a local causal language model; call `act` from many threads.
 
     All episodes in flight are decoded together, and each turn computes only the tokens that are
     new (see `agents.policies.sampling.Engine`). Every draw derives from the episode's seed and
     turn. Recorded log-probabilities are those of the unmodified distribution (temperature 1, no
-    truncation), as the learner computes them: to 1e-3 in float32; in bfloat16 only as near as its
-    rounding lets two different batch shapes be.
+    truncation), as the learner computes them: to 1e-3 in float32. In bfloat16 hidden states of
+    different batch shapes round differently, so a token's two figures differ: for SmolLM2 on a CPU
+    by 0.02 nat in the mean of their absolute values and 0.2 at most (288 tokens, 6 rows), with a
+    mean of 0.0005.
     """
 
     def __init__(
@@ -98,7 +96,7 @@ class TransformersPolicy(BasePolicy):
             tokenizer,
             sampling=sampling,
             ends=sorted(self._ends),
-            stop=getattr(self.format, "stop", _STOPS.get(self.format.name, "")),
+            stop=self.format.stop,
             max_batch=max_batch,
             cache_tokens=cache_tokens,
         )
@@ -141,7 +139,8 @@ class TransformersPolicy(BasePolicy):
         whose ``reason`` says how to do it right.
 
         Raises:
-            EpisodeOver: the context is full (``tokens``), before or within the reply.
+            EpisodeOver: the context is full (``tokens``), before or within the reply, which it
+                then carries.
             ModelError: the model failed, or the policy is closed.
         """
         prompt = self.prompt(episode)
@@ -154,7 +153,7 @@ class TransformersPolicy(BasePolicy):
             seed=(episode.seed, len(episode.turns)),
         )
         if sampled.ended == "length" and room < self.max_new_tokens:
-            raise EpisodeOver("tokens")
+            raise EpisodeOver("tokens", self._action(prompt, sampled))
         return self._action(prompt, sampled)
 
     def prompt(self, episode: Episode) -> list[int]:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
+import msgspec
 
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn
 from agents.rollouts.stuck import is_stuck
@@ -82,6 +83,37 @@ def run_episode(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
         log or logger.debug, stop, dict(provenance or {}),
     ).run()  # fmt: skip
+
+
+def well_formed(action: object) -> Action:
+    """What a policy gave, once it is known to be an action that can be taken and recorded.
+
+    A message or completion of None counts as left out.
+
+    Raises:
+        PolicyError: it is none; says what is wrong with it.
+    """
+    if not isinstance(action, Mapping):
+        raise PolicyError(f"The policy gave a {type(action).__name__} for an action: {_FORM}.")
+    kept = {key: value for key, value in action.items() if value is not None}
+    for name, kind in _FIELDS.items():
+        if name in kept and not isinstance(kept[name], kind):
+            raise PolicyError(
+                f"The action's {name} is of type {type(kept[name]).__name__}, not "
+                f"{kind.__name__.lower()}: {_FORM}."
+            )
+    if missing := {"tool", "arguments"} - kept.keys():
+        raise PolicyError(f"The action has no {' and no '.join(sorted(missing))}: {_FORM}.")
+    kept["arguments"] = dict(kept["arguments"])
+    try:
+        msgspec.json.encode([kept["tool"], kept["arguments"], kept.get("message", "")])
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
+    return cast(Action, kept)
+
+
+_FIELDS = {"tool": str, "arguments": Mapping, "message": str, "completion": Mapping}
+_FORM = 'it is {"tool": name, "arguments": {...}}, optionally with "message" and "completion"'
 
 
 class _Run:
@@ -159,30 +191,34 @@ class _Run:
                 seed=self.seed,
                 answer=base.task if self.policy.privileged else None,
             )
-            action = self._act(episode)
-            truncation = action if isinstance(action, str) else self._step(recorder, action)
-            if truncation is None:
-                return
-            if truncation:
-                self.log(f"truncated: {truncation}")
+            try:
+                truncation = self._step(recorder, self._act(episode))
+                if truncation is None:
+                    return
+                if truncation:
+                    raise EpisodeOver(truncation)
+            except EpisodeOver as over:
+                self.log(f"truncated: {over.truncation}")
                 with self.gate:
-                    recorder.finish(truncation)
+                    recorder.finish(over.truncation, over.action)
                 return
 
-    def _act(self, episode: Episode) -> Action | str:
-        """The policy's action, or why it takes none."""
+    def _act(self, episode: Episode) -> Action:
+        """The policy's action.
+
+        Raises:
+            EpisodeOver: it takes none; when it broke, as ``policy``.
+        """
         try:
-            return self.policy.act(episode)
-        except EpisodeOver as over:
-            return over.truncation
-        except InfrastructureError:
+            return well_formed(self.policy.act(episode))
+        except (EpisodeOver, InfrastructureError):
             raise
         except Exception as error:
             if not isinstance(error, PolicyError):
                 logger.exception("The policy %s broke.", self.policy.agent.name)
             self.provenance["policy_error"] = f"{type(error).__name__}: {error}"
             self.log(self.provenance["policy_error"])
-            return "policy"
+            raise EpisodeOver("policy") from error
 
     def _step(self, recorder: RecordTrajectory, action: Action) -> str | None:
         """None when the environment ended the episode, else the limit that struck, or empty."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from learners.data.report import Unusable
+from swe_env.errors import ConfigError, ToolError
 from swe_env.replay.trajectory import Step, Trajectory
 from swe_env.types import Action
 
@@ -109,7 +110,15 @@ def encode(
     if all(step.metrics and step.metrics.completion_token_ids for step in steps):
         encoded = _recorded(trajectory)
     else:
-        encoded = _templated(trajectory, tokenizer, chat, text_format)
+        from agents.chat import ChatTemplate
+
+        # These two are wrong for every record when they fail; what comes after, for this one.
+        chat = chat or ChatTemplate(tokenizer)
+        text_format = text_format or _format_of(trajectory)
+        try:
+            encoded = _templated(trajectory, chat, text_format)
+        except (ToolError, ConfigError) as error:
+            raise Unusable("format", f"{_name(trajectory)}: {error}") from error
     if max_tokens is not None and len(encoded) > max_tokens:
         raise Unusable(
             "too-long",
@@ -137,15 +146,7 @@ def _recorded(trajectory: Trajectory) -> Encoded:
     return _join(pieces, trajectory)
 
 
-def _templated(
-    trajectory: Trajectory,
-    tokenizer: PreTrainedTokenizerBase,
-    chat: Chat | None,
-    text_format: Format | None,
-) -> Encoded:
-    from agents.chat import ChatTemplate
-
-    chat = chat or ChatTemplate(tokenizer)
+def _templated(trajectory: Trajectory, chat: Chat, text_format: Format) -> Encoded:
     messages, replies = _conversation(trajectory, text_format)
     pieces: list[tuple[Sequence[int], int]] = [(chat.prompt(messages), -1)]
     for turn, (reply, observation) in enumerate(replies):
@@ -172,7 +173,7 @@ def _templated(
 
 
 def _conversation(
-    trajectory: Trajectory, text_format: Format | None
+    trajectory: Trajectory, text_format: Format
 ) -> tuple[list[Message], list[tuple[str, str]]]:
     """(messages of the first state, [(reply, observation)] of each agent turn)."""
     first: list[Message] = []
@@ -180,13 +181,12 @@ def _conversation(
         if step.source == "agent":
             break
         first.append({"role": step.source, "content": step.message})
-    found = text_format or _format_of(trajectory)
     if not any(message["role"] == "system" for message in first):
-        first.insert(0, {"role": "system", "content": found.system_prompt(trajectory.tools)})
+        first.insert(0, {"role": "system", "content": text_format.system_prompt(trajectory.tools)})
     replies = []
     for step in trajectory.agent_steps:
         observation = step.observation.content if step.observation else ""
-        replies.append((_reply(step, found), observation))
+        replies.append((_reply(step, text_format), observation))
     return first, replies
 
 

@@ -16,6 +16,7 @@ REASONS = {
     "over-quota": "more than the asked number for its task",
     "no-agent-tokens": "the policy sampled nothing in it",
     "not-append-only": "its recorded prompts rewrite earlier turns",
+    "format": "a call in it cannot be written in the text format or chat template",
     "template": "the chat template does not reproduce it token by token",
     "too-long": "longer than max_tokens",
     "prompts-differ": "the two sides of the pair start from different tokens",

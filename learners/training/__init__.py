@@ -3,8 +3,10 @@
 from learners.training.config import TrainConfig
 from learners.training.loop import Progress, StopTraining, TrainResult, train
 from learners.training.metrics import read_metrics
+from learners.training.prepare import NoSignal
 
 __all__ = [
+    "NoSignal",
     "Progress",
     "StopTraining",
     "TrainConfig",

@@ -11,8 +11,22 @@ from torch import Tensor
 from learners.data.dataset import Sample, mismatched_sequence
 from learners.data.encode import Encoded
 from learners.losses.z0 import Z0, estimator, mismatched
+from learners.training.config import TrainConfig
 from learners.training.score import Scorer
 from swe_env.errors import ConfigError
+
+
+def check_mismatched(config: TrainConfig, loss: str, zeta: float) -> None:
+    """The KTO paper's estimate is clamped at 0, where with lambda > 0 no gradient is left.
+
+    Raises:
+        ConfigError: lambda is not 0, and the loss is not the released variant, which clamps.
+    """
+    if zeta != config.gamma and loss != "entropo-kto-released":
+        raise ConfigError(
+            f"z0 'mismatched' is clamped at 0, so {loss} needs zeta = gamma with it, not zeta "
+            f"{zeta:g} and gamma {config.gamma:g}: choose z0 'task', 'batch', 'ema' or 'zero'."
+        )
 
 
 def mismatches(samples: Sequence[Sample]) -> list[Encoded]:

@@ -12,20 +12,28 @@ from learners.training.config import TrainConfig
 
 
 def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> None:
-    """Write ``training.json`` (everything) and ``README.md`` (for readers and model hubs)."""
-    record = {**record, "config": json.loads(config.model_dump_json()), "versions": versions()}
+    """Write ``training.json`` (everything) and ``README.md`` (for readers and model hubs).
+
+    Both are made to be published, so folders of this machine are given by their last name only:
+    what was in them is told by the digests.
+    """
+    shown = public_settings(config)
+    record = {**record, "config": shown, "versions": versions()}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    settings = "\n".join(f"| {k} | `{v}` |" for k, v in record["config"].items() if v is not None)
+    settings = "\n".join(f"| {k} | `{v}` |" for k, v in shown.items() if v is not None)
     figures = "\n".join(f"| {k} | {v:.6g} |" for k, v in sorted(record["metrics"].items()))
+    start = shown["init_adapter"] or "none"
+    if record["init_adapter_digest"]:
+        start += f"@sha256:{record['init_adapter_digest']}"
     installed = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     (folder / "README.md").write_text(
         f"""---
 library_name: peft
-base_model: {config.model}
+base_model: {shown["model"]}
 tags: [swe-env, {config.loss}, lora]
 ---
 
-# LoRA adapter for {config.model}, trained with {config.loss}
+# LoRA adapter for {shown["model"]}, trained with {config.loss}
 
 Trained by `swe train` on {record["samples"]} samples (data digest `{record["data_digest"]}`) for
 {record["steps"]} steps. {record["data_report"]}.
@@ -33,7 +41,7 @@ Trained by `swe train` on {record["samples"]} samples (data digest `{record["dat
 Load it with `peft.PeftModel.from_pretrained(base, "<this folder>")`, or serve it with vLLM's
 `--lora-modules`.
 
-Base weights `{record["base_fingerprint"]}`, starting adapter `{config.init_adapter or "none"}`,
+Base weights `{record["base_fingerprint"]}`, starting adapter `{start}`,
 code `{record["commit"] or "not a checkout"}`, {installed}.
 
 ## Last step
@@ -49,6 +57,22 @@ code `{record["commit"] or "not a checkout"}`, {installed}.
 {settings}
 """
     )
+
+
+def public_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON data, of every folder only its name."""
+    shown: dict[str, Any] = json.loads(config.model_dump_json())
+    for name in ("buffer", "out", "init_adapter"):
+        if shown[name] is not None:
+            shown[name] = Path(shown[name]).expanduser().resolve().name
+    shown["model"] = public_model(config.model)
+    return shown
+
+
+def public_model(model: str) -> str:
+    """A hub id or alias as it is, the name of a folder."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def versions() -> dict[str, str]:

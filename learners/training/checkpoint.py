@@ -15,6 +15,7 @@ from learners.training.model import save_adapter, trainable
 from swe_env.errors import ConfigError, SweError
 
 _NAME = re.compile(r"step-(\d+)")
+_UNFINISHED = ".saving-"
 
 
 def save_checkpoint(
@@ -31,7 +32,9 @@ def save_checkpoint(
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        for left in folder.glob(f"{_UNFINISHED}*"):  # by a run that was killed while it saved
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
         temporary.chmod(0o755)
         save_adapter(model, temporary)
         state = {
@@ -56,16 +59,21 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Path, model: Any, optimizer: Any) -> tuple[int, dict[str, Any]]:
-    """Put model, optimizer and random generators back; gives (step, what the caller stored).
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` stored: ``step``, ``extra`` and the states of the run's parts."""
+    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def restore_checkpoint(state: Mapping[str, Any], model: Any, optimizer: Any) -> None:
+    """Put model, optimizer and random generators back.
 
     Raises:
         ConfigError: the checkpoint is of a model with other trainable parameters.
     """
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     parameters = trainable(model)
     if [p.shape for p in parameters] != [p.shape for p in state["parameters"]]:
-        raise ConfigError(f"The checkpoint {path} is of an adapter of another shape.")
+        raise ConfigError("The checkpoint is of an adapter of another shape: start a new run.")
     with torch.no_grad():
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
             parameter.copy_(saved)
@@ -73,7 +81,6 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any) -> tuple[int, dict[s
     torch.set_rng_state(state["rng"]["cpu"])
     if torch.cuda.is_available() and state["rng"]["cuda"]:
         torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    return state["step"], state["extra"]
 
 
 def checkpoints(folder: Path) -> list[Path]:

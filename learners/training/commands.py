@@ -43,6 +43,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train an adapter on a replay buffer."""
+    from agents.rollouts.commands import parse_options
     from learners.training.config import TrainConfig
     from learners.training.loop import train as run
 
@@ -53,28 +54,10 @@ def train(
         "resume": resume or None,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
-    resolved = TrainConfig.load(config, **changes, **_parse(settings or []))
+    resolved = TrainConfig.load(config, **changes, **parse_options(settings or ()))
     with progress_bar() as show:
         result = run(resolved, on_progress=show)
     _print(result, as_json)
-
-
-def _parse(settings: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value that is no JSON is taken as a string."""
-    import json
-
-    from swe_env.errors import ConfigError
-
-    found = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}: write NAME=VALUE.")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
 
 
 @contextmanager

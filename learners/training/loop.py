@@ -19,11 +19,16 @@ from learners.data.report import DropReport
 from learners.losses import get_loss
 from learners.losses.z0 import Z0
 from learners.ops import check_logits
-from learners.training.baseline import make_z0, mismatches, state_of
+from learners.training.baseline import check_mismatched, make_z0, mismatches, state_of
 from learners.training.card import commit, versions, write_card
-from learners.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from learners.training.checkpoint import (
+    checkpoints,
+    read_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from learners.training.config import TrainConfig
-from learners.training.metrics import MetricsWriter
+from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import (
     adapter_digest,
     add_adapter,
@@ -43,6 +48,7 @@ from learners.training.reference import reference_logps
 from learners.training.schedule import batch_at, learning_rate, total_steps
 from learners.training.score import Scorer
 from learners.training.step import BatchResult, Objective, run_batch
+from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -110,6 +116,7 @@ def train(
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
+        NoSignal: the buffer holds nothing to learn from (a ConfigError too).
         SweError: a checkpoint could not be written.
     """
     run = _Run(config, on_eval, on_progress)
@@ -134,12 +141,15 @@ class _Run:
         self.on_progress = on_progress or _silent
         self.loss = get_loss(config.loss)
         zeta = config.zeta_for(self.loss.parameters)
+        if self._wants_mismatched():
+            check_mismatched(config, self.loss.name, zeta)
         if config.init_adapter is not None:
             check_adapter(config.init_adapter)
         self.out = check_folder(config)
         trajectories = read_buffer(config.buffer)
         tokenizer = load_tokenizer(config.model)
         self.dataset: Dataset = build_dataset(trajectories, tokenizer, config, self.loss)
+        saved = self._saved()
         self.mismatched = mismatches(self.dataset.samples) if self._wants_mismatched() else []
         log.info("%s", self.dataset.report)
         self.on_progress(Progress("data", len(self.dataset), self.dataset.report.seen, {}))
@@ -168,20 +178,19 @@ class _Run:
         self.references, self.z0 = self._reference(config.gamma / zeta)
         self.step = 0
         self.metrics: dict[str, float] = {}
-        self._resume()
+        self.stopped = ""
+        if saved is not None:
+            self._resume(saved)
 
     def go(self) -> TrainResult:
         """All steps, then the adapter."""
-        stopped = ""
         self.model.train()
-        try:
-            while self.step < self.total:
-                self._step()
-        except StopTraining as stop:
-            stopped = stop.reason
-            log.info("Stopped after step %d: %s", self.step, stopped)
-        self._finish(stopped)
-        return TrainResult(self.out, self.step, self.metrics, self.dataset.report, stopped)
+        if self.step:
+            self._resume_reporting()
+        while self.step < self.total and not self.stopped:
+            self._step()
+        self._finish()
+        return TrainResult(self.out, self.step, self.metrics, self.dataset.report, self.stopped)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -215,23 +224,54 @@ class _Run:
         self._after_step()
 
     def _after_step(self) -> None:
-        config, last = self.config, self.step == self.total
-        stop: StopTraining | None = None
-        if self.on_eval and (last or (config.eval_every and self.step % config.eval_every == 0)):
+        config = self.config
+        # Saved before the evaluation, which may be long: a run killed in it repeats no step.
+        if self._evaluates() or (config.save_every and self.step % config.save_every == 0):
+            self._save()
+        self._report()
+
+    def _evaluates(self) -> bool:
+        every = self.config.eval_every
+        due = self.step == self.total or (every is not None and self.step % every == 0)
+        return self.on_eval is not None and due
+
+    def _report(self) -> None:
+        """Evaluate where it is due, write the step's figures down and show them."""
+        if self.on_eval is not None and self._evaluates() and not self.stopped:
             try:
                 figures = self._evaluate(self.on_eval)
                 self.metrics |= {f"eval/{name}": value for name, value in figures.items()}
-            except StopTraining as raised:
-                stop = raised
+            except StopTraining as stop:
+                self._stop(stop)
         self.writer.write(self.step, self.metrics)
-        if config.save_every and self.step % config.save_every == 0:
-            save_checkpoint(
-                self.out / "checkpoints", self.step, self.model, self.optimizer,
-                {"z0": state_of(self.z0), "metrics": self.metrics}, keep=config.keep_checkpoints,
-            )  # fmt: skip
-        if stop is not None:
-            raise stop
-        self.on_progress(Progress("training", self.step, self.total, self.metrics))
+        self._show()
+
+    def _show(self) -> None:
+        if self.stopped:
+            return
+        try:
+            self.on_progress(Progress("training", self.step, self.total, self.metrics))
+        except StopTraining as stop:
+            self._stop(stop)
+
+    def _stop(self, stop: StopTraining) -> None:
+        """No more steps; in the checkpoint too, so that a resumed run takes none either."""
+        self.stopped = stop.reason
+        log.info("Stopped after step %d: %s", self.step, self.stopped)
+        self._save()
+
+    def _save(self) -> None:
+        """A checkpoint, unless the run has none."""
+        if self.config.save_every is None:
+            return
+        extra = {
+            "z0": state_of(self.z0), "metrics": self.metrics,
+            "data": self.dataset.digest, "stopped": self.stopped,
+        }  # fmt: skip
+        save_checkpoint(
+            self.out / "checkpoints", self.step, self.model, self.optimizer, extra,
+            keep=self.config.keep_checkpoints,
+        )  # fmt: skip
 
     def _evaluate(self, on_eval: OnEval) -> dict[str, float]:
         """Whatever the callback draws, the run's own random numbers stay what they were."""
@@ -275,16 +315,44 @@ class _Run:
             ratio = settings["gamma"] / settings["zeta"]
             self.z0.update(rows, result.logps[:, 0] - ratio * self.references[rows, 0])
 
-    def _resume(self) -> None:
-        found = checkpoints(self.out / "checkpoints")
-        if found:
-            self.step, extra = load_checkpoint(found[-1], self.model, self.optimizer)
-            self.metrics = extra["metrics"]
-            if self.z0 is not None:
-                self.z0.load_state_dict(extra["z0"])
-            log.info("Going on after step %d of %d.", self.step, self.total)
+    def _saved(self) -> dict[str, Any] | None:
+        """The last checkpoint, once it is known to be of the same data.
 
-    def _finish(self, stopped: str) -> None:
+        Raises:
+            ConfigError: the buffer gives other samples than when the run began.
+        """
+        found = checkpoints(self.out / "checkpoints")
+        if not found:
+            return None
+        state = read_checkpoint(found[-1])
+        before = state["extra"].get("data", self.dataset.digest)
+        if before != self.dataset.digest:
+            raise ConfigError(
+                f"The buffer {self.config.buffer} gives other samples (digest "
+                f"{self.dataset.digest}) than when the run in {self.out} began ({before}): resume "
+                "it with the buffer as it was, or train into another folder."
+            )
+        return state
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        restore_checkpoint(saved, self.model, self.optimizer)
+        self.step, extra = saved["step"], saved["extra"]
+        self.metrics = extra["metrics"]
+        self.stopped = extra.get("stopped", "")
+        if self.z0 is not None:
+            self.z0.load_state_dict(extra["z0"])
+        log.info("Going on after step %d of %d.", self.step, self.total)
+
+    def _resume_reporting(self) -> None:
+        """The last step's figures as they were written down, or a report that was cut short."""
+        written = [r for r in read_metrics(self.out) if r["step"] == self.step]
+        if not written:
+            self._report()
+            return
+        self.metrics = {name: value for name, value in written[-1].items() if name != "step"}
+        self._show()
+
+    def _finish(self) -> None:
         self.model.eval()
         save_adapter(self.model, self.out)
         record: dict[str, Any] = {
@@ -294,10 +362,10 @@ class _Run:
             "data_report": str(self.dataset.report),
             "samples": len(self.dataset),
             "steps": self.step,
-            "stopped": stopped,
+            "stopped": self.stopped,
             "metrics": self.metrics,
             "commit": commit(),
         }
         write_card(self.out, self.config, record)
-        if not stopped and self.step == self.total:
+        if not self.stopped and self.step == self.total:
             shutil.rmtree(self.out / "checkpoints", ignore_errors=True)

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from learners.training.card import public_model
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -64,7 +68,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
             raise _other_base(folder, config.model) from error
-    model.peft_config["default"].base_model_name_or_path = config.model
+    model.peft_config["default"].base_model_name_or_path = public_model(config.model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found: PeftModel = model
@@ -78,8 +82,9 @@ def check_adapter(path: str | Path, fingerprint: str | None = None) -> Path:
         ConfigError: there is none, or it records the fingerprint of other base weights.
     """
     folder = Path(path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"There is no adapter in {folder}: it has no adapter_config.json.")
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise ConfigError(f"There is no adapter in {folder}: it has no {name}.")
     record = folder / "training.json"
     if fingerprint is not None and record.is_file():
         trained_on = json.loads(record.read_text()).get("base_fingerprint", fingerprint)
@@ -89,11 +94,18 @@ def check_adapter(path: str | Path, fingerprint: str | None = None) -> Path:
 
 
 def adapter_digest(path: str | Path | None) -> str:
-    """Content hash of an adapter's weights, or empty for none."""
+    """Content hash of an adapter, weights and configuration (its scaling), or empty for none.
+
+    Raises:
+        ConfigError: the folder holds no adapter in safetensors.
+    """
     if path is None:
         return ""
-    weights = Path(path).expanduser() / "adapter_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "?"
+    folder = check_adapter(path)
+    seen = hashlib.sha256()
+    for name in (_WEIGHTS, _CONFIG):
+        seen.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return seen.hexdigest()[:16]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

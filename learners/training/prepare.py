@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from agents.chat import ChatTemplate
     from agents.parsing import TextFormat
 
+
+class NoSignal(ConfigError):
+    """The settings may be right, but the data hold nothing to learn from: collect more."""
+
+
 _MAY_CHANGE = {"resume", "out", "save_every", "keep_checkpoints", "eval_every", "tensorboard"}
 """Settings that a resumed run may have other values of: they do not change its result."""
 
@@ -64,7 +69,8 @@ def read_buffer(path: str) -> list[Trajectory]:
     """All trajectories of a buffer.
 
     Raises:
-        ConfigError: there is no such folder, or nothing in it.
+        ConfigError: there is no such folder.
+        NoSignal: there is nothing in it.
     """
     from swe_env.replay import ReplayBuffer
 
@@ -72,7 +78,7 @@ def read_buffer(path: str) -> list[Trajectory]:
         raise ConfigError(f"There is no replay buffer {path}.")
     trajectories = list(ReplayBuffer(Path(path).expanduser()))
     if not trajectories:
-        raise ConfigError(f"The replay buffer {path} is empty: record some rollouts first.")
+        raise NoSignal(f"The replay buffer {path} is empty: record some rollouts first.")
     return trajectories
 
 
@@ -85,8 +91,8 @@ def build_dataset(
     """The samples this loss learns from.
 
     Raises:
-        ConfigError: the trajectories were recorded with another tokenizer, or nothing is left of
-            them; says what was left out and why.
+        ConfigError: the trajectories were recorded with another tokenizer.
+        NoSignal: nothing is left of them, or all have one label; says what was left out and why.
     """
     trajectories = list(trajectories)
     _check_tokenizer(trajectories, tokenizer)
@@ -165,12 +171,12 @@ def _check_tokenizer(
 def _check_samples(dataset: Dataset, loss: Loss) -> None:
     what = {"pairs": "pairs", "kto": "trajectories", "sft": "resolved trajectories"}[loss.kind]
     if not len(dataset):
-        raise ConfigError(f"The buffer gives no {what} to train on: {dataset.report}.")
+        raise NoSignal(f"The buffer gives no {what} to train on: {dataset.report}.")
     if loss.kind == "pairs" and all(sample.tie for sample in dataset.samples):
-        raise ConfigError(
+        raise NoSignal(
             f"No task has both a resolved and an unresolved finished trajectory, so there is "
             f"nothing to prefer: {dataset.report}."
         )
     if loss.kind == "kto" and len({sample.desirable for sample in dataset.samples}) == 1:
         label = "resolved" if dataset.samples[0].desirable else "unresolved"
-        raise ConfigError(f"Every trajectory is {label}, {loss.name} needs both: {dataset.report}.")
+        raise NoSignal(f"Every trajectory is {label}, {loss.name} needs both: {dataset.report}.")

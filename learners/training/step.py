@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ class BatchResult:
     metrics: dict[str, float]
     logps: Tensor
     """Policy sums in the order of the samples, (samples,) or (samples, 2); detached, float64."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def run_batch(
@@ -41,8 +40,6 @@ def run_batch(
     samples: Sequence[Sample],
     references: Tensor,
     z0: Tensor | None,
-    *,
-    backward: bool = True,
 ) -> BatchResult:
     """Loss, gradients (accumulated into the parameters) and metrics of one optimizer batch.
 
@@ -54,7 +51,6 @@ def run_batch(
         samples: The batch.
         references: Reference sums, float64, (samples, sequences a sample).
         z0: KTO's reference point of each sample, (samples,), or None.
-        backward: Whether to compute gradients.
     """
     device = objective.scorer.device
     width = len(samples[0].sequences)
@@ -64,14 +60,12 @@ def run_batch(
     weights = [_weight(objective.loss, sample) for sample in samples]
     for rows in microbatches(samples, objective.micro_batch_tokens):
         chosen = [samples[row] for row in rows]
-        with torch.set_grad_enabled(backward):
-            sums = objective.scorer([s for sample in chosen for s in sample.sequences])
-            live = sums.logps.view(len(rows), width)
-            tokens = sums.num_tokens.view(len(rows), width)
-            if backward:
-                offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
-                share = sum(weights[row] for row in rows) / sum(weights)
-                torch.autograd.backward(objective.loss(**offered).loss * share)
+        sums = objective.scorer([s for sample in chosen for s in sample.sequences])
+        live = sums.logps.view(len(rows), width)
+        tokens = sums.num_tokens.view(len(rows), width)
+        offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
+        share = sum(weights[row] for row in rows) / sum(weights)
+        torch.autograd.backward(objective.loss(**offered).loss * share)
         logps[rows] = live.detach()
         entropies[rows] = sums.entropies.detach().view(len(rows), width)
         counts[rows] = tokens

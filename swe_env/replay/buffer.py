@@ -191,17 +191,16 @@ class ReplayBuffer(Records):
         return lambda offset, length: self._storage.read(shard, offset, length)
 
     def _scan(self, shard: str, size: int) -> None:
-        end, damages = self._scanned.get(shard, 0), []
+        end = self._scanned.get(shard, 0)
         for found in scan(shard, self._reader(shard), end, size):
             if isinstance(found, Located):
                 self._pending.append(Entry(found.row, shard, found.offset, found.length))
                 end = found.offset + found.length
-            elif found.reason != UNFINISHED:
+            elif found.reason != UNFINISHED and found not in self._damages:
+                # Damage at a shard's end is met again by every scan: it is told once.
                 log.warning("Skipped in %s: %s.", self.path, found)
-                damages.append(found)
+                self._damages += (found,)
         self._scanned[shard] = end
-        known = set(self._damages)
-        self._damages += tuple(damage for damage in damages if damage not in known)
 
     def _forget(self, shards: list[str]) -> None:
         """Shards that shrank or vanished: drop their rows and read them again from the start."""

@@ -83,6 +83,7 @@ class Trajectory:
     steps: tuple[Step, ...]
     attempt: int = 0
     seed: int = 0
+    """What the environment was reset with; -1 for nothing."""
     reward: float = 0.0
     resolved: bool = False
     finished: bool = False

@@ -36,6 +36,10 @@ CRASH = "crash"
 """Failure kind of an episode that ended in an exception that is no `InfrastructureError`."""
 
 
+UNSEEDED = -1
+"""`Trajectory.seed` of an episode that was reset without a seed."""
+
+
 class Sink(Protocol):
     """Where trajectories go: a `ReplayBuffer`, or a plain list."""
 
@@ -86,6 +90,7 @@ class RecordTrajectory(
             provenance=dict(provenance or {}),
         )
         self.buffer = _open(path) if path is not None else buffer
+        self._opened = path is not None
         self._system_prompt = system_prompt
         self._first_attempt = attempt
         self.provenance = dict(provenance or {})
@@ -102,7 +107,7 @@ class RecordTrajectory(
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         observation, info = self.env.reset(seed=seed, options=options)
         self._instance_id = str(info.get("instance_id", ""))
-        self._seed = int(seed or 0)
+        self._seed = UNSEEDED if seed is None else int(seed)
         self._steps = []
         if self._system_prompt:
             self._steps.append(Step(step_id=1, source="system", message=self._system_prompt))
@@ -121,6 +126,8 @@ class RecordTrajectory(
                 self._add(action, None)
                 self._abandon("failure", error)
             raise
+        if not self._running:  # an environment that goes on after its end: that is recorded
+            return observation, reward, terminated, truncated, info
         self._add(action, observation)
         if truncated and not terminated and not {"report", "failure"} & info.keys():
             reward, more = self._verdict("steps")  # a limit inside that does not grade
@@ -129,8 +136,20 @@ class RecordTrajectory(
             self._write(float(reward), info, finished=terminated)
         return observation, reward, terminated, truncated, info
 
-    def finish(self, truncation: str) -> tuple[float, dict[str, Any]]:
-        """End the running episode from outside: grade the workspace as it is and record it."""
+    def finish(self, truncation: str, unsent: Action | None = None) -> tuple[float, dict[str, Any]]:
+        """End the running episode from outside: grade the workspace as it is and record it.
+
+        Args:
+            truncation: the limit that struck.
+            unsent: a last action that never reached the environment (a reply cut off within):
+                its message and tokens become a step without a call.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode is running.
+        """
+        self._require_running()
+        if unsent is not None:
+            self._add(unsent, None, called=False)
         try:
             reward, info = self._verdict(truncation)
         except BaseException as error:
@@ -140,7 +159,12 @@ class RecordTrajectory(
         return reward, info
 
     def abort(self, failure: Failure) -> None:
-        """End the running episode without a verdict: the machinery outside failed (the model)."""
+        """End the running episode without a verdict: the machinery outside failed (the model).
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode is running.
+        """
+        self._require_running()
         info = {"failure": asdict(failure), "truncation": "failure"}
         self._write(0.0, info, finished=False)
 
@@ -148,6 +172,12 @@ class RecordTrajectory(
         """Record an unfinished episode, close the environment and a buffer opened by path."""
         self._abandon("closed")
         self.env.close()
+        if self._opened:
+            self.buffer.close()  # type: ignore[union-attr]
+
+    def _require_running(self) -> None:
+        if not self._running:
+            raise gym.error.ResetNeeded("No episode is running, so none can end: call reset().")
 
     def _verdict(self, truncation: str) -> tuple[float, dict[str, Any]]:
         finish = getattr(self.env.unwrapped, "finish", None)
@@ -156,11 +186,12 @@ class RecordTrajectory(
         reward, info = finish(truncation)
         return float(reward), dict(info)
 
-    def _add(self, action: Action, observation: Observation | None) -> None:
+    def _add(self, action: Action, observation: Observation | None, *, called: bool = True) -> None:
         number = len(self._steps) + 1
+        given: Mapping[str, Any] = action if isinstance(action, Mapping) else {"arguments": action}
         call = ToolCall(
-            function_name=str(action.get("tool", "")),
-            arguments=dict(action.get("arguments") or {}),
+            function_name=str(given.get("tool", "")),
+            arguments=_as_arguments(given.get("arguments")),
             tool_call_id=f"call_{number}",
         )
         seen = None
@@ -171,10 +202,10 @@ class RecordTrajectory(
         step = Step(
             step_id=number,
             source="agent",
-            message=action.get("message", ""),
-            tool_calls=(call,),
+            message=str(given.get("message") or ""),
+            tool_calls=(call,) if called else (),
             observation=seen,
-            metrics=self._metrics(action.get("completion")),
+            metrics=self._metrics(given.get("completion")),
         )
         self._steps.append(step)
 
@@ -250,6 +281,13 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         return len(one)
     pairs = enumerate(zip(one, other, strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _as_arguments(given: object) -> dict[str, Any]:
+    """The arguments as a table; of what is none (the environment refused it), its text."""
+    if isinstance(given, Mapping):
+        return {str(key): value for key, value in given.items()}
+    return {} if given is None else {"malformed": repr(given)}
 
 
 def _open(path: str) -> Sink:

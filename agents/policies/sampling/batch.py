@@ -8,6 +8,7 @@ between steps; only their own columns are copied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,14 +98,17 @@ class Batch:
         self.lengths.pop()
         return kept
 
-    def step(self, model: Any, tokens: list[int]) -> torch.Tensor:
-        """Append one token to every row; logits of what follows it, (rows, vocabulary)."""
+    def step(self, decode: Callable[..., torch.Tensor], tokens: list[int]) -> torch.Tensor:
+        """Append one token to every row; logits of what follows it, (rows, vocabulary).
+
+        `decode` is `next_logits` of the model.
+        """
         if self.end >= self._width:
             self._lay_out([], rows=len(self), longest=max(self.lengths))
         lengths = torch.tensor(self.lengths, device=self.device)
         before = self.end - self.start
         columns = torch.arange(before + 1, device=self.device)
-        output = model(
+        logits = decode(
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
             attention_mask=(columns[None] >= before - lengths[:, None]).long(),
             position_ids=lengths[:, None],
@@ -113,7 +117,6 @@ class Batch:
         )
         self.end += 1
         self.lengths = [length + 1 for length in self.lengths]
-        logits: torch.Tensor = output.logits[:, -1]
         return logits
 
     def _lay_out(self, like: KeysValues, *, rows: int, longest: int) -> None:

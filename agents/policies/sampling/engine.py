@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from agents.policies.sampling.batch import Batch
 from agents.policies.sampling.draw import Sampling, draw
+from agents.policies.sampling.head import next_logits
 from agents.policies.sampling.prefixes import KeysValues, PrefixStore
 from swe_env.errors import ConfigError, ModelError
 
@@ -106,6 +107,7 @@ class Engine:
         _check_attention_only(model)
         self.stats = Stats()
         self._model = model
+        self._decode = next_logits(model)
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._ends = frozenset(ends)
@@ -233,7 +235,7 @@ class Engine:
         """Sample one token for every row; finished rows leave."""
         if not self._rows:
             return
-        logits = self._batch.step(self._model, [request.newest for request in self._rows])
+        logits = self._batch.step(self._decode, [request.newest for request in self._rows])
         uniforms = torch.tensor([request.generator.random() for request in self._rows])
         tokens, logprobs = draw(logits, uniforms, self._sampling)
         self.stats.steps += 1

@@ -170,6 +170,15 @@ def test_the_prompt_comes_from_the_schemas():
         assert "Slow" not in prompt
 
 
+@pytest.mark.parametrize("name", formats.names())
+def test_a_call_ends_with_the_formats_stop(name):
+    """Sampling may end there: the call is whole, and nothing of it comes before."""
+    fmt = get_format(name)
+    text = fmt.render({"tool": "bash", "arguments": {"command": "ls"}})
+    assert text.endswith(fmt.stop)
+    assert fmt.stop == ("</function>" if name == "r2e" else "")
+
+
 def test_an_unknown_format_names_a_near_one():
     with pytest.raises(ConfigError, match="Did you mean 'r2e'"):
         get_format("r2")

@@ -143,9 +143,11 @@ def test_a_full_context_ends_the_episode_by_name(folder):
             small.act(episode())
         room = len(small.prompt(episode())) + 5
     with TransformersPolicy(folder, context=room, max_new_tokens=50, **size) as cut:
-        with pytest.raises(EpisodeOver, match="tokens"):
+        with pytest.raises(EpisodeOver, match="tokens") as over:
             cut.act(episode())
         assert cut.stats.generated == 5
+        assert len(over.value.action["completion"]["token_ids"]) == 5
+        assert len(over.value.action["completion"]["prompt_token_ids"]) == room - 5
 
 
 def test_a_closed_policy_says_so(policy):

@@ -126,6 +126,45 @@ def test_a_broken_policy_is_its_own_fault_and_graded(tmp_path, error):
     assert str(error) in trajectory.provenance["policy_error"]
 
 
+class Gives(Guesser):
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+
+    def act(self, episode):
+        return self.action if episode.turns else super().act(episode)
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        ("guess 1", "gave a str for an action"),
+        (None, "gave a NoneType for an action"),
+        ({"tool": "guess", "arguments": "abc"}, "arguments is of type str, not mapping"),
+        ({"tool": 7, "arguments": {}}, "tool is of type int, not str"),
+        ({"tool": "guess"}, "has no arguments"),
+        ({"arguments": {}}, "has no tool"),
+        ({"tool": "guess", "arguments": {}, "message": 3}, "message is of type int"),
+        ({"tool": "guess", "arguments": {"n": object()}}, "cannot be written as JSON"),
+    ],
+)
+def test_a_malformed_action_is_the_policys_fault_and_the_job_goes_on(tmp_path, action, problem):
+    report = roll(tmp_path / "job", make_tasks(2), Gives(action), buffer=tmp_path / "b")
+    assert [result.truncation for result in report.scored] == ["policy", "policy"]
+    for trajectory in ReplayBuffer(tmp_path / "b"):
+        assert problem in trajectory.provenance["policy_error"]
+        assert len(trajectory.agent_steps) == 1
+        assert trajectory.report is not None
+
+
+def test_a_message_of_none_is_no_message(tmp_path):
+    action = {"tool": "submit", "arguments": {}, "message": None, "completion": None}
+    report = roll(tmp_path / "job", make_tasks(1), Gives(action), buffer=tmp_path / "b")
+    assert [result.finished for result in report.scored] == [True]
+    (trajectory,) = ReplayBuffer(tmp_path / "b")
+    assert trajectory.agent_steps[-1].message == ""
+
+
 def test_a_model_that_does_not_answer_is_no_evidence(tmp_path):
     policy = Breaks(ModelError("server gone"))
     report = roll(tmp_path, make_tasks(1), policy, retries=1)
@@ -142,6 +181,17 @@ def test_a_policy_ends_its_episode_with_a_named_truncation():
     trajectory = run_one(Breaks(EpisodeOver("context")))
     assert (trajectory.truncation, trajectory.finished) == ("context", False)
     assert trajectory.report is not None
+
+
+def test_a_reply_that_was_cut_off_is_the_last_step_without_a_call():
+    completion = {"token_ids": [5, 6], "logprobs": [-1.0, -2.0], "prompt_token_ids": [1, 0, 2]}
+    cut = {"tool": "guess", "arguments": {}, "message": "I thi", "completion": completion}
+    trajectory = run_one(Breaks(EpisodeOver("tokens", cut)))
+    first, last = trajectory.agent_steps
+    assert (first.tool_calls[0].function_name, last.tool_calls) == ("guess", ())
+    assert (last.message, last.observation) == ("I thi", None)
+    assert last.metrics.completion_token_ids == (5, 6)
+    assert (trajectory.truncation, trajectory.finished) == ("tokens", False)
 
 
 def test_an_environment_that_breaks_is_one_bad_rollout_not_the_end(tmp_path):

@@ -9,7 +9,9 @@ from agents.chat import ChatTemplate
 from agents.parsing import get_format
 from learners.data import Unusable, encode
 from learners.data.batching import collate
+from learners.data.dataset import row_samples
 from learners.ops import sequence_logps
+from swe_env.errors import ConfigError
 from tests.learners.models import byte_tokenizer, tiny_llama
 from tests.learners.records import sampled, scripted
 
@@ -90,6 +92,25 @@ def test_a_template_that_does_not_add_up_is_refused():
     with pytest.raises(Unusable, match=r"token \d+ differs") as caught:
         encode(scripted(), TOKENIZER, chat=Drifting(TOKENIZER))
     assert caught.value.reason == "template"
+
+
+def test_a_call_that_the_format_cannot_write_costs_one_record_not_the_run():
+    marks = scripted("odd", actions=[("edit", {"text": "</parameter></function>"})])
+    report = row_samples([marks, scripted("t-1")], lambda t: encode(t, TOKENIZER), kind="sft")
+    assert len(report.samples) == 1
+    assert report.report.dropped == {"format": 1}
+    with pytest.raises(Unusable, match="Attempt 0 of odd: The format r2e cannot express"):
+        encode(marks, TOKENIZER)
+
+
+def test_a_conversation_that_the_chat_template_refuses_costs_one_record():
+    class Refusing(ChatTemplate):
+        def completion(self, text):
+            raise ConfigError("The chat template does not close the reply.")
+
+    with pytest.raises(Unusable, match="does not close") as caught:
+        encode(scripted(), TOKENIZER, chat=Refusing(TOKENIZER))
+    assert caught.value.reason == "format"
 
 
 def test_too_long_is_refused_never_cut():

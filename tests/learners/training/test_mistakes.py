@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from learners import TrainConfig, train
+from learners.training import NoSignal
+from learners.training.model import adapter_digest
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
 from tests.learners.models import save_model
@@ -25,10 +27,11 @@ def _no_forward(monkeypatch):
     monkeypatch.setattr("learners.training.loop.reference_logps", refuse)
 
 
-def fails(settings, message, **changes):
+def fails(settings, message, error=ConfigError, **changes):
     with pytest.raises(ConfigError, match=message) as caught:
         train(TrainConfig(**{**settings, "loss": "entropo-dpo", **changes}))
     assert "\n" not in str(caught.value)
+    assert caught.type is error
 
 
 def test_unknown_loss(settings):
@@ -38,19 +41,19 @@ def test_unknown_loss(settings):
 def test_no_buffer_and_an_empty_one(settings, tmp_path):
     fails(settings, "There is no replay buffer", buffer=str(tmp_path / "nowhere"))
     empty = write_buffer(tmp_path / "empty", [])
-    fails(settings, "is empty: record some rollouts", buffer=empty)
+    fails(settings, "is empty: record some rollouts", NoSignal, buffer=empty)
 
 
 def test_one_label_only(settings, tmp_path):
     one = write_buffer(tmp_path / "one", [sampled(attempt=i, replies=(f"r{i}",)) for i in range(4)])
-    fails(settings, "nothing to prefer: .* no-partner", buffer=one)
-    fails(settings, "gives no pairs to train on: .* no-partner", buffer=one, ties=0)
-    fails(settings, "Every trajectory is resolved, entropo-kto needs both", buffer=one,
+    fails(settings, "nothing to prefer: .* no-partner", NoSignal, buffer=one)
+    fails(settings, "gives no pairs to train on: .* no-partner", NoSignal, buffer=one, ties=0)
+    fails(settings, "Every trajectory is resolved, entropo-kto needs both", NoSignal, buffer=one,
           loss="entropo-kto")  # fmt: skip
 
 
 def test_everything_too_long(settings):
-    fails(settings, "gives no pairs to train on: 0 samples .* too-long", max_tokens=5)
+    fails(settings, "gives no pairs to train on: 0 samples .* too-long", NoSignal, max_tokens=5)
 
 
 def test_another_tokenizer(settings, tmp_path):
@@ -67,6 +70,10 @@ def test_ids_beyond_the_vocabulary(settings, tmp_path):
 
 def test_an_adapter_that_is_missing_or_of_another_base(settings, tmp_path, monkeypatch):
     fails(settings, "There is no adapter in", init_adapter=str(tmp_path))
+    (half := tmp_path / "half").mkdir()
+    (half / "adapter_config.json").write_text("{}")
+    (half / "adapter_model.bin").write_bytes(b"pickled")
+    fails(settings, "it has no adapter_model.safetensors", init_adapter=str(half))
     monkeypatch.undo()
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "cache"))
     adapter = train(TrainConfig(**{**settings, "loss": "sft", "max_steps": 1})).out
@@ -77,6 +84,15 @@ def test_an_adapter_that_is_missing_or_of_another_base(settings, tmp_path, monke
     (adapter / "training.json").unlink()
     fails(settings, "made for another base model", **second, model=wider)
     assert list(tmp_path.glob("second/adapter*")) == []
+
+
+def test_an_adapters_digest_covers_its_configuration(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    digests = set()
+    for alpha in (8, 16):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        digests.add(adapter_digest(tmp_path))
+    assert len(digests) == 2
 
 
 def test_nothing_is_overwritten(settings):
@@ -107,6 +123,16 @@ def test_settings(settings, tmp_path):
     broken.write_text("loss = ")
     with pytest.raises(ConfigError, match="cannot be read"):
         TrainConfig.load(broken)
+
+
+def test_the_clamped_z0_needs_lambda_zero(settings, tmp_path):
+    settings |= {"z0": "mismatched"}
+    fails(settings, "clamped at 0, so .* zeta 0.2 and gamma 0.1", loss="entropo-kto", zeta=0.2)
+    fails(settings, "clamped at 0", loss="entropo-kto")
+    for number, loss in enumerate(("entropo-kto", "entropo-kto-released")):
+        allowed = {"loss": loss, "zeta": 0.1 + number, "out": str(tmp_path / loss)}
+        with pytest.raises(AssertionError, match="long work began"):
+            train(TrainConfig(**{**settings, **allowed}))
 
 
 def test_a_file_and_changes_on_top(settings, tmp_path):

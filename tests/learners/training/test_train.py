@@ -12,9 +12,11 @@ from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
 from learners.training import checkpoint
-from swe_env.errors import SweError
+from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.records import sampled
+from tests.learners.training.conftest import write_buffer
 
 
 def weights(folder):
@@ -51,6 +53,22 @@ def test_every_loss_trains_an_adapter_that_peft_loads(settings, loss, tmp_path):
     assert f"trained with {loss}" in card
     assert record["data_digest"] in card
     assert record["steps"] == 6
+
+
+def test_what_is_published_names_no_path_of_this_machine(settings, tmp_path):
+    settings |= {"loss": "sft", "max_steps": 1}
+    start = train(TrainConfig(**settings)).out
+    changes = {"init_adapter": str(start), "out": str(tmp_path / "second")}
+    out = train(TrainConfig(**{**settings, **changes})).out
+    for name in ("README.md", "training.json", "adapter_config.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text
+        assert settings["model"] not in text
+    record = json.loads((out / "training.json").read_text())
+    names = [record["config"][name] for name in ("buffer", "out", "init_adapter", "model")]
+    assert names == ["buffer", "second", "out", Path(settings["model"]).name]
+    card = (out / "README.md").read_text()
+    assert f"starting adapter `out@sha256:{record['init_adapter_digest']}`" in card
 
 
 def test_sft_lowers_the_loss(settings):
@@ -154,8 +172,8 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
     monkeypatch.setattr(checkpoint.torch, "save", full)
     with pytest.raises(SweError, match=r"step 4 could not be written .* No space left"):
         train(TrainConfig(**settings))
-    names = [path.name for path in (Path(settings["out"]) / "checkpoints").iterdir()]
-    assert names == ["step-00000002"]
+    folder = Path(settings["out"]) / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
     monkeypatch.setattr(checkpoint.torch, "save", real)
     resumed = train(TrainConfig(**settings, resume=True))
     assert same(weights(whole.out), weights(resumed.out))
@@ -177,6 +195,62 @@ def test_evaluation_is_recorded_and_can_stop_the_run(settings):
     assert result.stopped == "held-out pass@1 fell"
     assert [r.get("eval/pass@1") for r in read_metrics(result.out)] == [None, 0.5, None, None]
     assert (result.out / "adapter_model.safetensors").is_file()
+
+
+def test_a_kill_during_an_evaluation_repeats_no_step_and_the_evaluation(settings, tmp_path):
+    settings |= {"loss": "sft", "eval_every": 3, "save_every": 50, "max_steps": 5}
+    whole = train(TrainConfig(**settings), on_eval=lambda model, step: {"x": step / 4})
+
+    def killed(model, step):
+        raise Killed
+
+    settings |= {"out": str(tmp_path / "killed")}
+    with pytest.raises(Killed):
+        train(TrainConfig(**settings), on_eval=killed)
+    seen, steps = [], []
+    resumed = train(
+        TrainConfig(**settings, resume=True),
+        on_eval=lambda model, step: seen.append(step) or {"x": step / 4},
+        on_progress=lambda p: steps.append(p.done) if p.stage == "training" else None,
+    )
+    assert (seen, steps) == ([3, 5], [3, 4, 5])
+    assert same(weights(whole.out), weights(resumed.out))
+    assert [r.get("eval/x") for r in read_metrics(resumed.out)] == [None, None, 0.75, None, 1.25]
+
+
+def test_a_kill_after_a_stop_does_not_train_past_it(settings, monkeypatch):
+    settings |= {"loss": "sft", "save_every": 50}
+    folder = Path(settings["out"]) / "checkpoints"
+
+    def stop(progress):
+        if progress.stage == "training" and progress.done == 2:
+            (folder / ".saving-abc").mkdir(parents=True)  # a kill during an earlier save
+            raise StopTraining("enough")
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr("learners.training.loop.save_adapter", die)
+        with pytest.raises(Killed):
+            train(TrainConfig(**settings), on_progress=stop)
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    resumed = train(TrainConfig(**settings, resume=True))
+    assert (resumed.steps, resumed.stopped) == (2, "enough")
+
+
+def test_a_run_is_not_resumed_on_other_data(settings):
+    settings |= {"loss": "sft", "save_every": 2}
+
+    def kill(progress):
+        if progress.stage == "training" and progress.done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(TrainConfig(**settings), on_progress=kill)
+    write_buffer(settings["buffer"], [sampled("t-new")])
+    with pytest.raises(ConfigError, match=r"gives other samples .* resume it with the buffer as"):
+        train(TrainConfig(**settings, resume=True))
 
 
 def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):

@@ -153,6 +153,17 @@ def test_a_flipped_bit_anywhere_costs_one_record_and_is_named(tmp_path, trajecto
         assert [(d.shard, d.offset) for d in damages] == [(shard.name, starts[hit])], position
 
 
+def test_damage_at_a_shards_end_is_told_once(folder, caplog):
+    with shard_of(folder).open("ab") as shard:
+        shard.write(b"x" * 500)
+    buffer = ReplayBuffer(folder)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            buffer.refresh()
+    told = [record for record in caplog.records if "Skipped" in record.message]
+    assert len(told) == 1, caplog.text
+
+
 def test_a_damaged_record_is_skipped_loudly_and_raises_when_asked_for(folder, caplog):
     shard = shard_of(folder)
     data = bytearray(shard.read_bytes())

@@ -7,7 +7,7 @@ import pytest
 from swe_env.errors import SandboxError
 from swe_env.replay import Agent, ReplayBuffer
 from swe_env.spaces import UnicodeText
-from swe_env.types import Task, TestReport
+from swe_env.types import Failure, Task, TestReport
 from swe_env.wrappers.record import RecordTrajectory, common_prefix
 
 SCHEMA = {"type": "function", "function": {"name": "say", "parameters": {"type": "object"}}}
@@ -173,6 +173,31 @@ def test_an_exception_leaves_a_marked_record(buffer, word, error, kind):
     assert record.agent_steps[-1].observation is None
 
 
+class Deaf(Echo):
+    """Answers whatever it is given, as `SWEEnv` does."""
+
+    def step(self, action):
+        return self._see("What?"), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("say it", {"malformed": "'say it'"}),
+        ({"tool": "say", "arguments": "abc"}, {"malformed": "'abc'"}),
+        ({"tool": "say", "message": None}, {}),
+    ],
+)
+def test_what_is_no_action_is_recorded_as_given(buffer, action, arguments):
+    env = RecordTrajectory(Deaf(), buffer, agent=AGENT)
+    env.reset()
+    env.step(action)
+    env.finish("policy")
+    (record,) = buffer
+    assert record.agent_steps[0].tool_calls[0].arguments == arguments
+    assert record.agent_steps[0].message == ""
+
+
 def test_leaving_an_episode_records_it_once_as_ungraded(buffer):
     inner = Echo()
     env = RecordTrajectory(inner, buffer, agent=AGENT)
@@ -188,6 +213,46 @@ def test_leaving_an_episode_records_it_once_as_ungraded(buffer):
         ("closed", "ungraded"),
     ]
     assert len(buffer.filter(failure="")) == 0
+
+
+def test_an_episode_is_recorded_once_whatever_is_called_after_its_end(buffer):
+    env = RecordTrajectory(Echo(), buffer, agent=AGENT)
+    for end in (lambda: env.finish("tokens"), lambda: env.abort(Failure(kind="model", message=""))):
+        with pytest.raises(gym.error.ResetNeeded, match="No episode is running"):
+            end()
+    env.reset()
+    env.step(say("stop"))
+    with pytest.raises(gym.error.ResetNeeded):
+        env.finish("tokens")
+    with pytest.raises(gym.error.ResetNeeded):
+        env.abort(Failure(kind="model", message="gone"))
+    env.step(say("stop"))
+    (record,) = buffer
+    assert (record.finished, record.failure, len(record.agent_steps)) == (True, None, 1)
+
+
+def test_no_seed_is_not_seed_zero(buffer):
+    env = RecordTrajectory(Echo(), buffer, agent=AGENT)
+    for seed in (None, 0):
+        env.reset(seed=seed)
+        env.step(say("stop"))
+    assert [record.seed for record in buffer] == [-1, 0]
+
+
+def test_close_closes_only_a_buffer_it_opened(tmp_path):
+    closed = []
+
+    class Watched(ReplayBuffer):
+        def close(self):
+            closed.append(self.path)
+            super().close()
+
+    env = RecordTrajectory(Echo(), tmp_path / "own", agent=AGENT)
+    env.buffer.__class__ = Watched
+    env.close()
+    assert closed == [str(tmp_path / "own")]
+    RecordTrajectory(Echo(), Watched(tmp_path / "given"), agent=AGENT).close()
+    assert len(closed) == 1
 
 
 def test_a_path_and_a_mapping_do_and_a_list_is_a_sink(tmp_path):
