@@ -223,6 +223,9 @@ def test_wrong_targets_are_told(desk):
     result = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
     assert result.exit_code == 1
     assert "test_gone" in result.text
+    assert result.text.endswith("no tests ran")
+    again = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
+    assert again.text == result.text
 
 
 def test_a_file_that_cannot_be_imported_is_shown(desk):
