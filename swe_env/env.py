@@ -314,6 +314,8 @@ class SWEEnv(gym.Env[Observation, Action]):
             # A sandbox without its own mounts works in a temporary folder: show relative paths, so
             # that the text is the same in every run.
             text = text.replace(f"{box.workdir}/", "").replace(box.workdir, ".")
+        for path, shown in box.private.items() if box is not None else ():
+            text = text.replace(path, shown)
         return {
             "text": shorten(text, MAX_TEXT - _MARK),
             "tool": tool[:256],

@@ -124,6 +124,10 @@ class Sandbox(Protocol):
 
     workdir: str
     """The workspace's root as commands see it."""
+    private: Mapping[str, str]
+    """Paths outside the workspace that differ between two sandboxes of the same spec, each with
+    what a model is shown instead (best something a shell takes for it, like ``~``), longest first;
+    empty where all sandboxes look alike."""
     files: Files
 
     def exec(

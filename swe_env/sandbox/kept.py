@@ -45,9 +45,11 @@ class KeptSandbox:
         env: Mapping[str, str],
         rlimits: Mapping[str, int],
         cwd: str = "",
+        private: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self.workdir = workdir
+        self.private = dict(private or {})
         self._keeper = keeper
         self._root = root
         self._env = dict(env)

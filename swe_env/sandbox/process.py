@@ -74,6 +74,7 @@ class ProcessSandbox(KeptSandbox):
                 "RLIMIT_CORE": 0,
             },
             cwd=str(Path(workdir, cwd)),
+            private={f"{folder}/home": "~", f"{folder}/tmp": "$TMPDIR", f"{folder}": "$TMPDIR/.."},
         )
         self._folder = folder
 

@@ -101,6 +101,18 @@ def test_a_change_made_by_bash_is_in_the_patch(env):
     assert "note.txt" in info["patch"]
 
 
+def test_no_temporary_path_is_observed(source):
+    texts = []
+    for _ in range(2):
+        made = gym.make("SWE-v0", tasks=source, sandbox="process")
+        made.reset(seed=0)
+        command = "pwd; echo $HOME/x $TMPDIR; cd ~ && pwd; mktemp -u $TMPDIR/XXX | xargs dirname; cd ..; pwd"
+        observation, *_ = made.step({"tool": "bash", "arguments": {"command": command}})
+        texts.append(observation["text"])
+        made.close()
+    assert texts == [".\n~/x $TMPDIR\n~\n$TMPDIR\n$TMPDIR/.."] * 2
+
+
 def test_gym_makes_step_limit_grades_and_counts_down(source):
     made = gym.make("SWE-v0", tasks=source, max_episode_steps=2)
     observation, _ = made.reset(seed=0)
