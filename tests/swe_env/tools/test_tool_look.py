@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
@@ -133,6 +136,24 @@ def test_search_caps_and_counts(desk):
     text = desk.call("search", query="hit").text
     assert text.count("a.txt:") == 100
     assert "50 more lines left out" in text
+
+
+def test_an_endless_expression_is_told_and_does_not_hold_up_other_threads(desk, monkeypatch):
+    monkeypatch.setattr(sys.modules["swe_env.tools.search"], "_SECONDS", 1.0)
+    desk.put("a.txt", "x" * 5000)
+    answers = []
+    caller = threading.Thread(
+        target=lambda: answers.append(desk.call("search", query="(x+x+)+y", regex=True))
+    )
+    caller.start()
+    turns = 0
+    while caller.is_alive():
+        time.sleep(0.01)
+        turns += 1
+    caller.join()
+    assert turns > 10
+    assert answers[0].exit_code == 1
+    assert "took longer than 1 s" in answers[0].text
 
 
 PATHS = [
