@@ -231,6 +231,7 @@ class SWEEnv(gym.Env[Observation, Action]):
                 sandbox=self._sandbox_name,
                 timeout=self.grade_timeout,
                 limits=self._limits,
+                from_diff=True,
             )
         except InfrastructureError as error:
             return 0.0, self._fail(error)

@@ -106,7 +106,7 @@ def test_no_temporary_path_is_observed(source):
     for _ in range(2):
         made = gym.make("SWE-v0", tasks=source, sandbox="process")
         made.reset(seed=0)
-        command = "pwd; echo $HOME/x $TMPDIR; cd ~ && pwd; mktemp -u $TMPDIR/XXX | xargs dirname; cd ..; pwd"
+        command = "pwd; echo $HOME/x $TMPDIR; cd && pwd; dirname $(mktemp -u); cd ..; pwd"
         observation, *_ = made.step({"tool": "bash", "arguments": {"command": command}})
         texts.append(observation["text"])
         made.close()
@@ -157,6 +157,22 @@ def test_a_lost_sandbox_is_a_failure_and_never_a_verdict(env, monkeypatch):
     assert (reward, terminated, truncated) == (0.0, False, True)
     assert info["failure"] == {"kind": "sandbox", "message": "the sandbox is gone"}
     assert "report" not in info
+
+
+@pytest.mark.parametrize(
+    ("header", "failed"), [("shop.py", True), ("../shop.py", False), (".git/config", False)]
+)
+def test_a_diff_that_does_not_apply_is_a_failure_unless_refused(env, monkeypatch, header, failed):
+    env.reset(seed=0)
+    patch = f"--- a/{header}\n+++ b/{header}\n@@ -1 +1 @@\n-nothing\n+else\n"
+    monkeypatch.setattr(type(env.unwrapped._context.sandbox), "diff", lambda self: patch)
+    _, reward, _, _, info = env.step(SUBMIT)
+    assert reward == 0.0
+    assert ("failure" in info, "report" in info) == (failed, not failed)
+    if failed:
+        assert info["failure"]["kind"] == "grading"
+    else:
+        assert not info["report"].patch_applied
 
 
 def test_fork_branches_files_steps_and_tool_state(env):
