@@ -122,6 +122,8 @@ class Sandbox(Protocol):
     Every method raises `SandboxError` when the sandbox itself failed (never when a command did).
     """
 
+    kind: str
+    """What it is (``local``, ``process``), also when it was started by ``auto``; for records."""
     workdir: str
     """The workspace's root as commands see it."""
     private: Mapping[str, str]

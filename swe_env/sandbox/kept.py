@@ -35,6 +35,8 @@ BASE_ENV = {
 class KeptSandbox:
     """A sandbox behind a keeper; the kinds differ in how it is set up."""
 
+    kind: str
+
     def __init__(
         self,
         spec: SandboxSpec,

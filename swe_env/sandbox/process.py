@@ -58,6 +58,8 @@ class ProcessSandbox(KeptSandbox):
     `fork` and `restore` copy files, not processes: the shell starts anew in the same folder.
     """
 
+    kind = "process"
+
     def __init__(self, spec: SandboxSpec, source: int, cwd: str = "") -> None:
         keeper = _start(source)
         folder = Path(keeper.answer["folder"])

@@ -204,6 +204,27 @@ def test_the_spec_survives_json(source):
     again.close()
 
 
+def test_settings_make_the_environment_again_and_name_the_sandbox_used(source):
+    made = swe_env.SWEEnv(
+        source,
+        sandbox="auto",
+        reward="fraction",
+        grade_timeout=61.0,
+        limits={"processes": 100},
+        grade_cache=True,
+    )
+    assert made.settings["sandbox_used"] == ""
+    made.reset(seed=0)
+    settings = json.loads(json.dumps(made.settings))
+    made.close()
+    assert settings.pop("sandbox_used") == SANDBOXES[0]
+    again = swe_env.SWEEnv(**settings)
+    assert again.settings == settings | {"sandbox_used": ""}
+    assert (settings["reward"], settings["grade_timeout"]) == ("fraction", 61.0)
+    assert settings["limits"]["processes"] == 100
+    assert settings["grade_cache"] is True
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_vector_environments(source, mode):
     made = gym.make_vec("SWE-v0", num_envs=2, vectorization_mode=mode, tasks=source)
