@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import gymnasium as gym
@@ -98,7 +98,9 @@ class SWEEnv(gym.Env[Observation, Action]):
         self._tasks: list[Task] | None = None
         self.toolset = toolset(tools)
         self._reward = rewards.get(reward)
+        self._reward_name = reward
         self._sandbox_name = sandbox
+        self._sandbox_used = ""
         self._limits = _limits(limits)
         self.max_episode_steps = max_episode_steps
         self.command_timeout = command_timeout
@@ -141,15 +143,24 @@ class SWEEnv(gym.Env[Observation, Action]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it takes to make this environment again, as plain data."""
+        """What it takes to make this environment again, as plain data.
+
+        Its arguments, tasks that were given as objects apart, and ``sandbox_used``: the kind of
+        sandbox that the last `reset` started (``auto`` decides at each start).
+        """
         return {
             "tasks": self._source if isinstance(self._source, str) else "given",
             "sandbox": self._sandbox_name,
+            "sandbox_used": self._sandbox_used,
             "tools": [schema["function"]["name"] for schema in self.toolset.schemas],
+            "reward": self._reward_name,
             "max_episode_steps": self.max_episode_steps,
             "command_timeout": self.command_timeout,
+            "grade_timeout": self.grade_timeout,
             "output_limit": self.output_limit,
             "network": self.network,
+            "limits": asdict(self._limits),
+            "grade_cache": self.grade_cache,
         }
 
     def reset(
@@ -168,7 +179,8 @@ class SWEEnv(gym.Env[Observation, Action]):
         self.task = self.tasks[draw] if wanted is None else task_sources.find(self.tasks, wanted)
         started = time.perf_counter()
         spec = sandbox_spec(self.task, network=self.network, limits=self._limits)
-        self._context = self._make_context(get_sandbox(self._sandbox_name)(spec))
+        box = get_sandbox(self._sandbox_name)(spec)
+        self._context, self._sandbox_used = self._make_context(box), box.kind
         self.timings = {"reset": time.perf_counter() - started, "tools": 0.0, "grading": 0.0}
         self._steps = self._invalid = 0
         self._over = False
@@ -228,6 +240,7 @@ class SWEEnv(gym.Env[Observation, Action]):
                 sandbox=self._sandbox_name,
                 timeout=self.grade_timeout,
                 limits=self._limits,
+                from_diff=True,
             )
         except InfrastructureError as error:
             return 0.0, self._fail(error)
@@ -311,6 +324,8 @@ class SWEEnv(gym.Env[Observation, Action]):
             # A sandbox without its own mounts works in a temporary folder: show relative paths, so
             # that the text is the same in every run.
             text = text.replace(f"{box.workdir}/", "").replace(box.workdir, ".")
+        for path, shown in box.private.items() if box is not None else ():
+            text = text.replace(path, shown)
         return {
             "text": shorten(text, MAX_TEXT - _MARK),
             "tool": tool[:256],

@@ -5,6 +5,7 @@ SweError                   the root: catch this to catch everything below
 ├── TaskError              a task or task source is unknown, malformed or cannot be built
 │   └── RecipeError        a task's Python environment could not be built
 ├── PatchError             a patch does not apply
+│   └── PatchRefused       a patch reaches outside the workspace, or is too large to apply
 ├── ToolError              a tool was called wrongly: its message goes to the model
 ├── PolicyError            a policy broke: its own fault, recorded, not retried
 ├── ReplayError            a replay buffer or record is damaged or of an unknown schema
@@ -37,6 +38,10 @@ class RecipeError(TaskError):
 
 class PatchError(SweError):
     """A patch does not apply."""
+
+
+class PatchRefused(PatchError):
+    """A patch reaches outside the workspace, into `.git`, or is too large to apply."""
 
 
 class ToolError(SweError):

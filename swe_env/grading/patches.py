@@ -6,7 +6,7 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from swe_env.errors import GradingError, PatchError
+from swe_env.errors import GradingError, PatchError, PatchRefused
 from swe_env.sandbox.base import Sandbox
 
 _GIT = ("git", "apply", "--numstat", "-z", "--apply", "--whitespace=nowarn")
@@ -18,7 +18,6 @@ _GIT_ENV = {
     "LC_ALL": "C",
 }
 """Git without a repository: no configuration, hook or attribute of the workspace has a say."""
-
 _HEADER = re.compile(
     r'^(?:--- |\+\+\+ |rename from |rename to |copy from |copy to )("(?:[^"\\]|\\.)*"|[^\t\n]*)',
     re.MULTILINE,
@@ -63,7 +62,8 @@ def apply_patch(sandbox: Sandbox, patch: str, *, what: str = "The patch") -> App
     that would point out of the workspace are refused here.
 
     Raises:
-        PatchError: it does not apply, or reaches outside the workspace.
+        PatchError: it does not apply.
+        PatchRefused: it reaches outside the workspace or into `.git`, or is too large.
         GradingError: git is not there.
     """
     if not patch.strip():
@@ -71,18 +71,27 @@ def apply_patch(sandbox: Sandbox, patch: str, *, what: str = "The patch") -> App
     for target_path, target in _links(patch):
         resolved = posixpath.normpath(posixpath.join(posixpath.dirname(target_path), target))
         if target.startswith("/") or resolved == ".." or resolved.startswith("../"):
-            raise PatchError(f"{what} makes a link that points out of the workspace ({target}).")
+            raise PatchRefused(f"{what} makes a link that points out of the workspace ({target}).")
     data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
     result = sandbox.exec([*_GIT, "-"], stdin=data, env=_GIT_ENV, timeout=120)
     if result.exit_code == 127:
         raise GradingError("git is not installed where the tests run: install it there.")
     if result.timed_out or result.limit:
-        raise PatchError(f"{what} was too much to apply: {result.limit or 'it took 120 s'}.")
+        raise PatchRefused(f"{what} was too much to apply: {result.limit or 'it took 120 s'}.")
     if result.exit_code != 0:
         reason = result.output.strip().splitlines()[:1] or ["git apply failed"]
-        raise PatchError(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
+        kind = PatchRefused if _leads_out(patch, reason[0]) else PatchError
+        raise kind(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
     names = [entry.split("\t", 2)[-1] for entry in result.output.split("\0")]
     return Applied(tuple(sorted(patch_paths(patch) | {name for name in names if name})))
+
+
+def _leads_out(patch: str, reason: str) -> bool:
+    """Whether a patch that git did not take names a place that no patch may touch."""
+    if "invalid path" in reason or "beyond a symbolic link" in reason:
+        return True
+    paths = patch_paths(patch)
+    return any(path.startswith("/") or {"..", ".git"} & set(path.split("/")) for path in paths)
 
 
 def _links(patch: str) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from swe_env import sandbox as sandboxes
-from swe_env.errors import GradingError, PatchError
+from swe_env.errors import GradingError, PatchError, PatchRefused
 from swe_env.grading import guard
 from swe_env.grading.patches import apply_patch, patch_paths
 from swe_env.grading.runs import PASSING, TestRun, run_tests, runners
@@ -29,6 +29,7 @@ def grade(
     timeout: float = 600.0,
     limits: Limits | None = None,
     spec: SandboxSpec | None = None,
+    from_diff: bool = False,
 ) -> TestReport:
     """Grade a patch against the task's hidden tests.
 
@@ -42,9 +43,12 @@ def grade(
         timeout: seconds for the tests.
         limits: what the tests may use; the sandbox's own default when None.
         spec: the starting state; `swe_env.repos.sandbox_spec(task)` when None.
+        from_diff: the patch is what `Sandbox.diff` gave, and was written by nobody: when it does
+            not apply, the machinery failed.
 
     Raises:
-        GradingError: the tests could not be run at all; says nothing about the patch.
+        GradingError: the tests could not be run at all, or a sandbox's own diff does not apply;
+            says nothing about the patch.
         SandboxError: the sandbox could not be started, or was lost.
     """
     factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
@@ -60,6 +64,10 @@ def grade(
         try:
             changed = _prepare(box, task, patch, found)
         except PatchError as error:
+            if from_diff and not isinstance(error, PatchRefused):
+                raise GradingError(
+                    f"The sandbox's own diff does not fit its base, so nothing was graded. {error}"
+                ) from error
             return _verdict(task, None, found, error=str(error))
         run = _run(box, task, changed, timeout, factory, spec)
     finally:
@@ -78,7 +86,9 @@ def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str
     applied = apply_patch(box, patch)
     surprise = set(applied.paths) - named
     if surprise:
-        raise PatchError(f"The patch changes files that its headers do not name: {min(surprise)}.")
+        raise PatchRefused(
+            f"The patch changes files that its headers do not name: {min(surprise)}."
+        )
     after = guard.read_all(box.files, before)
     found.notes += guard.restore_rules(box.files, expected, after)
     for path in sorted(tests):
@@ -138,7 +148,8 @@ def _run(
             f"None of the test files of {task.instance_id} exists once its test_patch is applied: "
             "validate the task."
         )
-    try:
+
+    def attempt() -> TestRun:
         return run_tests(
             box,
             command=task.test_command,
@@ -147,9 +158,16 @@ def _run(
             runner=task.log_parser,
             distrusted=changed,
         )
-    except GradingError as error:
+
+    try:
+        return attempt()
+    except GradingError:
         if not changed or not _base_runs(task, timeout, factory, spec):
             raise
+    # One failed start may be the machine's; a second, where the base starts, is the patch's.
+    try:
+        return attempt()
+    except GradingError as error:
         return TestRun(outcomes={}, ended=False, error=f"the patch breaks the test runner: {error}")
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from swe_env.cache import build_once, cache_dir, digest
@@ -16,7 +15,7 @@ from swe_env.repos.git import commit_all, git, must, said
 from swe_env.repos.patches import apply_patch
 from swe_env.types import Source, Task
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raise when the way a checkout is made changes."""
 _JUNK = {".git", ".hg", "__pycache__", ".venv", ".tox", ".nox", "node_modules"}
 _JUNK_SUFFIXES = (".pyc", ".pyo", ".orig", ".rej")
@@ -67,13 +66,15 @@ def base(task: Task) -> Path:
                 f"{source.location} is not what {task.instance_id} was made from: its files have "
                 f"commit {head(origin)[:12]}, the task wants {task.base_commit[:12]}."
             )
-        shutil.copytree(
-            origin, folder, symlinks=True, dirs_exist_ok=True, ignore=_without_git(origin)
-        )
-        try:
-            apply_patch(folder, task.base_patch)
-        except PatchError as error:
-            raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
+        with tempfile.TemporaryDirectory(prefix=".patched-", dir=folder.parent) as temporary:
+            patched = Path(temporary)
+            _copy_tree(origin, patched)
+            try:
+                apply_patch(patched, task.base_patch)
+            except PatchError as error:
+                raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
+            # Copied once more, as the files that git rewrote would be the youngest.
+            _copy_tree(patched, folder)
         commit_all(folder)
 
     return build_once(target, build)
@@ -84,11 +85,13 @@ def _slug(text: str) -> str:
     return kept[-60:].strip("-.") or "checkout"
 
 
-def _without_git(origin: Path) -> Callable[[str, list[str]], list[str]]:
-    def ignore(folder: str, names: list[str]) -> list[str]:
-        return [".git"] if Path(folder) == origin and ".git" in names else []
+def _copy_tree(origin: Path, folder: Path) -> None:
+    """Copy a tree without its `.git`."""
 
-    return ignore
+    def ignore(top: str, names: list[str]) -> list[str]:
+        return [".git"] if Path(top) == origin and ".git" in names else []
+
+    shutil.copytree(origin, folder, symlinks=True, dirs_exist_ok=True, ignore=ignore)
 
 
 def _fill(source: Source, commit: str, folder: Path) -> None:

@@ -13,6 +13,10 @@ from swe_env.errors import TaskError
 _AUTHOR = "swe-env"
 _EMAIL = "swe-env@localhost"
 _DATE = "2020-01-01T00:00:00+0000"
+_TIME = 1_577_836_800 * 10**9
+"""`_DATE` in nanoseconds."""
+_LATER = _TIME + 10**9
+"""Git compares contents, not times, where the index is not newer than the file."""
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.autocrlf": "false",
@@ -89,11 +93,24 @@ def commit_all(folder: Path) -> str:
     """Make `folder` a repository of exactly one commit holding every file; returns its name.
 
     The name depends on the files alone. An earlier `.git` is dropped, and nothing but the commit
-    is left: no reflog, hook, remote, tag or unreachable object.
+    is left: no reflog, hook, remote, tag or unreachable object. All files get one time: theirs
+    would tell which were changed last.
     """
     shutil.rmtree(folder / ".git", ignore_errors=True)
     must(folder, "init", "-q", "--template=")
+    _stamp(folder, _TIME)
     must(folder, "add", "-A", "-f")
     must(folder, "commit", "-q", "--allow-empty", "-m", "base")
     (folder / ".git" / "COMMIT_EDITMSG").unlink(missing_ok=True)
-    return must(folder, "rev-parse", "HEAD").strip()
+    name = must(folder, "rev-parse", "HEAD").strip()
+    _stamp(folder / ".git", _LATER)
+    return name
+
+
+def _stamp(folder: Path, time: int) -> None:
+    """Give a folder and everything in it one time, a `.git` left out."""
+    for top, names, files in os.walk(folder):
+        if ".git" in names:
+            names.remove(".git")
+        for path in (Path(top), *(Path(top, name) for name in sorted((*names, *files)))):
+            os.utime(path, ns=(time, time), follow_symlinks=False)

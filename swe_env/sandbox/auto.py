@@ -9,6 +9,8 @@ from swe_env.sandbox.local import LocalFactory
 from swe_env.sandbox.process import ProcessFactory
 
 _log = logging.getLogger(__name__)
+_told: set[str] = set()
+"""What was already said."""
 
 
 class AutoFactory:
@@ -24,6 +26,8 @@ class AutoFactory:
     def __call__(self, spec: SandboxSpec) -> Sandbox:
         """Start one."""
         if reason := self._local.available():
-            _log.warning("No isolation: %s", reason)
+            if reason not in _told:
+                _told.add(reason)
+                _log.warning("No isolation: %s", reason)
             return ProcessFactory()(spec)
         return self._local(spec)

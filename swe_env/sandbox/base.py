@@ -122,8 +122,14 @@ class Sandbox(Protocol):
     Every method raises `SandboxError` when the sandbox itself failed (never when a command did).
     """
 
+    kind: str
+    """What it is (``local``, ``process``), also when it was started by ``auto``; for records."""
     workdir: str
     """The workspace's root as commands see it."""
+    private: Mapping[str, str]
+    """Paths outside the workspace that differ between two sandboxes of the same spec, each with
+    what a model is shown instead (best something a shell takes for it, like ``~``), longest first;
+    empty where all sandboxes look alike."""
     files: Files
 
     def exec(

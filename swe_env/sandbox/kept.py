@@ -35,6 +35,8 @@ BASE_ENV = {
 class KeptSandbox:
     """A sandbox behind a keeper; the kinds differ in how it is set up."""
 
+    kind: str
+
     def __init__(
         self,
         spec: SandboxSpec,
@@ -45,9 +47,11 @@ class KeptSandbox:
         env: Mapping[str, str],
         rlimits: Mapping[str, int],
         cwd: str = "",
+        private: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self.workdir = workdir
+        self.private = dict(private or {})
         self._keeper = keeper
         self._root = root
         self._env = dict(env)

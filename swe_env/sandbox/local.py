@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from swe_env.errors import SandboxError
@@ -43,9 +42,14 @@ class LocalFactory:
         return LocalSandbox(spec)
 
 
-@cache
+_proven: set[str] = set()
+"""Programs with which a sandbox was seen to start; a failure may be a passing one."""
+
+
 def _probe(bwrap: str) -> str:
-    """Start and end a sandbox once."""
+    """Start and end a sandbox, until that was seen to work once."""
+    if bwrap in _proven:
+        return ""
     with tempfile.TemporaryDirectory() as folder:
         try:
             LocalSandbox(SandboxSpec(base=Path(folder))).close()
@@ -54,6 +58,7 @@ def _probe(bwrap: str) -> str:
                 f"The local sandbox does not start with {bwrap}: {error} "
                 "It needs user namespaces and overlayfs (Linux 5.11, as an ordinary user 6.6)."
             )
+    _proven.add(bwrap)
     return ""
 
 
@@ -63,6 +68,8 @@ class LocalSandbox(KeptSandbox):
     `fork` and `restore` copy files, not processes: the shell starts anew in the same folder, and
     `restore` ends what is running.
     """
+
+    kind = "local"
 
     def __init__(self, spec: SandboxSpec, *, layer: int | None = None, cwd: str = WORKDIR) -> None:
         keeper = _start(spec, layer)

@@ -58,6 +58,8 @@ class ProcessSandbox(KeptSandbox):
     `fork` and `restore` copy files, not processes: the shell starts anew in the same folder.
     """
 
+    kind = "process"
+
     def __init__(self, spec: SandboxSpec, source: int, cwd: str = "") -> None:
         keeper = _start(source)
         folder = Path(keeper.answer["folder"])
@@ -74,6 +76,7 @@ class ProcessSandbox(KeptSandbox):
                 "RLIMIT_CORE": 0,
             },
             cwd=str(Path(workdir, cwd)),
+            private={f"{folder}/home": "~", f"{folder}/tmp": "$TMPDIR", f"{folder}": "$TMPDIR/.."},
         )
         self._folder = folder
 

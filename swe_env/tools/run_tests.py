@@ -17,6 +17,8 @@ _SHOWN = 10
 _LINES = 6
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{8,}\b")
 """Addresses differ from run to run; the same actions must give the same observation."""
+_TOOK = re.compile(r"^=* ?(.*?) in \d+\.\d+s\b.*$", re.MULTILINE)
+"""Pytest's last line, with how long the run took."""
 _COUNTED = (
     Outcome.FAILED,
     Outcome.ERROR,
@@ -69,5 +71,6 @@ def summary(run: TestRun) -> str:
     if run.error:
         parts.append(f"The run did not finish: {run.error}.")
         if not run.failed:
-            parts.append("\n".join(run.output.strip().splitlines()[-_LINES:]))
+            lines = _TOOK.sub(r"\1", run.output).strip().splitlines()
+            parts.append("\n".join(lines[-_LINES:]))
     return _ADDRESS.sub("0x...", "\n\n".join(part for part in parts if part))

@@ -124,6 +124,7 @@ def bind(name: str, arguments: tuple[Parameter, ...], given: Mapping[str, Any]) 
     for parameter in arguments:
         if parameter.name in given:
             try:
+                _check_text(given[parameter.name])
                 bound[parameter.name] = _convert(given[parameter.name], parameter)
             except (msgspec.ValidationError, ValueError) as error:
                 raise ToolError(
@@ -135,6 +136,16 @@ def bind(name: str, arguments: tuple[Parameter, ...], given: Mapping[str, Any]) 
                 f"{name} needs the argument {parameter.name!r}. {_form(name, arguments)}"
             )
     return bound
+
+
+def _check_text(value: Any) -> None:
+    r"""Half a character, as JSON's ``\ud800`` gives, is nothing that a file or command can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"it holds half a character ({error.object[error.start]!r}) that is no valid Unicode"
+        ) from None
 
 
 def _convert(value: Any, parameter: Parameter) -> Any:

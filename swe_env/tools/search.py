@@ -6,17 +6,30 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from swe_env.errors import ToolError
 from swe_env.tools.base import ToolContext, tool
 from swe_env.tools.ignore import visible
 from swe_env.tools.text import is_binary
 
+_SECONDS = 10.0
+"""Longest that a regular expression may search, all files together."""
 _SHOWN = 100
 _LONG = 200
 _LARGE = 4 << 20
 """Bytes of a file beyond which it is not searched."""
+
+_Find = Callable[[bytes, int], "_Match | None"]
+"""(data, from where) → the first match."""
+
+
+class _Match(Protocol):
+    def start(self) -> int:
+        """Where the match begins."""
+        ...
 
 
 @tool(samples=({"query": "def "}, {"query": "import"}))
@@ -30,13 +43,13 @@ def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) ->
     """
     if not query:
         raise ToolError("query is empty: say what to find.")
-    pattern = _pattern(query, regex)
+    find = _regex(query) if regex else _literal(query)
     path = posixpath.normpath(path) if path else ""
     path = "" if path == "." else path
     shown: list[str] = []
     total = found_in = 0
     for name, data in _contents(ctx, path):
-        hits = list(_hits(data, pattern))
+        hits = list(_hits(data, find))
         if not hits:
             continue
         found_in += 1
@@ -52,12 +65,33 @@ def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) ->
     return "\n".join(shown)
 
 
-def _pattern(query: str, regex: bool) -> re.Pattern[bytes]:
-    raw = query.encode("utf-8", "surrogateescape")
+def _literal(query: str) -> _Find:
+    return re.compile(re.escape(query.encode("utf-8", "surrogateescape"))).search
+
+
+def _regex(query: str) -> _Find:
+    """The model's own expression, which may be one that never ends."""
+    import regex
+
     try:
-        return re.compile(raw if regex else re.escape(raw), re.MULTILINE)
-    except re.error as error:
+        pattern = regex.compile(query.encode("utf-8", "surrogateescape"), regex.MULTILINE)
+    except regex.error as error:
         raise ToolError(f"query is no regular expression: {error}.") from error
+    deadline = time.monotonic() + _SECONDS
+
+    def find(data: bytes, position: int) -> _Match | None:
+        left = max(deadline - time.monotonic(), 0.001)
+        try:
+            # Concurrent: other episodes of this process go on while it searches.
+            found: _Match | None = pattern.search(data, position, timeout=left, concurrent=True)
+        except TimeoutError as error:
+            raise ToolError(
+                f"the regular expression took longer than {_SECONDS:g} s: make it simpler, "
+                "without nested repetitions."
+            ) from error
+        return found
+
+    return find
 
 
 def _contents(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
@@ -80,10 +114,10 @@ def _contents(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
             yield name, data
 
 
-def _hits(data: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
+def _hits(data: bytes, find: _Find) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line with a match, once."""
     number, counted, position = 1, 0, 0
-    while (match := pattern.search(data, position)) is not None:
+    while (match := find(data, position)) is not None:
         start = data.rfind(b"\n", 0, match.start()) + 1
         end = data.find(b"\n", match.start())
         end = len(data) if end < 0 else end

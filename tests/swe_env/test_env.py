@@ -101,6 +101,18 @@ def test_a_change_made_by_bash_is_in_the_patch(env):
     assert "note.txt" in info["patch"]
 
 
+def test_no_temporary_path_is_observed(source):
+    texts = []
+    for _ in range(2):
+        made = gym.make("SWE-v0", tasks=source, sandbox="process")
+        made.reset(seed=0)
+        command = "pwd; echo $HOME/x $TMPDIR; cd && pwd; dirname $(mktemp -u); cd ..; pwd"
+        observation, *_ = made.step({"tool": "bash", "arguments": {"command": command}})
+        texts.append(observation["text"])
+        made.close()
+    assert texts == [".\n~/x $TMPDIR\n~\n$TMPDIR\n$TMPDIR/.."] * 2
+
+
 def test_gym_makes_step_limit_grades_and_counts_down(source):
     made = gym.make("SWE-v0", tasks=source, max_episode_steps=2)
     observation, _ = made.reset(seed=0)
@@ -147,6 +159,22 @@ def test_a_lost_sandbox_is_a_failure_and_never_a_verdict(env, monkeypatch):
     assert "report" not in info
 
 
+@pytest.mark.parametrize(
+    ("header", "failed"), [("shop.py", True), ("../shop.py", False), (".git/config", False)]
+)
+def test_a_diff_that_does_not_apply_is_a_failure_unless_refused(env, monkeypatch, header, failed):
+    env.reset(seed=0)
+    patch = f"--- a/{header}\n+++ b/{header}\n@@ -1 +1 @@\n-nothing\n+else\n"
+    monkeypatch.setattr(type(env.unwrapped._context.sandbox), "diff", lambda self: patch)
+    _, reward, _, _, info = env.step(SUBMIT)
+    assert reward == 0.0
+    assert ("failure" in info, "report" in info) == (failed, not failed)
+    if failed:
+        assert info["failure"]["kind"] == "grading"
+    else:
+        assert not info["report"].patch_applied
+
+
 def test_fork_branches_files_steps_and_tool_state(env):
     env.reset(seed=0)
     env.step({"tool": "bash", "arguments": {"command": "echo shared > a.txt"}})
@@ -174,6 +202,27 @@ def test_the_spec_survives_json(source):
     assert again.unwrapped.max_episode_steps == 7
     made.close()
     again.close()
+
+
+def test_settings_make_the_environment_again_and_name_the_sandbox_used(source):
+    made = swe_env.SWEEnv(
+        source,
+        sandbox="auto",
+        reward="fraction",
+        grade_timeout=61.0,
+        limits={"processes": 100},
+        grade_cache=True,
+    )
+    assert made.settings["sandbox_used"] == ""
+    made.reset(seed=0)
+    settings = json.loads(json.dumps(made.settings))
+    made.close()
+    assert settings.pop("sandbox_used") == SANDBOXES[0]
+    again = swe_env.SWEEnv(**settings)
+    assert again.settings == settings | {"sandbox_used": ""}
+    assert (settings["reward"], settings["grade_timeout"]) == ("fraction", 61.0)
+    assert settings["limits"]["processes"] == 100
+    assert settings["grade_cache"] is True
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

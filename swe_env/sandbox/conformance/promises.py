@@ -20,6 +20,7 @@ def shell_runs_commands(bench: Bench) -> None:
     box = bench.start()
     said(box.exec("echo a; echo b >&2; echo c; (exit 7)"), "a\nb\nc", 7)
     said(box.exec("pwd"), box.workdir)
+    expect(box.workdir not in box.private, "the workspace is none of the private paths")
     said(box.exec("nosuchcommand 2>/dev/null"), "", 127)
     said(box.exec("printf 'a\\377b'"), "a\ufffdb")
     said(box.exec("cat <<'X'\nit's $HOME \"q\" \\n\nX\n"), 'it\'s $HOME "q" \\n')

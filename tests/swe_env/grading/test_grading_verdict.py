@@ -118,6 +118,25 @@ def test_a_missing_interpreter_is_an_infrastructure_failure(project):
         _grade_with(project, "no-such-python -m pytest")
 
 
+def test_one_failed_start_is_not_blamed_on_the_patch(project, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/begun ] || {{ touch {tmp_path}/begun; exit 9; }}\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    assert _grade_with(project, f"{python} -m pytest").resolved
+
+
+def test_a_patch_that_keeps_the_tests_from_starting_is_blamed(project, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ngrep -q "a + b" calc.py && exit 9\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    report = _grade_with(project, f"{python} -m pytest")
+    assert not report.resolved
+    assert "the patch breaks the test runner" in report.error
+
+
 def test_a_broken_test_patch_is_the_tasks_fault(project):
     task = replace(project.task, test_patch="--- a/nowhere\n+++ b/nowhere\n@@ -1 +1 @@\n-a\n+b\n")
     with pytest.raises(GradingError, match="test_patch of calc-1"):

@@ -10,6 +10,7 @@ import pytest
 
 from swe_env.errors import TaskError
 from swe_env.repos import base, file_diff, head, pristine
+from swe_env.sandbox import SandboxSpec, get
 from swe_env.types import Source, Task
 
 
@@ -115,6 +116,28 @@ def test_base_patch_is_applied_into_the_one_commit(tmp_path):
     assert sorted(p.name for p in made.iterdir()) == [".git", "mod.py"]
     assert git(made, "log", "--format=%s") == "base\n"
     assert git(made, "status", "--porcelain") == ""
+
+
+def test_file_times_do_not_tell_what_was_patched(tmp_path):
+    folder = tmp_path / "pkg"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("mod.py", "sub/other.py"):
+        (folder / name).write_text("x = 1\n")
+        os.utime(folder / name, (1e9, 1e9))
+    (folder / "link").symlink_to("mod.py")
+    source = Source(kind="folder", location=str(folder))
+    commit = head(pristine(source))
+    made = base(task(source, commit, file_diff("sub/other.py", "x = 1\n", "x = 2\n")))
+    paths = [made, *made.rglob("*")]
+    times = {p.lstat().st_mtime_ns for p in paths if ".git" not in p.relative_to(made).parts}
+    assert len(times) == 1
+    assert len({p.lstat().st_mtime_ns for p in [made / ".git", *(made / ".git").rglob("*")]}) == 1
+    assert git(made, "status", "--porcelain") == ""
+    box = get("process")(SandboxSpec(base=made))
+    find = ["find", ".", "-mindepth", "1", "-path", "./.git", "-prune", "-o", "-printf", "%T@\\n"]
+    copied = box.exec(find)
+    box.close()
+    assert len(set(copied.output.split())) == 1
 
 
 def test_a_changed_folder_is_refused_and_leaves_nothing(tmp_path, cache):

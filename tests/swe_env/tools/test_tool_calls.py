@@ -79,6 +79,9 @@ def test_arguments_given_as_text_are_converted(box, arguments, text):
         ({"word": "a", "places": "[1, 'x']"}, "'places' is wrong"),
         ({"word": 3}, "'word' is wrong"),
         ({"word": "a", "places": {"a": 1}}, "'places' is wrong"),
+        ({"word": "a\ud800"}, "'word' is wrong: it holds half a character ('\\ud800')"),
+        ({"word": "a\udc80"}, "half a character"),
+        ({"word": "a", "places": ["\ud800"]}, "half a character"),
     ],
 )
 def test_wrong_arguments_are_a_result_with_the_reason_and_the_form(box, arguments, reason):
@@ -87,6 +90,23 @@ def test_wrong_arguments_are_a_result_with_the_reason_and_the_form(box, argument
     assert reason in result.text
     assert "repeat(word: str, times: int (optional)" in result.text
     assert "\n" not in result.text
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("bash", {"command": "echo \ud800"}),
+        ("edit", {"path": "new.txt", "old_str": "", "new_str": "\ud800"}),
+        ("view", {"path": "\ud800"}),
+        ("search", {"query": "\ud800", "regex": True}),
+        ("run_tests", {"targets": "\ud800"}),
+    ],
+)
+def test_half_a_character_is_a_wrong_argument(desk, tool, arguments):
+    result = desk.call(tool, **arguments)
+    assert result.exit_code == 1
+    assert "half a character" in result.text
+    result.text.encode()
 
 
 def test_an_unknown_tool_is_a_result(desk):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
@@ -135,6 +138,24 @@ def test_search_caps_and_counts(desk):
     assert "50 more lines left out" in text
 
 
+def test_an_endless_expression_is_told_and_does_not_hold_up_other_threads(desk, monkeypatch):
+    monkeypatch.setattr(sys.modules["swe_env.tools.search"], "_SECONDS", 1.0)
+    desk.put("a.txt", "x" * 5000)
+    answers = []
+    caller = threading.Thread(
+        target=lambda: answers.append(desk.call("search", query="(x+x+)+y", regex=True))
+    )
+    caller.start()
+    turns = 0
+    while caller.is_alive():
+        time.sleep(0.01)
+        turns += 1
+    caller.join()
+    assert turns > 10
+    assert answers[0].exit_code == 1
+    assert "took longer than 1 s" in answers[0].text
+
+
 PATHS = [
     "a.log",
     "keep.log",
@@ -223,6 +244,9 @@ def test_wrong_targets_are_told(desk):
     result = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
     assert result.exit_code == 1
     assert "test_gone" in result.text
+    assert result.text.endswith("no tests ran")
+    again = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
+    assert again.text == result.text
 
 
 def test_a_file_that_cannot_be_imported_is_shown(desk):
