@@ -47,10 +47,15 @@ class Episode:
 class Policy(Protocol):
     """Chooses the next action. Must be safe to call from several threads."""
 
-    agent: Agent
-    """Recorded in every trajectory."""
-    privileged: bool
-    """Whether `Episode.answer` is filled in (the oracle); such rollouts are marked."""
+    @property
+    def agent(self) -> Agent:
+        """Recorded in every trajectory."""
+        ...
+
+    @property
+    def privileged(self) -> bool:
+        """Whether `Episode.answer` is filled in (the oracle); such rollouts are marked."""
+        ...
 
     def act(self, episode: Episode) -> Action:
         """The next action.

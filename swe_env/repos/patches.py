@@ -36,7 +36,8 @@ def file_diff(path: str, old: str, new: str) -> str:
     matcher = difflib.SequenceMatcher(
         None, before[head : ends[0]], after[head : ends[1]], autojunk=False
     )
-    matcher.opcodes = [
+    # What get_grouped_opcodes groups; typeshed does not list the attribute.
+    matcher.opcodes = [  # type: ignore[attr-defined]
         ("equal", 0, head, 0, head),
         *((tag, *(head + place for place in places)) for tag, *places in matcher.get_opcodes()),
         ("equal", ends[0], len(before), ends[1], len(after)),

@@ -143,7 +143,7 @@ class _Demo:
 
     def _train(self, start: Path) -> dict[str, Any]:
         from learners.experiments.training import train_once
-        from learners.training import TrainConfig
+        from learners.training import NoSignal, TrainConfig
 
         settings = self.settings
 
@@ -172,7 +172,7 @@ class _Demo:
         )
         try:
             train_once(config, on_eval=watch)
-        except ConfigError as error:
+        except NoSignal as error:
             # Attempts that all failed (or all succeeded) are a result too; the report says so.
             return {
                 "adapter": str(start),
