@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +35,9 @@ UNGRADED = "ungraded"
 """Failure kind of an episode that was left before a verdict: no evidence about the agent."""
 CRASH = "crash"
 """Failure kind of an episode that ended in an exception that is no `InfrastructureError`."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Sink(Protocol):
@@ -159,19 +163,19 @@ class RecordTrajectory(
     def _add(self, action: Action, observation: Observation | None) -> None:
         number = len(self._steps) + 1
         call = ToolCall(
-            function_name=str(action.get("tool", "")),
-            arguments=dict(action.get("arguments") or {}),
+            function_name=_whole(str(action.get("tool", ""))),
+            arguments=_whole(dict(action.get("arguments") or {})),
             tool_call_id=f"call_{number}",
         )
         seen = None
         if observation is not None:
             seen = StepObservation(
-                content=observation["text"], exit_code=int(observation["exit_code"])
+                content=_whole(observation["text"]), exit_code=int(observation["exit_code"])
             )
         step = Step(
             step_id=number,
             source="agent",
-            message=action.get("message", ""),
+            message=_whole(action.get("message", "")),
             tool_calls=(call,),
             observation=seen,
             metrics=self._metrics(action.get("completion")),
@@ -242,6 +246,15 @@ class RecordTrajectory(
             "seconds": round(time.monotonic() - self._clock, 3),
             **self.provenance,
         }
+
+
+def _whole(value: Any) -> Any:
+    """The same with U+FFFD for lone surrogates, which no record can hold."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
