@@ -51,7 +51,7 @@ class KeptSandbox:
     ) -> None:
         self.spec = spec
         self.workdir = workdir
-        self.private = dict(private or {})
+        self.private: Mapping[str, str] = dict(private or {})
         self._keeper = keeper
         self._root = root
         self._env = dict(env)
