@@ -24,7 +24,7 @@ class LocalFactory:
     def available(self) -> str:
         """Empty when a sandbox was seen to start on this machine, else what to do."""
         if not sys.platform.startswith("linux"):
-            return 'The local sandbox needs Linux: use sandbox="docker".'
+            return 'The local sandbox needs Linux: use sandbox="process" with code you trust.'
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             return f"The local sandbox needs bubblewrap, which is not installed: {_INSTALL}."
@@ -34,8 +34,8 @@ class LocalFactory:
         """Start one on an overlay over `spec.base`."""
         if spec.image:
             raise SandboxError(
-                f"The local sandbox cannot run the container image {spec.image!r}: "
-                'use sandbox="docker".'
+                f"The local sandbox cannot run the container image {spec.image!r}: name a "
+                "sandbox that runs images (a plug-in's), or give the task a source."
             )
         if shutil.which("bwrap") is None:
             raise SandboxError(self.available())

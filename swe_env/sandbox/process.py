@@ -33,15 +33,14 @@ class ProcessFactory:
         global _warned
         if spec.image:
             raise SandboxError(
-                f"The process sandbox cannot run the container image {spec.image!r}: "
-                'use sandbox="docker".'
+                f"The process sandbox cannot run the container image {spec.image!r}: name a "
+                "sandbox that runs images (a plug-in's), or give the task a source."
             )
         if not _warned:
             _warned = True
             warnings.warn(
                 "The process sandbox does NOT isolate: commands can read, change and send whatever "
-                'this user can. Use it only with code you trust, otherwise sandbox="local" or '
-                '"docker".',
+                'this user can. Use it only with code you trust, otherwise sandbox="local".',
                 NoIsolationWarning,
                 stacklevel=2,
             )

@@ -106,7 +106,7 @@ def make(
 def validate(
     spec: Spec,
     repeats: Annotated[int, typer.Option(help="Runs of each patch.")] = 3,
-    sandbox: Annotated[str, typer.Option(help="auto, local, docker or process.")] = "auto",
+    sandbox: Annotated[str, typer.Option(help="auto, local or process.")] = "auto",
     workers: Annotated[int, typer.Option(help="Tasks at once; 0 for one per core.")] = 0,
     seed: Seed = 0,
     out: Annotated[str, typer.Option(help="Write the tasks, with their record, here.")] = "",

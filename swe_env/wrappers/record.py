@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -38,6 +39,7 @@ CRASH = "crash"
 
 UNSEEDED = -1
 """`Trajectory.seed` of an episode that was reset without a seed."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Sink(Protocol):
@@ -190,19 +192,19 @@ class RecordTrajectory(
         number = len(self._steps) + 1
         given: Mapping[str, Any] = action if isinstance(action, Mapping) else {"arguments": action}
         call = ToolCall(
-            function_name=str(given.get("tool", "")),
-            arguments=_as_arguments(given.get("arguments")),
+            function_name=_whole(str(given.get("tool", ""))),
+            arguments=_whole(_as_arguments(given.get("arguments"))),
             tool_call_id=f"call_{number}",
         )
         seen = None
         if observation is not None:
             seen = StepObservation(
-                content=observation["text"], exit_code=int(observation["exit_code"])
+                content=_whole(observation["text"]), exit_code=int(observation["exit_code"])
             )
         step = Step(
             step_id=number,
             source="agent",
-            message=str(given.get("message") or ""),
+            message=_whole(str(given.get("message") or "")),
             tool_calls=(call,) if called else (),
             observation=seen,
             metrics=self._metrics(given.get("completion")),
@@ -273,6 +275,15 @@ class RecordTrajectory(
             "seconds": round(time.monotonic() - self._clock, 3),
             **self.provenance,
         }
+
+
+def _whole(value: Any) -> Any:
+    """The same with U+FFFD for lone surrogates, which no record can hold."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

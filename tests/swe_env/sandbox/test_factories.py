@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -62,8 +63,21 @@ def test_unknown_names_and_images(base):
     with pytest.raises(ConfigError, match="Did you mean 'local'"):
         get("lcoal")
     for kind in ("process", "local"):
-        with pytest.raises(SandboxError, match="docker"):
+        with pytest.raises(SandboxError, match="cannot run the container image"):
             get(kind)(SandboxSpec(base=base, image="some/image"))
+
+
+def test_only_sandboxes_that_exist_are_recommended(base, monkeypatch):
+    said = []
+    for kind in ("process", "local"):
+        with pytest.raises(SandboxError) as refused:
+            get(kind)(SandboxSpec(base=base, image="some/image"))
+        said.append(str(refused.value))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    said.append(get("local").available())
+    named = {name for text in said for name in re.findall(r'sandbox="(\w+)"', text)}
+    assert named == {"process"}
+    assert "docker" not in " ".join(said)
 
 
 def test_binds_are_read_only_with_parents_made(start, tmp_path):

@@ -70,6 +70,17 @@ def buffer(tmp_path):
     return ReplayBuffer(tmp_path / "buffer")
 
 
+def test_half_a_character_is_recorded_as_its_replacement(buffer):
+    env = RecordTrajectory(Echo(), buffer, agent=AGENT)
+    env.reset(seed=0)
+    env.step(say("a\ud800", message="b\udc80"))
+    env.step(say("fail"))
+    (record,) = buffer
+    assert record.steps[1].tool_calls[0].arguments == {"word": "a\ufffd"}
+    assert record.steps[1].message == "b\ufffd"
+    assert record.steps[1].observation.content == "heard a\ufffd"
+
+
 def test_an_episode_becomes_one_record(buffer):
     env = RecordTrajectory(Echo(), buffer, agent=AGENT, system_prompt="Be brief.")
     env.reset(seed=5)
