@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from swe_env.cache import cache_dir
@@ -39,8 +40,21 @@ def sandbox_spec(task: Task, *, network: bool = False, limits: Limits | None = N
     if not home.is_relative_to("/usr"):
         binds[str(home)] = home
     return SandboxSpec(
-        base=checkout, env=_variables(recipe), binds=binds, limits=limits, network=network
+        base=checkout,
+        env=_variables(recipe),
+        binds=binds,
+        hidden=_other_packages(home),
+        limits=limits,
+        network=network,
     )
+
+
+@cache
+def _other_packages(home: Path) -> tuple[str, ...]:
+    """Folders of packages beside the task's environment; a copy of the task's own may be there."""
+    roots = {Path("/usr"), Path("/usr/local"), home}
+    found = (p for root in roots for p in root.glob("lib/python3*/*-packages") if p.is_dir())
+    return tuple(sorted(str(path) for path in found))
 
 
 def _plain() -> dict[str, str]:

@@ -39,6 +39,9 @@ class SandboxSpec:
     root and ``{PATH}``, for each path of `binds`, for where commands find that folder."""
     binds: Mapping[str, Path] = field(default_factory=dict)
     """Read-only extra folders: path inside → folder on this machine (Python environments)."""
+    hidden: tuple[str, ...] = ()
+    """Folders of this machine that commands must find empty, where the sandbox can hide them: other
+    installed packages, one of which may be the task's own, answer included."""
     limits: Limits = field(default_factory=Limits)
     network: bool = False
     image: str = ""

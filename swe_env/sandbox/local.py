@@ -169,6 +169,7 @@ def _start(spec: SandboxSpec, layer: int | None) -> Keeper:
         "bwrap": shutil.which("bwrap"),
         "workdir": WORKDIR,
         "binds": {inside: str(folder.absolute()) for inside, folder in spec.binds.items()},
+        "hidden": list(spec.hidden),
         "network": spec.network,
         "disk": limits.disk,
         "memory": limits.memory,

@@ -34,7 +34,7 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
     """Arguments for bubblewrap, up to the command.
 
     Args:
-        request: the start request (`workdir`, `binds`, `network`).
+        request: the start request (`workdir`, `binds`, `hidden`, `network`).
         private: the keeper's private mount, with ``merged``, ``etc`` and ``data``.
         info_fd: where bubblewrap writes its child's pid.
     """
@@ -61,6 +61,8 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
     options += ["--bind", f"{private}/data/tmp", "/tmp", "--bind", f"{private}/data/home", "/root"]
     for inside, folder in request["binds"].items():
         options += ["--ro-bind", folder, inside]
+    for folder in request["hidden"]:
+        options += ["--tmpfs", folder, "--remount-ro", folder]
     options += ["--bind", f"{private}/merged", request["workdir"]]
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 

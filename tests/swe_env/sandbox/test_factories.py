@@ -96,6 +96,13 @@ def test_binds_are_read_only_with_parents_made(start, tmp_path):
     assert start("local", **settings).exec("touch /opt/deep/env/x").exit_code != 0
 
 
+def test_hidden_folders_are_empty(start):
+    listed = start("local", hidden=("/usr/share",)).exec("ls /usr/share | wc -l; touch /usr/share/x")
+    assert listed.output.splitlines()[0] == "0"
+    assert listed.exit_code != 0
+    assert start("local").exec("ls /usr/share | wc -l").output.strip() != "0"
+
+
 def test_importing_the_package_is_quick_and_loads_no_implementation():
     code = (
         "import sys, swe_env.sandbox as s; "
