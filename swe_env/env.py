@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium.spaces import Dict, Discrete
 
 from swe_env import tasks as task_sources
-from swe_env.errors import ConfigError, InfrastructureError
+from swe_env.errors import ConfigError, InfrastructureError, SandboxError
 from swe_env.grading import TestRun, grade, run_tests
 from swe_env.grading.cache import grade_once
 from swe_env.plugins import Registry
@@ -93,6 +93,7 @@ class SWEEnv(gym.Env[Observation, Action]):
 
         Raises:
             ConfigError: a name or value is wrong.
+            SandboxError: that kind of sandbox does not work on this machine; says what to do.
         """
         self._source = tasks
         self._tasks: list[Task] | None = None
@@ -100,6 +101,8 @@ class SWEEnv(gym.Env[Observation, Action]):
         self._reward = rewards.get(reward)
         self._reward_name = reward
         self._sandbox_name = sandbox
+        if reason := get_sandbox(sandbox).available():
+            raise SandboxError(reason)
         self._sandbox_used = ""
         self._limits = _limits(limits)
         self.max_episode_steps = max_episode_steps

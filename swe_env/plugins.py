@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from swe_env.errors import ConfigError
 
 T = TypeVar("T")
+_LABELS = {"losses": "loss", "policies": "policy", "tasks": "task source"}
 
 
 class Registry(Generic[T]):
@@ -23,6 +24,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, builtin: dict[str, str] | None = None) -> None:
         """`builtin` maps names to ``module:attribute``, imported only when asked for."""
         self.kind = kind
+        self.label = _LABELS.get(kind, kind.removesuffix("s"))
         self._builtin = dict(builtin or {})
         self._objects: dict[str, T] = {}
 
@@ -58,13 +60,13 @@ class Registry(Generic[T]):
         if target is None:
             near = difflib.get_close_matches(name, self.names(), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(self.names())}."
-            raise ConfigError(f"There is no {self.kind} named {name!r}.{hint}")
+            raise ConfigError(f"There is no {self.label} named {name!r}.{hint}")
         module, _, attribute = target.partition(":")
         try:
             found: T = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"The {self.kind} {name!r} could not be imported from {target!r}: {error}."
+                f"The {self.label} {name!r} could not be imported from {target!r}: {error}."
             ) from error
         self._objects[name] = found
         return found

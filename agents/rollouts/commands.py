@@ -65,6 +65,8 @@ def run(
         typer.echo(summary(report))
     if report.interrupted:
         raise typer.Exit(130)
+    if report.results and not report.scored:
+        raise typer.Exit(3)
 
 
 def summary(report: RolloutReport) -> str:

@@ -59,7 +59,7 @@ def load(spec: str, *, seed: int = 0, progress: Report | None = None) -> list[Ta
     try:
         source = sources.get(name)
     except ConfigError as error:
-        raise TaskError(f"Unknown tasks {spec!r}. {error}") from error
+        raise TaskError(str(error)) from error
     return source(argument, seed=seed, progress=progress)
 
 

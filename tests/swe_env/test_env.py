@@ -249,3 +249,9 @@ def test_the_id_with_its_module(source):
     made = gym.make("swe_env:SWE-v0", tasks=source)
     assert isinstance(made.unwrapped, swe_env.SWEEnv)
     made.close()
+
+
+def test_a_sandbox_that_cannot_work_here_is_one_sentence(source, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SandboxError, match="apt-get install bubblewrap"):
+        gym.make("SWE-v0", tasks=source, sandbox="local")

@@ -35,7 +35,7 @@ def fails(settings, message, error=ConfigError, **changes):
 
 
 def test_unknown_loss(settings):
-    fails(settings, "no losses named 'entropo-dop'. Did you mean 'entropo-dpo'", loss="entropo-dop")
+    fails(settings, "no loss named 'entropo-dop'. Did you mean 'entropo-dpo'", loss="entropo-dop")
 
 
 def test_no_buffer_and_an_empty_one(settings, tmp_path):
