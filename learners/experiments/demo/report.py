@@ -16,6 +16,7 @@ from agents.viewer import Arm, ReportData, StageTime, render_report, report_from
 from learners.experiments.demo.settings import DemoSettings
 from learners.training import read_metrics
 from learners.training.card import commit
+from swe_env import __version__
 from swe_env.replay import ReplayBuffer, Trajectory
 
 ARMS = {
@@ -62,9 +63,9 @@ def _trajectories(buffer: Path) -> list[Trajectory]:
 
 
 def _facts(out: Path, settings: DemoSettings) -> dict[str, str]:
+    libraries = ("torch", "transformers", "peft", "gymnasium")
     versions = ", ".join(
-        f"{name} {metadata.version(name)}"
-        for name in ("swe-env", "torch", "transformers", "peft", "gymnasium")
+        [f"swe-env {__version__}", *(f"{name} {metadata.version(name)}" for name in libraries)]
     )
     return {
         "command": " ".join(["swe", *sys.argv[1:]]),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import stat
 from pathlib import Path
 from typing import Any
 
-from swe_env.sandbox.keeper import kernel
+from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.bubblewrap import INIT, arguments
 from swe_env.sandbox.keeper.cgroups import Group
 from swe_env.sandbox.keeper.layers import copy_tree
@@ -116,7 +115,7 @@ class Isolated:
             if fd >= 0:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
-                select.select([fd], [], [], _START_SECONDS)
+                wire.ready([fd], _START_SECONDS)
         self._group.leave()
 
     def _own_mounts(self) -> None:
@@ -193,7 +192,7 @@ class Isolated:
 
 def _read_line(fd: int) -> bytes:
     data = b""
-    while not data.endswith(b"\n") and select.select([fd], [], [], _START_SECONDS)[0]:
+    while not data.endswith(b"\n") and wire.ready([fd], _START_SECONDS):
         if not (part := os.read(fd, 4096)):
             break
         data += part
@@ -202,6 +201,6 @@ def _read_line(fd: int) -> bytes:
 
 def _read_all(fd: int) -> bytes:
     data = b""
-    while select.select([fd], [], [], 0)[0] and (part := os.read(fd, 4096)):
+    while wire.ready([fd], 0) and (part := os.read(fd, 4096)):
         data += part
     return data

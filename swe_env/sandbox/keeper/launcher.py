@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
@@ -24,8 +23,7 @@ def main(fd: int, owner: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([fd, owner_fd], [], [])
-        if owner_fd in ready:
+        if owner_fd in wire.ready([fd, owner_fd]):
             return
         try:
             request, fds = wire.recv(sock)

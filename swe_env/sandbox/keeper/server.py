@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 from typing import Any, Protocol
 
@@ -76,8 +75,8 @@ class Keeper:
     def _serve(self, workspace: Workspace) -> None:
         ends = [self.owner, *workspace.watched()]
         while True:
-            ready, _, _ = select.select([self.control.fileno(), *ends], [], [])
-            if any(end in ready for end in ends):
+            ready = wire.ready([self.control.fileno(), *ends])
+            if ready.intersection(ends):
                 return
             request, fds = wire.recv(self.control)
             if request["op"] == "spawn":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -32,6 +33,17 @@ def recv(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     head += _exactly(sock, _HEADER.size - len(head))
     message: dict[str, Any] = json.loads(_exactly(sock, _HEADER.unpack(head)[0]))
     return message, fds
+
+
+def ready(fds: Sequence[int], timeout: float | None = None) -> set[int]:
+    """Which of the descriptors can be read or were closed on the other side, after a wait.
+
+    Not `select.select`, which fails on numbers of 1024 and above.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)}
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:

@@ -42,7 +42,7 @@ def test_selection_uses_the_named_selectors_on_each_task():
     for task in {t.instance_id for t in trajectories}:
         attempts = [t for t in trajectories if t.instance_id == task]
         assert hybrid.chosen[task] == select(attempts).chosen_id
-    with pytest.raises(ConfigError, match="selectors"):
+    with pytest.raises(ConfigError, match="no selector named"):
         report_from_buffers({"a": trajectories}, title="t", selector_names=("nope",))
 
 

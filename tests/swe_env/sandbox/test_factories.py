@@ -97,7 +97,9 @@ def test_binds_are_read_only_with_parents_made(start, tmp_path):
 
 
 def test_hidden_folders_are_empty(start):
-    listed = start("local", hidden=("/usr/share",)).exec("ls /usr/share | wc -l; touch /usr/share/x")
+    listed = start("local", hidden=("/usr/share",)).exec(
+        "ls /usr/share | wc -l; touch /usr/share/x"
+    )
     assert listed.output.splitlines()[0] == "0"
     assert listed.exit_code != 0
     assert start("local").exec("ls /usr/share | wc -l").output.strip() != "0"

@@ -160,3 +160,22 @@ def test_removing_a_tree_touches_nothing_around_it(tmp_path):
         assert not tree.exists()
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o751
     tmp_path.chmod(around)
+
+
+MANY_FILES = """
+import os, resource, sys
+from pathlib import Path
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+from swe_env.sandbox import SandboxSpec, get
+box = get(sys.argv[1])(SandboxSpec(base=Path(sys.argv[2])))
+print(box.exec("echo up").output)
+box.close()
+"""
+
+
+def test_a_process_with_more_than_a_thousand_open_files_starts_sandboxes(kind, base):
+    command = [sys.executable, "-W", "ignore", "-c", MANY_FILES, kind, str(base)]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.stdout.split() == [b"up"], done.stderr
