@@ -17,7 +17,7 @@ from swe_env.tasks.synth.generate import Progress, Settings, generate
 from swe_env.tasks.synth.package import TOOLS, prepare
 from swe_env.types import Source, Task
 
-VERSION = 1
+VERSION = 2
 """Raise when the same settings would give other tasks: kept ones are then made anew."""
 
 

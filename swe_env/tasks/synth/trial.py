@@ -16,8 +16,9 @@ from swe_env.tasks.synth.prober import Answer, Prober
 
 MARGIN = 5.0
 """Seconds beyond three times the tests' own time after which a bug counts as a hang."""
-CHEAP = 1.0
-"""Seconds; test files that take less are run whole at once instead of test by test first."""
+FEW = 500
+"""Test files with at most so many tests are run whole at once, not the bug's own tests first. A
+count and not a time: which tests are run decides what a task holds."""
 FACTS = 6
 """Of how many failures the facts are kept."""
 
@@ -89,7 +90,7 @@ def _break(tests: list[str], prober: Prober, baseline: Baseline) -> Answer | str
     """Run the candidate's tests, then the whole files of those that failed."""
     files = sorted({file_of(test) for test in tests})
     whole = [t for path in files for t in baseline.by_file[path]]
-    if baseline.cost(whole) > CHEAP or len(files) > 4:
+    if len(whole) > FEW or len(files) > 4:
         answer = prober.run(tests, timeout=_timeout(baseline, tests))
         failed = answer.failed() & baseline.stable
         if answer.died:
