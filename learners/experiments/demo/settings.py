@@ -23,7 +23,7 @@ class DemoSettings:
     sandbox: str = "auto"
 
     train_tasks: int = 24
-    heldout_tasks: int = 10
+    heldout_tasks: int = 6
     """How many of each split are attempted; the oracle proves all of them."""
     dev_tasks: int = 4
     """Training packages' tasks kept out of training, to stop on."""
