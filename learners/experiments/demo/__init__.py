@@ -1,4 +1,4 @@
-"""The demo: the whole loop on real packages, on a laptop, in a quarter of an hour."""
+"""The demo: the whole loop on real packages, on a laptop."""
 
 from learners.experiments.demo.pipeline import run_demo
 from learners.experiments.demo.settings import DemoSettings

@@ -11,7 +11,7 @@ ADAPTER = Path(__file__).parents[1] / "data" / "smollm2-swe-sft"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
-    """Sizes and settings; the defaults fit 2 cores and 15 minutes, installation included."""
+    """Sizes and settings; the defaults aim at 15 minutes on 2 cores, installation included."""
 
     tasks: str = "quickstart"
     """Task source; its tasks say in ``metadata["split"]`` whether they are held out."""
