@@ -127,7 +127,8 @@ def _figures(arm: Arm) -> dict[str, Any]:
 
 
 def _print(data: ReportData, records: dict[str, dict[str, Any]], path: Path) -> None:
-    console = Console(highlight=False)
+    # A transcript in a file is not bound to 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     table = Table(title="Held-out tasks", title_justify="left")
     ks = sorted({e.k for arm in data.arms for e in arm.pass_at})
     for column in ("", "resolved", *(f"pass@{k}" for k in ks), "hybrid selects", "failures"):
