@@ -24,7 +24,7 @@ import torch
 
 from agents.chat import ChatTemplate, episode_messages
 from agents.policies import hub
-from agents.policies.sampling import Engine, Sampling
+from agents.policies.sampling import Engine, Sampling, can_pack, pack_linear
 
 SYSTEM = "You fix bugs in Python packages. One call a turn, in function tags. " * 12
 ISSUE = "`slugify` drops the last word when the text ends with a separator.\nTraceback:\n" * 20
@@ -42,11 +42,14 @@ def main() -> None:
     parser.add_argument("--dtype", default=None)
     options = parser.parse_args()
     model, tokenizer = hub.load(options.model, dtype=options.dtype)
+    plain, _ = hub.load(options.model, dtype=options.dtype)
+    if can_pack(model):  # as the policy does
+        pack_linear(model, options.episodes, keep=model.get_output_embeddings())
     chat = ChatTemplate(tokenizer)
     rounds = []
     for number in range(options.rounds):
         ours, stats = batched(model, tokenizer, chat, options, number)
-        rounds.append((ours, one_at_a_time(model, chat, options, number), stats))
+        rounds.append((ours, one_at_a_time(plain, chat, options, number), stats))
     clock, cpu = ([ours[i] / theirs[i] for ours, theirs, _ in rounds] for i in (0, 1))
     print(
         json.dumps(

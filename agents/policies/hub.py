@@ -15,6 +15,7 @@ import importlib.util
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,10 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = Fa
 
     adapter_hash(folder)
     try:
-        wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            # peft reads a property that transformers is about to rename.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
         return (wrapped.merge_and_unload() if merge else wrapped).eval()
     except (ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -17,7 +17,7 @@ from agents.chat import ChatTemplate, episode_messages
 from agents.parsing import ParseError, TextFormat, get_format, parse_reply
 from agents.policies import hub
 from agents.policies.base import BasePolicy, Episode, EpisodeOver, Turn
-from agents.policies.sampling import Engine, Sampled, Sampling, Stats
+from agents.policies.sampling import Engine, Sampled, Sampling, Stats, can_pack, pack_linear
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action
@@ -53,7 +53,7 @@ class TransformersPolicy(BasePolicy):
         cache_tokens: int | None = None,
         dtype: torch.dtype | str | None = None,
         device: str = "auto",
-        merge: bool = False,
+        merge: bool | None = None,
     ) -> None:
         """Load the model.
 
@@ -70,9 +70,9 @@ class TransformersPolicy(BasePolicy):
             cache_tokens: Most tokens whose keys and values are kept between turns; None for 2 GiB.
             dtype: Of the weights; None for bfloat16 where it is native, else float32.
             device: ``auto``, ``cpu``, ``cuda:0`` …
-            merge: Add a LoRA adapter into the weights: fewer operations a token, but in bfloat16
-                the sum is rounded, so log-probabilities are no longer those of the adapter
-                beside the model, which the learner computes with.
+            merge: Add a LoRA adapter into the weights: fewer operations a token. None does so in
+                float32 only: in bfloat16 the sum is rounded, so log-probabilities are no longer
+                those of the adapter beside the model, which the learner computes with.
 
         Raises:
             ConfigError: model, adapter or format cannot be had, or a setting makes no sense.
@@ -81,11 +81,15 @@ class TransformersPolicy(BasePolicy):
             raise ConfigError("max_new_tokens and max_batch must be at least 1.")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p or 1.0)
         self.format = get_format(format)
+        loaded: Any
         loaded, tokenizer = hub.load(model, dtype=dtype, device=device)
         weights = ""
         if adapter is not None:
             weights = f"{adapter}@sha256:{hub.adapter_hash(adapter)}"
+            merge = str(loaded.dtype) == "torch.float32" if merge is None else merge
             loaded = hub.with_adapter(loaded, adapter, merge=merge)
+        if can_pack(loaded):
+            pack_linear(loaded, max_batch, keep=loaded.get_output_embeddings())
         self.tokenizer = tokenizer
         self.chat = ChatTemplate(tokenizer)
         self.max_new_tokens = max_new_tokens

@@ -2,5 +2,6 @@
 
 from agents.policies.sampling.draw import Sampling
 from agents.policies.sampling.engine import Engine, Sampled, Stats
+from agents.policies.sampling.packed import can_pack, pack_linear
 
-__all__ = ["Engine", "Sampled", "Sampling", "Stats"]
+__all__ = ["Engine", "Sampled", "Sampling", "Stats", "can_pack", "pack_linear"]

@@ -107,7 +107,7 @@ class Engine:
         _check_attention_only(model)
         self.stats = Stats()
         self._model = model
-        self._decode = next_logits(model)
+        self._decode = next_logits(model, rows=max_batch)
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._ends = frozenset(ends)

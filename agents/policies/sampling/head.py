@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.policies.sampling.packed import PackedLinear, can_pack
+
 log = logging.getLogger(__name__)
 
 REFINED = 64
@@ -25,19 +27,23 @@ _PROBE = 8
 """Tokens on which the output layer alone is compared with the model."""
 
 
-def next_logits(model: Any) -> Callable[..., torch.Tensor]:
+def next_logits(model: Any, *, rows: int = 1) -> Callable[..., torch.Tensor]:
     """A function of a forward pass's arguments: logits of what follows, (rows, vocabulary).
 
     Of a half-precision model with a plain linear output layer they are float32, the `REFINED`
     highest as exact as the last hidden state allows. Every other model's own logits are taken.
+    On a CPU a plain output layer is packed for `rows` rows.
     """
     causal = getattr(model, "get_base_model", lambda: model)()  # peft's LoRA stays in its layers
     head = causal.get_output_embeddings()
     half = model.dtype in (torch.bfloat16, torch.float16)
-    if half and _plain(head, causal.config.get_text_config(decoder=True)):
+    packs = can_pack(model)
+    if (half or packs) and _plain(head, causal.config.get_text_config(decoder=True)):
+        project = PackedLinear(head, rows) if packs else head
 
         def logits(**inputs: Any) -> torch.Tensor:
-            return _refined(head, causal.base_model(**inputs).last_hidden_state[:, -1])
+            hidden = causal.base_model(**inputs).last_hidden_state[:, -1]
+            return _refined(head, project(hidden).float(), hidden) if half else project(hidden)
 
         if _same(model, logits):
             return logits
@@ -45,9 +51,8 @@ def next_logits(model: Any) -> Callable[..., torch.Tensor]:
     return lambda **inputs: model(**inputs).logits[:, -1]
 
 
-def _refined(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """(rows, vocabulary), float32, of hidden states (rows, dim)."""
-    logits: torch.Tensor = head(hidden).float()
+def _refined(head: nn.Linear, logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """`logits` (rows, vocabulary), float32, made exact where they are highest, in place."""
     highest = logits.topk(min(REFINED, logits.shape[-1]), dim=-1).indices
     exact = torch.einsum("rkd,rd->rk", head.weight[highest].float(), hidden.float())
     if head.bias is not None:

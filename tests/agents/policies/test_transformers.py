@@ -164,8 +164,8 @@ def test_an_adapter_acts_and_is_recorded_by_its_hash(folder, tmp_path):
     said = {}
     for name, options in {
         "base": {},
-        "beside": {"adapter": tmp_path / "adapter"},
-        "merged": {"adapter": tmp_path / "adapter", "merge": True},
+        "beside": {"adapter": tmp_path / "adapter", "merge": False},
+        "merged": {"adapter": tmp_path / "adapter"},  # by itself in float32
     }.items():
         with TransformersPolicy(folder, **options, **settings) as policy:
             said[name] = policy.act(episode())["completion"]
