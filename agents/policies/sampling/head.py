@@ -23,6 +23,8 @@ REFINED = 64
 """Most probable tokens whose logits are computed in float32; the others keep rounded ones."""
 _SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of families that cap or scale their logits: they compute them themselves."""
+_ROUNDING = 1e-5
+"""Sums of a row in another order differ by this share in float32."""
 _PROBE = 8
 """Tokens on which the output layer alone is compared with the model."""
 
@@ -72,5 +74,5 @@ def _same(model: Any, logits: Callable[..., torch.Tensor]) -> bool:
     with torch.inference_mode():
         theirs = model(input_ids=ids, use_cache=False).logits[:, -1].float()
         ours = logits(input_ids=ids, use_cache=False)
-    step = torch.finfo(model.dtype).eps * float(theirs.abs().max())
+    step = max(torch.finfo(model.dtype).eps, _ROUNDING) * float(theirs.abs().max())
     return float((ours - theirs).abs().max()) <= 2 * step
