@@ -47,7 +47,7 @@ class _Demo:
     def run(self) -> dict[str, Any]:
         stages = self.stages
         stages.run("tasks", "Make tasks from real packages", self._make_tasks)
-        stages.run("oracle", "Record the oracle on every task", self._oracle)
+        stages.run("oracle", "Record the oracle on the tasks to be tried", self._oracle)
         start = Path(
             stages.run("start", "Take the SFT adapter to start from", self._start)["adapter"]
         )
@@ -82,20 +82,20 @@ class _Demo:
         names = {task.instance_id for task in dev}
         rest = [task for task in train if task.instance_id not in names]
         splits = {
-            "all": found,
             "train": _spread(rest, self.settings.train_tasks),
             "dev": dev,
             "heldout": _spread(heldout, self.settings.heldout_tasks),
         }
-        for name, tasks in splits.items():
+        splits["used"] = [task for tasks in splits.values() for task in tasks]
+        for name, tasks in {"all": found, **splits}.items():
             sources.dump(tasks, self.out / f"{name}.jsonl")
-        return {name: len(tasks) for name, tasks in splits.items()}
+        return {"all": len(found), **{name: len(tasks) for name, tasks in splits.items()}}
 
     def _oracle(self) -> dict[str, Any]:
         from agents.policies import make_policy
 
         policy = make_policy("oracle")
-        runs = {"all": 1}
+        runs = {"used": 1}
         if self.settings.start == "sft":
             runs["train"] = self.settings.sft_attempts
         result: dict[str, Any] = {}

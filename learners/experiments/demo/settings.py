@@ -22,10 +22,10 @@ class DemoSettings:
     the oracle trajectories of the training tasks (weaker, for there are few of them)."""
     sandbox: str = "auto"
 
-    train_tasks: int = 16
-    heldout_tasks: int = 6
-    """How many of each split are attempted; the oracle proves all of them."""
-    dev_tasks: int = 3
+    train_tasks: int = 12
+    heldout_tasks: int = 4
+    """How many of each split are attempted; the oracle proves them first."""
+    dev_tasks: int = 2
     """Training packages' tasks kept out of training, to stop on."""
     dev_attempts: int = 4
     train_attempts: int = 3

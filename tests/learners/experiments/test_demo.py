@@ -46,7 +46,7 @@ def test_every_stage_runs_and_zeros_are_reported(settings, tmp_path, capsys):
     figures = run_demo(out, settings)
     oracle = json.loads((out / "stages" / "oracle.json").read_bytes())["result"]
     assert oracle == {
-        "all": {"resolved": 3, "attempts": 3},
+        "used": {"resolved": 3, "attempts": 3},
         "train": {"resolved": 2, "attempts": 2},
     }
     assert {arm: (f["resolved"], f["attempts"]) for arm, f in figures.items()} == {
