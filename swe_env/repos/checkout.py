@@ -10,7 +10,7 @@ from pathlib import Path
 
 from swe_env.cache import build_once, cache_dir, digest
 from swe_env.errors import PatchError, TaskError
-from swe_env.repos import sdist
+from swe_env.repos import archives
 from swe_env.repos.git import commit_all, git, must, said
 from swe_env.repos.patches import apply_patch
 from swe_env.types import Source, Task
@@ -96,7 +96,7 @@ def _copy_tree(origin: Path, folder: Path) -> None:
 
 def _fill(source: Source, commit: str, folder: Path) -> None:
     if source.kind == "sdist":
-        sdist.unpack(sdist.download(source.location, source.version, source.sha256), folder)
+        archives.unpack(archives.download(source.location, source.version, source.sha256), folder)
     elif source.kind == "folder":
         _copy_folder(Path(source.location), folder)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swe_env.errors import RecipeError, TaskError
-from swe_env.repos import environment, head, pristine, sdist
+from swe_env.repos import archives, environment, head, pristine
 from swe_env.repos.environments import installed
 from swe_env.types import Recipe, Source
 
@@ -65,8 +65,8 @@ def prepare(source: Source, requirements: tuple[str, ...] | None = None) -> Pack
         TaskError: the package cannot be had, or its environment would hold a second copy of it.
     """
     if source.kind == "sdist" and not source.sha256:
-        archive = sdist.download(source.location, source.version)
-        source = replace(source, sha256=sdist.hash_of(archive))
+        archive = archives.download(source.location, source.version)
+        source = replace(source, sha256=archives.hash_of(archive))
     checkout = pristine(source)
     name, version, wanted, extras = _metadata(checkout, source)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"

