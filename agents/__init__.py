@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.policies import BasePolicy, Episode, Policy, make_policy
+    from agents.policies.conformance import check_policy
     from agents.rollouts import run_episode, run_rollouts
     from agents.selection import mean_pass_at_k, select
     from agents.viewer import render_report
@@ -18,6 +19,7 @@ _LAZY = {
     "BasePolicy": "agents.policies",
     "Episode": "agents.policies",
     "Policy": "agents.policies",
+    "check_policy": "agents.policies.conformance",
     "make_policy": "agents.policies",
     "mean_pass_at_k": "agents.selection",
     "render_report": "agents.viewer",
@@ -31,6 +33,7 @@ __all__ = [
     "BasePolicy",
     "Episode",
     "Policy",
+    "check_policy",
     "make_policy",
     "mean_pass_at_k",
     "render_report",

@@ -39,6 +39,7 @@ def test_public_names_of_the_agents():
         "BasePolicy",
         "Episode",
         "Policy",
+        "check_policy",
         "make_policy",
         "mean_pass_at_k",
         "render_report",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
+import msgspec
+
+from swe_env.errors import PolicyError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Observation, PublicTask, Task
 
@@ -98,3 +101,34 @@ class BasePolicy:
     def act(self, episode: Episode) -> Action:
         """The next action (see `Policy.act`)."""
         raise NotImplementedError(f"{type(self).__name__} must define act(episode).")
+
+
+def well_formed(action: object) -> Action:
+    """What a policy gave, once it is known to be an action that can be taken and recorded.
+
+    A message or completion of None counts as left out.
+
+    Raises:
+        PolicyError: it is none; says what is wrong with it.
+    """
+    if not isinstance(action, Mapping):
+        raise PolicyError(f"The policy gave a {type(action).__name__} for an action: {_FORM}.")
+    kept = {key: value for key, value in action.items() if value is not None}
+    for name, kind in _FIELDS.items():
+        if name in kept and not isinstance(kept[name], kind):
+            raise PolicyError(
+                f"The action's {name} is of type {type(kept[name]).__name__}, not "
+                f"{kind.__name__.lower()}: {_FORM}."
+            )
+    if missing := {"tool", "arguments"} - kept.keys():
+        raise PolicyError(f"The action has no {' and no '.join(sorted(missing))}: {_FORM}.")
+    kept["arguments"] = dict(kept["arguments"])
+    try:
+        msgspec.json.encode([kept["tool"], kept["arguments"], kept.get("message", "")])
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
+    return cast(Action, kept)
+
+
+_FIELDS = {"tool": str, "arguments": Mapping, "message": str, "completion": Mapping}
+_FORM = 'it is {"tool": name, "arguments": {...}}, optionally with "message" and "completion"'

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
-import msgspec
 
-from agents.policies.base import Episode, EpisodeOver, Policy, Turn
+from agents.policies.base import Episode, EpisodeOver, Policy, Turn, well_formed
 from agents.rollouts.stuck import is_stuck
 from swe_env.errors import InfrastructureError, PolicyError, TaskError
 from swe_env.replay.trajectory import Trajectory
@@ -83,37 +82,6 @@ def run_episode(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
         log or logger.debug, stop, dict(provenance or {}),
     ).run()  # fmt: skip
-
-
-def well_formed(action: object) -> Action:
-    """What a policy gave, once it is known to be an action that can be taken and recorded.
-
-    A message or completion of None counts as left out.
-
-    Raises:
-        PolicyError: it is none; says what is wrong with it.
-    """
-    if not isinstance(action, Mapping):
-        raise PolicyError(f"The policy gave a {type(action).__name__} for an action: {_FORM}.")
-    kept = {key: value for key, value in action.items() if value is not None}
-    for name, kind in _FIELDS.items():
-        if name in kept and not isinstance(kept[name], kind):
-            raise PolicyError(
-                f"The action's {name} is of type {type(kept[name]).__name__}, not "
-                f"{kind.__name__.lower()}: {_FORM}."
-            )
-    if missing := {"tool", "arguments"} - kept.keys():
-        raise PolicyError(f"The action has no {' and no '.join(sorted(missing))}: {_FORM}.")
-    kept["arguments"] = dict(kept["arguments"])
-    try:
-        msgspec.json.encode([kept["tool"], kept["arguments"], kept.get("message", "")])
-    except (TypeError, ValueError) as error:
-        raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
-    return cast(Action, kept)
-
-
-_FIELDS = {"tool": str, "arguments": Mapping, "message": str, "completion": Mapping}
-_FORM = 'it is {"tool": name, "arguments": {...}}, optionally with "message" and "completion"'
 
 
 class _Run:
