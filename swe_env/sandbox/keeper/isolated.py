@@ -25,29 +25,39 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Isolated:
-    """Everything lies in mounts of namespaces that end with their last process."""
+    """Everything lies in mounts of namespaces that end with their last process.
 
-    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+    Made in two steps, because the first takes most of the time and is the same for many sandboxes:
+    namespaces, limits and the system's folders at once, the checkout when `begin` names it.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
         self._rooted = os.geteuid() == 0
         self._group = Group(request["memory"], request["processes"])
         self._bwrap_fd = self._init_fd = -1
         try:
             self._own_mounts()
             self._mount_private(request["disk"])
-            if fds:
-                upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
-                copy_tree(fds[0], upper)
-                os.close(upper)
-            self._mount_overlay(request["base"])
             self._start(request)
-            self.root = os.open(f"{_PRIVATE}/merged", _FOLDER)
             self.upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
             self.proc = os.open(f"/proc/{self._init}/root/proc", _FOLDER)
         except BaseException:
             self.teardown()
+            self.tidy()
             raise
-        for fd in fds:
-            os.close(fd)
+
+    def begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Put the workspace into the prepared sandbox; ``fds[0]``, if any, is its upper layer."""
+        for path, identity in request["identities"].items():
+            info = Path(path).stat()
+            if [info.st_dev, info.st_ino] != identity:
+                raise OSError(f"{path} is another folder for the sandbox's keeper")
+        if fds:
+            copy_tree(fds[0], self.upper)
+            os.close(fds[0])
+        self._mount_overlay(request["base"])
+        self.root = os.open(f"{_PRIVATE}/merged", _FOLDER)
+        self._attach(request["workdir"], request["binds"], request["hidden"])
 
     def describe(self) -> tuple[dict[str, Any], list[int]]:
         """What the library is told once the sandbox stands."""
@@ -125,6 +135,9 @@ class Isolated:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
                 wire.ready([fd], _START_SECONDS)
+
+    def tidy(self) -> None:
+        """Remove the cgroups: to leave one the kernel may take some 10 ms."""
         self._group.leave()
 
     def _own_mounts(self) -> None:
@@ -164,6 +177,27 @@ class Isolated:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("overlay", f"{_PRIVATE}/merged", "overlay", flags, f"{options},{extra}")
         os.chdir("/")
+
+    def _attach(self, workdir: str, binds: dict[str, str], hidden: list[str]) -> None:
+        """Attach what differs from sandbox to sandbox; nothing but its first process runs yet."""
+        trees = [(path, kernel.clone_tree(at, read_only=True)) for path, at in binds.items()]
+        merged = kernel.clone_tree(f"{_PRIVATE}/merged", read_only=False)
+        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.setns(self._init_fd, kernel.CLONE_NEWNS)
+        try:
+            for path, tree in trees:
+                Path(path).mkdir(parents=True, exist_ok=True)
+                kernel.attach(tree, path)
+            for path in hidden:
+                kernel.mount("tmpfs", path, "tmpfs", flags | kernel.MS_RDONLY, "mode=0755")
+            kernel.attach(merged, workdir)
+            remount = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
+            kernel.mount("none", "/", "", remount | flags)
+        finally:
+            kernel.setns(own, kernel.CLONE_NEWNS)
+            for fd in (own, merged, *(tree for _, tree in trees)):
+                os.close(fd)
 
     def _start(self, request: dict[str, Any]) -> None:
         """Start bubblewrap and wait until its first process runs inside."""

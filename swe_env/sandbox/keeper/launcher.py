@@ -40,7 +40,7 @@ def _keep(launcher: socket.socket, request: dict[str, object], fds: list[int], o
     try:
         launcher.close()
         os.setsid()
-        Keeper(socket.socket(fileno=fds[0]), fds[1:], owner).run(request)
+        Keeper(socket.socket(fileno=fds[0]), owner).run(request)
         status = 0
     except BaseException as error:
         print(f"swe_env keeper: {type(error).__name__}: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ PREFIX = "swe-env-"
 class Plain:
     """A temporary folder that lives as long as its keeper."""
 
-    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         # Whatever is orphaned below becomes a child of the keeper: a daemon cannot get away.
         kernel.adopt_orphans()
         parent = Path(request["parent"])
@@ -32,10 +32,14 @@ class Plain:
             for name in ("testbed", "home", "tmp", "scratch"):
                 (self.folder / name).mkdir()
             self.root = os.open(self.folder / "testbed", os.O_RDONLY | os.O_DIRECTORY)
-            copy_tree(fds[0], self.root)
         except BaseException:
             self.teardown()
             raise
+
+    def begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Fill the workspace with a copy of the folder behind ``fds[0]``."""
+        del request
+        copy_tree(fds[0], self.root)
         os.close(fds[0])
 
     def describe(self) -> tuple[dict[str, Any], list[int]]:
@@ -85,6 +89,9 @@ class Plain:
         """Leave no process and no file."""
         kill_all((), under=os.getpid())
         remove(self.folder)
+
+    def tidy(self) -> None:
+        """Nothing is left by then."""
 
 
 def sweep(parent: Path) -> None:
