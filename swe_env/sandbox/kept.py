@@ -58,9 +58,13 @@ class KeptSandbox:
         self._rlimits = dict(rlimits)
         self._lock = threading.RLock()
         self._closed = False
-        self._files = DirFiles(root, workdir)
+        self._files = self._open_files()
         self.files: Files = self._files
         self._shell = self._new_shell(cwd)
+
+    def _open_files(self) -> DirFiles:
+        """File access to the workspace, made once."""
+        return DirFiles(self._root, self.workdir)
 
     def _processes(self) -> set[int]:
         """Processes alive in the sandbox, numbered as its commands see them."""
