@@ -5,8 +5,8 @@
 Everything of ours goes through `SWEEnv.reset`, `step` and `fork`, on a checkout of sympy (its
 source distribution, or any git repository by `--repository` and `--commit`). The sides of a
 comparison are played in turn, round after round; a figure is the median of its rounds. A peer runs
-in its own Python, which times itself. Writes `benchmarks/results/env.json`, prints a table, and ends
-with exit code 1 when a goal is missed.
+in its own Python, which times itself. Writes `benchmarks/results/env.json`, prints a table, and
+ends with exit code 1 when a goal is missed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ SDIST = ("sympy", "1.12", "ebf595c8dac3e0fdc4152c51878b498396ec7f30e7a914d6071e6
 PACKAGE = "sympy"
 LONG_FILE, LONG_LINES = "sympy/core/bench_long.py", 2000
 MENDED = "sympy/core/cache.py"
-TESTS = "sympy/core/tests/test_cache.py"
-HIDDEN = "sympy/core/tests/test_bench_hidden.py"
+HIDDEN = "bench/test_hidden.py"
 QUERIES = {"rare": "_eval_is_positive", "absent": "no_such_name_here", "common": "import"}
 PAUSE = 0.1
 """Seconds between episodes where a model would think: its shortest answer takes longer."""
@@ -158,7 +157,7 @@ def sections(text: str) -> list[str]:
 
 
 def make_task(options: argparse.Namespace) -> Task:
-    """A task on sympy: one function is missing, and a hidden test calls it."""
+    """A task on sympy: one function is missing, and a hidden test looks for it."""
     name, version, sha256 = SDIST
     source = Source(kind="sdist", location=name, version=version, sha256=sha256)
     if options.repository:
@@ -174,18 +173,19 @@ def make_task(options: argparse.Namespace) -> Task:
         problem_statement="`sympy.core.cache.bench_answer` is missing; it returns 42.",
         source=source,
         environment=recipe,
+        test_command="python -m pytest --noconftest",
     )
     old = (sandbox_spec(task).base / MENDED).read_text()
     gold = file_diff(MENDED, old, old + "\n\ndef bench_answer():\n    return 42\n")
-    lines = ["from sympy.core.cache import bench_answer", "", "", "def test_bench_answer():",
-             "    assert bench_answer() == 42"]  # fmt: skip
+    # The test loads nothing of sympy: to compile it would take seconds and hide what is measured.
+    lines = ["def test_bench_answer():", f"    text = open({MENDED!r}).read()",
+             '    assert "def bench_answer" in text']  # fmt: skip
     hidden = f"diff --git a/{HIDDEN} b/{HIDDEN}\nnew file mode 100644\n--- /dev/null\n"
     hidden += f"+++ b/{HIDDEN}\n@@ -0,0 +1,{len(lines)} @@\n"
     hidden += "".join(f"+{line}\n" for line in lines)
     values = {name: getattr(task, name) for name in Task.__dataclass_fields__}
     values |= {"patch": gold, "test_patch": hidden}
     values["FAIL_TO_PASS"] = (f"{HIDDEN}::test_bench_answer",)
-    values["PASS_TO_PASS"] = (f"{TESTS}::test_cacheit_doc",)
     return Task(**values)
 
 
@@ -205,11 +205,10 @@ def echo(bench: Bench) -> None:
         process.stdin.close()
         process.wait(60)
     env.close()
-    ours = times["swe-env"].median
-    bench.goal("echo through the tool", 1.0, "ms", ours)
+    bench.goal("echo through the tool", 1.0, "ms", times["swe-env"].median)
     for name in ISOLATED:
         if name in times:
-            share = ours / times[name].median
+            share = times["swe-env"].share_of(times[name])
             bench.goal(f"echo, share of {name}'s time", 1 / 3, "", share)
 
 
@@ -385,7 +384,7 @@ def search(bench: Bench) -> None:
         }
         times = interleave(sides, rounds=bench.rounds(25))
         bench.keep(f"search, {kind} text", times)
-        ratio = times["swe-env"].median / times["git grep -n"].median
+        ratio = times["swe-env"].share_of(times["git grep -n"])
         bench.goal(f"search, {kind} text, share of git grep -n's time", 1.2, "", ratio)
     bench.figures["search, first of a base in a process"] = {"swe-env": {"median": self_built}}
     env.close()
@@ -394,7 +393,7 @@ def search(bench: Bench) -> None:
 def grading(bench: Bench) -> None:
     """From `submit` to the reward, less the tests' own process run by itself."""
     env = bench.open()
-    spec_command = ["python", "-m", "pytest", "-q", HIDDEN, TESTS]
+    command = [*bench.task.test_command.split(), HIDDEN]
 
     def solve(hidden: bool) -> None:
         env.reset()
@@ -409,7 +408,7 @@ def grading(bench: Bench) -> None:
         assert reward == 1, info
 
     def tests() -> None:
-        done = env._context.sandbox.exec(spec_command)  # type: ignore[union-attr]
+        done = env._context.sandbox.exec(command)  # type: ignore[union-attr]
         assert done.exit_code == 0, done.output
 
     sides = {
@@ -418,7 +417,7 @@ def grading(bench: Bench) -> None:
     }
     times = bench.keep("grading", interleave(sides, rounds=bench.rounds(15), warm_up=1))
     env.close()
-    on_top = times["submit to reward"].median - times["the tests' process alone"].median
+    on_top = times["submit to reward"].beyond(times["the tests' process alone"])
     bench.goal("grading on top of the tests' process", 150, "ms", on_top)
 
 

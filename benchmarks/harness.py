@@ -1,4 +1,4 @@
-"""Time things side by side: warm-up, interleaved rounds, medians with quartiles; and the machine."""
+"""Time things side by side: warm-up, interleaved rounds, medians, quartiles; and the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,30 @@ class Times:
     q1: float
     q3: float
     least: float
-    rounds: int
+    seconds: tuple[float, ...]
+    """Of each round in order."""
 
     @classmethod
     def of(cls, seconds: list[float]) -> Times:
         """The summary of some rounds."""
         q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
         values = (median, q1, q3, min(seconds))
-        return cls(*(round(value * 1000, 4) for value in values), len(seconds))
+        return cls(*(round(value * 1000, 4) for value in values), tuple(seconds))
 
     def plain(self) -> dict[str, float]:
-        """As JSON has it."""
-        return asdict(self)
+        """As JSON has it: without the single rounds."""
+        summary = {"median": self.median, "q1": self.q1, "q3": self.q3, "least": self.least}
+        return {**summary, "rounds": len(self.seconds)}
+
+    def share_of(self, other: Times) -> float:
+        """Median over rounds of this side's time as a share of the other's in the same round."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+    def beyond(self, other: Times) -> float:
+        """Median over rounds of the milliseconds that this side took more than the other."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine - theirs for mine, theirs in pairs) * 1000
 
 
 def timed(act: Callable[[], object], before: Callable[[], object] | None = None) -> Side:
