@@ -214,7 +214,8 @@ def _variables(scene: Scene) -> str:
     box.exec(
         "export PYTHONPATH=/tmp/evil PYTHONSTARTUP=/tmp/evil.py PYTEST_ADDOPTS=--co; "
         "export BASH_ENV=/tmp/e ENV=/tmp/e PYTHONINSPECT=1 PATH=/tmp/bin:$PATH; "
-        "alias python=true; python() { :; }; export -f python; mkdir /tmp/bin; printf '#!/bin/sh\\n' > /tmp/bin/python; "
+        "alias python=true; python() { :; }; export -f python; mkdir /tmp/bin; "
+        "printf '#!/bin/sh\\n' > /tmp/bin/python; "
         "chmod +x /tmp/bin/python; for f in ~/.bashrc ~/.profile /tmp/e; do echo exit > $f; done"
     )
     seen = box.exec(["sh", "-c", "env; command -v python; python -c 'print(6 * 7)'"]).output
