@@ -149,7 +149,8 @@ class LocalSandbox(KeptSandbox):
             if count > self._seen[name]:
                 self._seen[name] = count
                 return name
-        if os.fstatvfs(self._root).f_bavail == 0:
+        room = os.fstatvfs(self._root)
+        if 0 in (room.f_bavail, room.f_favail):
             return "disk"
         struck = super()._struck(code, output)
         return "" if struck in self._events else struck  # a counter knows better

@@ -183,7 +183,7 @@ def output_is_capped(bench: Bench) -> None:
     box = bench.start()
     result = box.exec("echo first; seq 100000; echo last", output_limit=1000)
     text = result.output
-    expect(len(text) < 1200, "the cap holds", len(text))
+    expect(len(text) < 1200 and result.limit == "output", "the cap holds", len(text))
     expect(text.startswith("first") and text.endswith("last\n"), "head and tail stay", text)
     expect(str(588895 + 11 - 1000) in text, "the number left out is told", text[480:560])
     expect(box.exec("yes | head -c 200000000 | tail -c 2").output == "y\n", "a flood is no problem")
@@ -375,6 +375,7 @@ def limits_strike(bench: Bench) -> None:
     box = bench.start(limits=Limits(file_size=1 << 20))
     result = box.exec("head -c 5000000 /dev/zero > big")
     expect(result.exit_code != 0, "the file size limit strikes", result)
+    expect(result.limit == "disk" and "size limit" in result.output, "and is told", result)
     said(box.exec("stat -c %s big"), str(1 << 20))
 
 

@@ -157,7 +157,9 @@ class Isolated:
         kernel.mount("tmpfs", _PRIVATE, "tmpfs", flags, "mode=0755")
         for name in ("data", "merged", "scratch", "snapshot", "etc"):
             Path(_PRIVATE, name).mkdir()
-        kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, f"mode=0755,size={disk}")
+        # Empty files cost no blocks, but memory all the same.
+        options = f"mode=0755,size={disk},nr_inodes={max(disk // 1024, 1000)}"
+        kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, options)
         for name in ("upper", "work", "tmp", "home", "shm"):
             Path(_PRIVATE, "data", name).mkdir()
         for name in ("tmp", "shm"):

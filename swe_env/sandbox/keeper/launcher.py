@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-from swe_env.sandbox.keeper import wire
+from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.server import Keeper
 
 
@@ -15,6 +15,7 @@ def main(fd: int, owner: int) -> None:
     """Serve start requests on `fd` until it is closed or the process `owner` ends."""
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
+    kernel.forget_keys()
     try:
         owner_fd = os.pidfd_open(owner)
     except ProcessLookupError:

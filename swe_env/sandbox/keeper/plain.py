@@ -12,7 +12,7 @@ from typing import Any
 
 from swe_env.sandbox.keeper import kernel
 from swe_env.sandbox.keeper.layers import copy_tree
-from swe_env.sandbox.keeper.processes import interrupt_all, kill_all
+from swe_env.sandbox.keeper.processes import interrupt_all, kill_all, kill_strays
 
 PREFIX = "swe-env-"
 
@@ -105,6 +105,7 @@ def sweep(parent: Path) -> None:
             lock = os.open(folder / ".alive", os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kill_strays(folder)
                 remove(folder)
             finally:
                 os.close(lock)
