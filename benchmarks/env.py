@@ -164,7 +164,7 @@ def make_task(options: argparse.Namespace) -> Task:
         source = Source(kind="git", location=options.repository)
     recipe = Recipe(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        requirements=("pytest==9.1.1", "mpmath==1.3.0"),
+        requirements=("pytest==9.1.1",),
     )
     task = Task(
         instance_id="bench-sympy",

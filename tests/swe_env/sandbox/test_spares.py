@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,8 +24,8 @@ def _keepers() -> set[int]:
     """The keepers of this process, spares included."""
     process = client._launcher._process
     assert process is not None
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
-        return {int(pid) for pid in children.read().split()}
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return {int(pid) for pid in children.split()}
 
 
 def test_the_next_sandbox_begins_in_a_keeper_that_waits_already(start):

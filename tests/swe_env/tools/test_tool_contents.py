@@ -40,7 +40,7 @@ CHANGES = [
     "rm -r b; ln -s a b",
     "rm -r b; echo a file > b",
     "ln -s a/mod.py link.py; rm z.txt; ln -s README z.txt",
-    "mkdir -p n/m; echo '*.py' > n/.gitignore; echo 1 > n/x.py; echo 2 > n/x.txt; echo 3 > n/m/y.py",
+    "mkdir -p n/m; echo '*.py' > n/.gitignore; echo 1 | tee n/x.py n/m/x.txt n/m/y.py",
     "echo '!noise.log' >> .gitignore",
     "rm .gitignore",
     "echo '*.py' > a/.gitignore",
