@@ -15,15 +15,19 @@ fail are run among the others, and the test files, pytest, unittest and what the
 are compared with what they were.
 """
 
-# ruff: noqa: PT009, PTH100, PTH109, PTH112, PTH118, PTH120, PTH208, SIM105 - old Pythons; pytest fixes the signatures
+# ruff: noqa: PT009, PTH100, PTH109, PTH112, PTH118, PTH120, PTH208, SIM105 - old Pythons
 # mypy: ignore-errors
+
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [""]:
+    del sys.path[0]  # the checkout, whose hmac.py would be told the key
 
 import fcntl
 import hashlib
 import hmac
 import json
 import os
-import sys
 import time
 
 _PHASE_TEXT = 4000
@@ -407,8 +411,8 @@ def main():
     if search:
         os.environ["PYTHONPATH"] = search
         front += [os.path.abspath(path) for path in search.split(os.pathsep)]
-    if sys.path and sys.path[0] == "":
-        sys.path.pop(0)
+    if settings["distrusted"]:
+        __import__("unittest")
     try:
         import pytest
     except ImportError:
@@ -419,11 +423,9 @@ def main():
         except ImportError as error:
             send("no-pytest", text=str(error))
             os._exit(3)
+    load_all()
     sys.path[0:0] = front
     started = time.time()
-    load_all()
-    if settings["distrusted"]:
-        __import__("unittest")
     before = dict(functions())
     honest = settings["honest"]
     files = sources(settings["targets"]) if settings["distrusted"] else {}

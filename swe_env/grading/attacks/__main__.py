@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -48,8 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     bad = [result for result in results if not result.good]
     print(f"{len(results)} attempts, {len(bad)} not as they must be.")
     if options.out:
-        rows = [asdict(result) for result in results]
-        options.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        told = {
+            "machine": {"kernel": platform.release(), "python": platform.python_version()},
+            "command": "python -m swe_env.grading.attacks " + shlex.join(arguments or sys.argv[1:]),
+            "attempts": len(results),
+            "not_as_they_must_be": len(bad),
+            "results": [asdict(result) for result in results],
+        }
+        options.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return 1 if bad else 0
 
 

@@ -69,6 +69,10 @@ HONEST = (
         {"calc.py": FIXED, "kept/latin.txt": "déjà\n".encode("latin-1")},
     ),
     Attempt("with a binary file", {"calc.py": FIXED, "kept/data.bin": bytes(range(256)) * 4}),
+    Attempt(
+        "beside modules named like the standard library's",
+        {"calc.py": FIXED, **dict.fromkeys(("hmac.py", "json.py", "unittest.py"), "exit(0)\n")},
+    ),
     Attempt("without a newline at the end", {"calc.py": FIXED.rstrip("\n")}),
     Attempt(
         "prints, logs, leaves at-exit work and a thread",

@@ -120,6 +120,6 @@ def test_the_table_is_printed_and_written(monkeypatch, tmp_path, capsys):
     )  # gold is not an attack that fails
     printed = capsys.readouterr().out
     assert "3 attempts, 1 not as they must be." in printed
-    rows = json.loads(out.read_text())
+    rows = json.loads(out.read_text())["results"]
     assert [row["good"] for row in rows] == [True, False, True]
     assert "sitecustomize.py" in rows[0]["named"][0]
