@@ -222,7 +222,7 @@ def start_peers(bench: Bench) -> dict[str, tuple[subprocess.Popen[str], list[str
             bench.left_out[peer] = "not given: use --install-peers or --peers-python"
             continue
         process = subprocess.Popen(
-            [python, str(HERE / "peers.py"), peer],
+            [python, str(HERE / "env_peers.py"), peer],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -37,6 +37,8 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox import SandboxSpec, get
 folder, seed, episodes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(seed)
+with get("local")(SandboxSpec(base=folder / "base")):
+    pass  # from now on a keeper waits for the next one, which takes a descriptor
 for number in range(episodes):
     kind = rng.choice(("local", "local", "local", "process"))
     print("begin", len(os.listdir("/proc/self/fd")), flush=True)

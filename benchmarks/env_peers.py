@@ -1,6 +1,6 @@
 """Runs inside a peer's own Python: one `echo` for each line on standard input, timed in here.
 
-    PEER_PYTHON benchmarks/peers.py mini-swe-agent
+    PEER_PYTHON benchmarks/env_peers.py mini-swe-agent
 
 First a line of JSON with the peer's version and the names of its ways to run a command; then each
 line of standard input is the name of one, answered by a line with the seconds that `echo` took.
