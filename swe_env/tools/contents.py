@@ -43,6 +43,15 @@ _corpora: OrderedDict[Hashable, Corpus | None] = OrderedDict()
 _lock = threading.Lock()
 
 
+def _new_lock() -> None:
+    """In a forked child: a thread of the parent may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
 def contents(files: Files, folder: str) -> Iterator[tuple[str, bytes]]:
     """(path, bytes) of the text files below a folder that git would not ignore, sorted.
 
