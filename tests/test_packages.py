@@ -109,6 +109,8 @@ def test_the_command_line_has_exactly_these_commands(tmp_path):
     assert re.findall(r"^\W? ([a-z][a-z-]*)  ", panel, re.MULTILINE) == [
         "doctor",
         "run",
+        "replay",
+        "regrade",
         "view",
         "report",
         "train",

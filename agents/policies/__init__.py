@@ -15,6 +15,7 @@ policies: Registry[Callable[..., Policy]] = Registry(
         "scripted": "agents.policies.scripted:ScriptedPolicy",
         "random": "agents.policies.random_calls:RandomPolicy",
         "oracle": "agents.policies.oracle:OraclePolicy",
+        "openai": "agents.policies.openai_chat:OpenAIPolicy",
         "transformers": "agents.policies.transformers:TransformersPolicy",
     },
 )

@@ -85,9 +85,7 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = Fa
 
     adapter_hash(folder)
     try:
-        with warnings.catch_warnings():
-            # peft reads a property that transformers is about to rename.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with quiet_renames():
             wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
         return (wrapped.merge_and_unload() if merge else wrapped).eval()
     except (ValueError, RuntimeError, AttributeError) as error:
@@ -96,6 +94,14 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = Fa
             f"The adapter {folder} does not fit the model ({reason}): load it on the model it was "
             "trained on."
         ) from error
+
+
+@contextlib.contextmanager
+def quiet_renames() -> Iterator[None]:
+    """Without the warnings for names that transformers is about to drop and peft still uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+        yield
 
 
 def adapter_hash(folder: str | Path) -> str:

@@ -35,7 +35,7 @@ class TransformersPolicy(BasePolicy):
     truncation), as the learner computes them: to 1e-3 in float32. In bfloat16 hidden states of
     different batch shapes round differently, so a token's two figures differ: for SmolLM2 on a CPU
     by 0.02 nat in the mean of their absolute values and 0.2 at most (288 tokens, 6 rows), with a
-    mean of 0.0005.
+    mean of 0.002.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """Episodes: one, or many at once; resumable and safe to kill."""
 
+from agents.rollouts.again import Difference, regrade, replay
 from agents.rollouts.engine import attempt_seed, run_rollouts
 from agents.rollouts.episode import Budget, run_episode
 from agents.rollouts.progress import LiveProgress, Progress
@@ -8,10 +9,13 @@ from agents.rollouts.report import AttemptResult, RolloutReport
 __all__ = [
     "AttemptResult",
     "Budget",
+    "Difference",
     "LiveProgress",
     "Progress",
     "RolloutReport",
     "attempt_seed",
+    "regrade",
+    "replay",
     "run_episode",
     "run_rollouts",
 ]

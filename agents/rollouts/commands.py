@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +12,15 @@ import typer
 
 from agents.rollouts.report import RolloutReport
 from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Trajectory
+from swe_env.types import Task
 
 
 def register(app: typer.Typer) -> None:
     """Mount this module's commands."""
     app.command("run")(run)
+    app.command("replay")(replay)
+    app.command("regrade")(regrade)
 
 
 def run(
@@ -67,6 +71,83 @@ def run(
         raise typer.Exit(130)
     if report.results and not report.scored:
         raise typer.Exit(3)
+
+
+_Source = Annotated[Path, typer.Argument(help="Buffer folder, or a .json or .jsonl file.")]
+_Tasks = Annotated[str, typer.Option(help="The task source that the trajectories were run on.")]
+_Sandbox = Annotated[str | None, typer.Option(help="Where to run. [default: as recorded]")]
+_Id = Annotated[str, typer.Option("--id", help="Only the trajectory whose id starts so.")]
+
+
+def replay(
+    source: _Source,
+    tasks: _Tasks,
+    trajectory: _Id = "",
+    sandbox: _Sandbox = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Take recorded actions again and say where the answers differ; exit code 1 if any does."""
+    from agents.rollouts import again
+
+    differing = count = 0
+    for recorded, task in _pairs(source, tasks, trajectory):
+        found = again.replay(recorded, task, sandbox=sandbox)
+        count, differing = count + 1, differing + bool(found)
+        name = f"{recorded.instance_id} {recorded.trajectory_id[:12]}"
+        if json:
+            row = {"id": recorded.trajectory_id, "differences": found}
+            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        elif not found:
+            typer.echo(f"{name}: the same")
+        for item in () if json else found:
+            typer.echo(f"{name}: step {item.step}, {item.what}\n- {item.recorded}\n+ {item.now}")
+    if not json:
+        typer.echo(f"{count - differing} of {count} came out the same.")
+    if differing:
+        raise typer.Exit(1)
+
+
+def regrade(
+    source: _Source,
+    tasks: _Tasks,
+    trajectory: _Id = "",
+    sandbox: _Sandbox = None,
+    out: Annotated[Path | None, typer.Option(help="Buffer for the regraded records.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Grade stored patches again and say which verdicts changed; the source stays as it is."""
+    from agents.rollouts import again
+    from swe_env.replay import ReplayBuffer
+
+    buffer = ReplayBuffer(out) if out is not None else None
+    count = changed = 0
+    for recorded, task in _pairs(source, tasks, trajectory):
+        graded = again.regrade(recorded, task, sandbox=sandbox)
+        count, changed = count + 1, changed + (graded.resolved != recorded.resolved)
+        if buffer is not None:
+            buffer.append(graded)
+        row = {"id": recorded.trajectory_id, "before": recorded.resolved, "now": graded.resolved}
+        if json:
+            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        elif graded.resolved != recorded.resolved:
+            verdict = "resolved" if graded.resolved else "not resolved"
+            typer.echo(f"{recorded.instance_id} {recorded.trajectory_id[:12]}: now {verdict}")
+    if buffer is not None:
+        buffer.close()
+    if not json:
+        typer.echo(f"{count} graded again, {changed} verdicts changed.")
+
+
+def _pairs(source: Path, spec: str, prefix: str) -> Iterator[tuple[Trajectory, Task]]:
+    """The trajectories wanted, each with its task."""
+    from agents.viewer.commands import load
+    from swe_env.tasks import find
+    from swe_env.tasks import load as load_tasks
+
+    known = load_tasks(spec)
+    for trajectory in load(source):
+        if trajectory.trajectory_id.startswith(prefix):
+            yield trajectory, find(known, trajectory.instance_id)
 
 
 def summary(report: RolloutReport) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from agents.policies import hub
 from learners.training.card import public_model
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -57,7 +58,8 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             task_type="CAUSAL_LM",
         )
         try:
-            model = get_peft_model(base, lora)
+            with hub.quiet_renames():
+                model = get_peft_model(base, lora)
         except ValueError as error:
             raise ConfigError(
                 f"No adapter with targets {config.lora_targets!r}: {error}"
@@ -65,12 +67,14 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     else:
         folder = check_adapter(config.init_adapter, fingerprint)
         try:
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+            with hub.quiet_renames():
+                model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
             raise _other_base(folder, config.model) from error
     model.peft_config["default"].base_model_name_or_path = public_model(config.model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with hub.quiet_renames():
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     found: PeftModel = model
     return found
 

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
+from agents.policies.sampling.attention import Float32Layer, use_attend
 from agents.policies.sampling.batch import Batch
 from agents.policies.sampling.draw import Sampling, draw
 from agents.policies.sampling.head import next_logits
@@ -105,8 +107,11 @@ class Engine:
                 attention), which cannot be cut at a prefix.
         """
         _check_attention_only(model)
+        self.model = model
+        """What is sampled from."""
         self.stats = Stats()
-        self._model = model
+        self._own_attention = use_attend(model)
+        self._backbone = getattr(model, "get_base_model", lambda: model)().base_model
         self._decode = next_logits(model, rows=max_batch)
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -115,7 +120,8 @@ class Engine:
         self._max_batch = max_batch
         self._device = torch.device(model.device)
         if cache_tokens is None:
-            cache_tokens = (2 << 30) // _bytes_per_token(model)
+            width = 4 if self._own_attention else model.dtype.itemsize
+            cache_tokens = (2 << 30) // _bytes_per_token(model, width)
         self._store = PrefixStore(cache_tokens)
         self._batch = Batch(self._device)
         self._rows: list[_Request] = []
@@ -218,18 +224,25 @@ class Engine:
 
     def _prefill(self, layers: KeysValues, ids: list[int], known: int) -> KeysValues:
         """Keys and values of `ids`, those of the first `known` given."""
-        cache = DynamicCache([(keys[None], values[None]) for keys, values in layers] or None)
+        cache = self._cache([(keys[None], values[None]) for keys, values in layers])
         for first in range(known, len(ids), _CHUNK):
             chunk = ids[first : first + _CHUNK]
-            self._model(
+            self._backbone(
                 input_ids=torch.tensor([chunk], device=self._device),
                 position_ids=torch.arange(first, first + len(chunk), device=self._device)[None],
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
         computed: list[Any] = cache.layers
         return [(layer.keys[0], layer.values[0]) for layer in computed]
+
+    def _cache(self, layers: KeysValues) -> Cache:
+        """A cache that holds `layers`, each (1, heads, tokens, head_dim), and takes more."""
+        if not self._own_attention:
+            return DynamicCache(layers or None)
+        if layers:
+            return Cache(layers=[Float32Layer(keys, values) for keys, values in layers])
+        return Cache(layer_class_to_replicate=Float32Layer)
 
     def _step(self) -> None:
         """Sample one token for every row; finished rows leave."""
@@ -293,9 +306,9 @@ def _check_attention_only(model: Any) -> None:
         )
 
 
-def _bytes_per_token(model: Any) -> int:
-    """Bytes of one token's keys and values over all layers."""
+def _bytes_per_token(model: Any, itemsize: int) -> int:
+    """Bytes of one token's keys and values over all layers, `itemsize` bytes a number."""
     config = _text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+    return int(2 * config.num_hidden_layers * heads * width * itemsize)

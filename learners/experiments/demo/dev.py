@@ -69,7 +69,9 @@ class DevWatch:
         if not target.exists():
             part = self._folder / f".part-{step}"
             shutil.rmtree(part, ignore_errors=True)
-            model.save_pretrained(str(part), selected_adapters=[model.active_adapter])
+            model.save_pretrained(
+                str(part), selected_adapters=[model.active_adapter], save_embedding_layers=False
+            )
             # peft puts an adapter that is not called "default" into a folder of its name.
             written = next(part.rglob("adapter_config.json")).parent
             written.rename(target)

@@ -72,7 +72,7 @@ def test_a_prompt_is_what_was_sampled_before_and_what_the_template_adds(policy):
         assert completion["prompt_token_ids"] == known
         torch.testing.assert_close(
             torch.tensor(completion["logprobs"]),
-            recomputed(policy._engine._model, known, completion["token_ids"]),
+            recomputed(policy._engine.model, known, completion["token_ids"]),
             atol=1e-3,
             rtol=0,
         )
@@ -177,7 +177,7 @@ def test_an_adapter_acts_and_is_recorded_by_its_hash(folder, tmp_path):
             torch.testing.assert_close(
                 torch.tensor(said[name]["logprobs"]),
                 recomputed(
-                    policy._engine._model,
+                    policy._engine.model,
                     said[name]["prompt_token_ids"],
                     said[name]["token_ids"],
                 ),
@@ -204,7 +204,7 @@ def test_smollm2_records_what_a_full_forward_pass_gives():
             torch.testing.assert_close(
                 torch.tensor(completion["logprobs"]),
                 recomputed(
-                    policy._engine._model, completion["prompt_token_ids"], completion["token_ids"]
+                    policy._engine.model, completion["prompt_token_ids"], completion["token_ids"]
                 ),
                 atol=1e-3,
                 rtol=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import peft
 import pytest
 
 from learners.experiments.commands import _demo_settings
@@ -13,6 +14,7 @@ from learners.experiments.demo.dev import DevWatch
 from learners.training import StopTraining
 from swe_env.errors import ConfigError
 from swe_env.tasks import dump
+from tests.agents.models import tiny_model
 from tests.learners.models import save_model
 
 
@@ -76,26 +78,20 @@ def test_an_unknown_setting_is_named():
     assert _demo_settings(["seed=3", "loss=kto"]) == DemoSettings(seed=3, loss="kto")
 
 
-class _Model:
-    """Stands for a model with an adapter: only what saving needs."""
-
-    active_adapter = "policy"
-
-    def save_pretrained(self, folder, selected_adapters):
-        from pathlib import Path
-
-        target = Path(folder) / selected_adapters[0]
-        target.mkdir(parents=True)
-        (target / "adapter_config.json").write_text("{}")
+@pytest.fixture
+def adapted():
+    """A tiny model whose adapter has a name of its own, as in training."""
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    return peft.get_peft_model(tiny_model(), lora, adapter_name="policy")
 
 
-def test_training_stops_when_development_tasks_suffer_and_the_best_is_kept(tmp_path):
+def test_training_stops_when_development_tasks_suffer_and_the_best_is_kept(tmp_path, adapted):
     rates = {2: 0.5, 4: 0.47, 6: 0.3}
     watch = DevWatch(tmp_path, lambda _, step: rates[step], start=0.4)
-    assert watch(_Model(), 2) == {"dev_pass@1": 0.5}
-    assert watch(_Model(), 4) == {"dev_pass@1": 0.47}  # within the noise
+    assert watch(adapted, 2) == {"dev_pass@1": 0.5}
+    assert watch(adapted, 4) == {"dev_pass@1": 0.47}  # within the noise
     with pytest.raises(StopTraining, match=r"0\.500 to 0\.300"):
-        watch(_Model(), 6)
+        watch(adapted, 6)
     assert watch.best() == (2, tmp_path / "step-2")
     assert (tmp_path / "step-2" / "adapter_config.json").exists()
     again = DevWatch(tmp_path, lambda _, step: rates[step], start=0.4)

@@ -168,14 +168,14 @@ def test_a_reply_ends_with_an_end_token_the_stop_string_or_the_limit():
 
 def test_an_error_in_the_model_reaches_every_caller_and_the_engine_goes_on():
     model = tiny_model()
-    forward, broken = model.forward, threading.Event()
+    forward, broken = model.model.forward, threading.Event()
 
     def failing(*args, **kwargs):
         if broken.is_set():
             raise RuntimeError("out of memory\nlong trace")
         return forward(*args, **kwargs)
 
-    model.forward = failing
+    model.model.forward = failing
     engine = Engine(model, None, sampling=FULL, ends=[])
     broken.set()
     with ThreadPoolExecutor(4) as threads:

@@ -1,9 +1,10 @@
+import peft
 import pytest
 import torch
 from torch import nn
 
 from agents.policies.sampling import can_pack, pack_linear
-from agents.policies.sampling.packed import PackedLinear
+from agents.policies.sampling.packed import PackedLinear, PackedLora
 from tests.agents.models import tiny_model
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
@@ -37,12 +38,32 @@ def test_packing_a_model_changes_its_logits_by_rounding_only():
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)
 
 
-def test_thin_matrices_and_the_layers_of_an_adapter_stay():
-    import peft
+def adapted(**settings):
+    model = peft.get_peft_model(
+        tiny_model(**WIDE), peft.LoraConfig(r=4, lora_alpha=7, **settings)
+    ).eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.1)
+    return model
 
-    model = peft.get_peft_model(tiny_model(**WIDE), peft.LoraConfig(r=4, target_modules=["q_proj"]))
-    pack_linear(model, 4)
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    assert isinstance(layer.base_layer, PackedLinear)
-    assert type(layer.lora_A["default"]) is nn.Linear
-    model(torch.arange(8)[None])
+
+def test_a_plain_adapter_is_folded_into_its_layer_and_gives_the_same():
+    model, ids = adapted(target_modules=["q_proj", "down_proj"]), torch.arange(60)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+        pack_linear(model, 4)
+        after = model(ids).logits
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(PackedLora) == 2 * 2
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)
+
+
+def test_an_adapter_that_does_more_keeps_its_layers():
+    model, ids = adapted(target_modules=["q_proj"], use_dora=True), torch.arange(60)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+        pack_linear(model, 4)
+        after = model(ids).logits
+    assert not any(isinstance(module, PackedLora) for module in model.modules())
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)

@@ -1,0 +1,203 @@
+"""The `openai` policy against a real HTTP server that answers as told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from agents.policies import Episode, EpisodeOver, Turn, make_policy
+from agents.policies.openai_chat import OpenAIPolicy
+from swe_env.errors import ConfigError, ModelError
+from swe_env.types import INVALID_TOOL, Observation, PublicTask
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "view",
+        "description": "Show a file.",
+        "parameters": {"type": "object", "properties": {"path": {"type": "string"}}},
+    },
+}
+TASK = PublicTask(
+    **dict.fromkeys(["instance_id", "repo", "base_commit", "problem_statement"], "x"),
+    **dict.fromkeys(["hints_text", "version", "test_command"], ""),
+)
+
+
+class Server(ThreadingHTTPServer):
+    """Gives its answers in order, (status, body) each, and keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.asked = [], []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def policy(self, **options):
+        url = f"http://127.0.0.1:{self.server_port}/v1"
+        return OpenAIPolicy("tiny", **{"base_url": url, "retries": 0, **options})
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        status, body = self.server.answers.pop(0)
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as running:
+        yield running
+        running.shutdown()
+
+
+def answer(content="", calls=(), finish="stop", **more):
+    made = [
+        {"id": "1", "type": "function", "function": {"name": name, "arguments": text}}
+        for name, text in calls
+    ]
+    message = {"role": "assistant", "content": content, "tool_calls": made or None}
+    extra = {key: more.pop(key) for key in ("token_ids", "logprobs") if key in more}
+    choice = {"index": 0, "finish_reason": finish, "message": message, **extra}
+    return 200, {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "tiny",
+        "choices": [choice], **more,
+    }  # fmt: skip
+
+
+def episode(*turns):
+    first = Observation(text="Issue: f fails.", tool="", exit_code=0, steps_left=9)
+    return Episode(task=TASK, first=first, tools=[TOOL], turns=turns, seed=3)
+
+
+def turn(action, text):
+    seen = Observation(text=text, tool="view", exit_code=0, steps_left=8)
+    return Turn(action=action, observation=seen)
+
+
+def test_a_function_call_is_the_action_and_comes_back_in_the_next_request(server):
+    server.answers = [
+        answer("Look.", [("view", '{"path": "a.py"}'), ("view", "{}")]),
+        answer("", [("view", "")]),
+    ]
+    policy = server.policy(top_k=20, max_new_tokens=50)
+    first = policy.act(episode())
+    assert first == {"tool": "view", "arguments": {"path": "a.py"}, "message": "Look."}
+    policy.act(episode(turn(first, "1: x = 1")))
+    system, user, said, seen = server.asked[1]["messages"]
+    assert (system["role"], user["content"]) == ("system", "Issue: f fails.")
+    assert json.loads(said["tool_calls"][0]["function"]["arguments"]) == {"path": "a.py"}
+    assert seen["tool_call_id"] == said["tool_calls"][0]["id"]
+    assert seen["content"] == "1: x = 1"
+    assert server.asked[0]["tools"] == [TOOL]
+    assert (server.asked[0]["top_k"], server.asked[0]["max_tokens"]) == (20, 50)
+    assert server.asked[0]["seed"] != server.asked[1]["seed"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (answer("I am done."), "calls no tool"),
+        (answer("", [("view", "{path")]), "no JSON object"),
+        (answer("", [("view", "[1]")]), "no JSON object"),
+        (answer("Let me thi", finish="length"), "cut off"),
+    ],
+)
+def test_a_reply_without_a_readable_call_says_what_is_wrong(server, reply, reason):
+    server.answers = [reply, answer("", [("view", "{}")])]
+    policy = server.policy()
+    action = policy.act(episode())
+    assert action["tool"] == INVALID_TOOL
+    assert reason in action["arguments"]["reason"]
+    policy.act(episode(turn(action, action["arguments"]["reason"])))
+    assert [m["role"] for m in server.asked[1]["messages"]] == [
+        "system", "user", "assistant", "user",
+    ]  # fmt: skip
+
+
+def test_a_text_format_is_written_and_read_in_the_reply(server):
+    call = "Look.\n<function=view><parameter=path>a.py</parameter></function>"
+    server.answers = [answer(call), answer(call)]
+    policy = server.policy(format="r2e")
+    first = policy.act(episode())
+    assert (first["tool"], first["arguments"]) == ("view", {"path": "a.py"})
+    policy.act(episode(turn(first, "1: x = 1")))
+    assert server.asked[1]["messages"][2:] == [
+        {"role": "assistant", "content": call},
+        {"role": "user", "content": "1: x = 1"},
+    ]
+    assert "tools" not in server.asked[1]
+
+
+def test_tokens_are_recorded_as_the_server_gives_them(server):
+    said = {
+        "content": [
+            {"token": t, "logprob": p, "top_logprobs": []} for t, p in [("a", -1.5), ("b", -0.5)]
+        ]
+    }
+    call = [("view", "{}")]
+    server.answers = [
+        answer("", call, token_ids=[5, 6], prompt_token_ids=[1, 2, 3], logprobs=said),
+        answer("", call, token_ids=[5, 6, 7], prompt_token_ids=[1, 2, 3], logprobs=said),
+        answer("", call),
+    ]
+    policy = server.policy(token_ids=True, logprobs=True)
+    assert policy.act(episode())["completion"] == {
+        "token_ids": [5, 6], "prompt_token_ids": [1, 2, 3], "logprobs": [-1.5, -0.5],
+    }  # fmt: skip
+    assert server.asked[0]["return_token_ids"] is True
+    assert "logprobs" not in policy.act(episode())["completion"]  # two figures for three tokens
+    with pytest.raises(ModelError, match="gives no token ids"):
+        policy.act(episode())
+
+
+def test_servers_failures_are_the_machinerys(server):
+    full = "This model's maximum context length is 2048 tokens."
+    server.answers = [
+        (500, {"error": {"message": "CUDA out of memory"}}),
+        (401, {"error": {"message": "bad key"}}),
+        (400, {"error": {"message": "temperature is odd"}}),
+        (400, {"error": {"message": full, "code": "context_length_exceeded"}}),
+        (200, {"choices": []}),
+    ]
+    policy = server.policy()
+    for words in ("out of memory", "bad key", "odd"):
+        with pytest.raises(ModelError, match=words):
+            policy.act(episode())
+    with pytest.raises(EpisodeOver, match="tokens"):
+        policy.act(episode())
+    with pytest.raises(ModelError, match="without a choice"):
+        policy.act(episode())
+
+
+def test_a_passing_failure_is_tried_again_and_a_dead_server_is_said(server):
+    server.answers = [(503, {}), answer("", [("view", "{}")])]
+    assert server.policy(retries=1).act(episode())["tool"] == "view"
+    assert len(server.asked) == 2
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1.* did not answer"):
+        server.policy().act(episode())
+
+
+def test_without_a_server_or_key_it_says_so(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="base_url"):
+        make_policy("openai", model="x")
+
+
+def test_key_and_address_are_not_recorded():
+    policy = OpenAIPolicy("tiny", base_url="http://secret.example/v1", api_key="sk-secret")
+    assert "secret" not in repr(policy.agent)
