@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -176,7 +178,11 @@ class SWEEnv(gym.Env[Observation, Action]):
             InfrastructureError: the checkout, environment or sandbox could not be had.
         """
         super().reset(seed=seed)
-        self._release()
+        old = self._let_go()
+        with _closing(old):
+            return self._begin(options)
+
+    def _begin(self, options: dict[str, Any] | None) -> tuple[Observation, dict[str, Any]]:
         wanted = (options or {}).get("instance_id")
         draw = int(self.np_random.integers(len(self.tasks)))
         self.task = self.tasks[draw] if wanted is None else task_sources.find(self.tasks, wanted)
@@ -283,7 +289,8 @@ class SWEEnv(gym.Env[Observation, Action]):
 
     def close(self) -> None:
         """Kill the episode's processes and drop its workspace."""
-        self._release()
+        if (box := self._let_go()) is not None:
+            box.close()
         super().close()
 
     def _make_context(self, box: Sandbox) -> ToolContext:
@@ -353,11 +360,22 @@ class SWEEnv(gym.Env[Observation, Action]):
         if self.render_mode == "human":
             print(self._frame)
 
-    def _release(self) -> None:
-        self._over = True
-        if self._context is not None:
-            self._context.sandbox.close()
-            self._context = None
+    def _let_go(self) -> Sandbox | None:
+        """End the episode; its sandbox, if there is one, is the caller's to close."""
+        context, self._context, self._over = self._context, None, True
+        return context.sandbox if context is not None else None
+
+
+@contextlib.contextmanager
+def _closing(box: Sandbox | None) -> Iterator[None]:
+    """Close a sandbox while something else is done; ends when both are."""
+    if box is None:
+        yield
+        return
+    with ThreadPoolExecutor(1) as beside:
+        closed = beside.submit(box.close)
+        yield
+    closed.result()
 
 
 def _limits(overrides: Mapping[str, int] | None) -> Limits:

@@ -8,27 +8,37 @@ is on `sys.path`; the key comes over standard input, so it is in no environment 
 the descriptor moves to a number nobody was told. What is reported is a line of JSON for each phase
 of each test, each under a keyed digest with a running number, so that lines forged, taken away or
 written by somebody else show.
+
+What the tests import runs in this process and can, with enough effort, do whatever this program
+can. So each line also says whose code asked for it; and when a patch is judged, tests that must
+fail are run among the others, and the test files, pytest, unittest and what they read files with
+are compared with what they were.
 """
 
-# ruff: noqa: ARG002, PTH100, PTH109, PTH118, SIM105 - old Pythons; pytest fixes the signatures
+# ruff: noqa: PT009, PTH100, PTH109, PTH112, PTH118, PTH120, PTH208, SIM105 - old Pythons
 # mypy: ignore-errors
+
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [""]:
+    del sys.path[0]  # the checkout, whose hmac.py would be told the key
 
 import fcntl
 import hashlib
 import hmac
 import json
 import os
-import sys
 import time
 
 _PHASE_TEXT = 4000
 _DETAIL_LINES = 14
+_PARTS = ("_pytest", "pluggy", "pytest", "unittest", "pathlib", "importlib", "ast", "builtins")
 
 
 class Channel:
     """Writes numbered, signed lines to a descriptor nobody else knows."""
 
-    def __init__(self, key, descriptor):
+    def __init__(self, key, descriptor, honest):
         private = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 300 + os.urandom(1)[0])
         os.close(descriptor)
         signer = hmac.new(key, digestmod=hashlib.sha256)
@@ -38,6 +48,9 @@ class Channel:
         def send(kind, **fields):
             if os.getpid() != process:
                 return
+            asker = asked_by(sys._getframe(1))
+            if asker and not honest(asker):
+                kind, fields = "foreign", {"file": asker, "what": kind}
             fields.update(kind=kind, line=state["lines"])
             state["lines"] += 1
             body = dumps(fields, sort_keys=True).encode("ascii")
@@ -50,14 +63,37 @@ class Channel:
         self.send = send
 
 
+def asked_by(frame):
+    """File of the code that asked for a line; empty when it was this program itself.
+
+    pytest's plugin machinery, which may stand in between, is looked through.
+    """
+    own = [globals()]
+    own += [vars(module) for name, module in list(sys.modules.items()) if name[:6] == "pluggy"]
+    while frame is not None and any(frame.f_globals is known for known in own):
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
+def code_of(function):
+    """The code that calling this would run first, or None."""
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", None)
+
+
 class Reporter:
     """The pytest plugin: what each phase of each test really did."""
 
-    def __init__(self, channel, pytest, honest_files):
+    def __init__(self, channel, pytest, honest_files, sources):
         self._send = channel.send
         self._honest = honest_files
         self._skips = (pytest.skip.Exception, pytest.xfail.Exception)
         self._raised = {}
+        self._pytest = pytest
+        self._sources = sources
+        self._planted = set()
+        self._bodies = {}
+        self._told = set()
 
     def configure(self, config):
         """Settings of the repository that would keep tests from being told apart or run."""
@@ -67,7 +103,7 @@ class Reporter:
             config.option.dist = "no"
             config.option.tx = []
 
-    def make_report(self, call, outcome):
+    def make_report(self, item, call, outcome):
         """Remember whether the phase raised, before anybody could say otherwise."""
         report = outcome.get_result()
         excinfo = call.excinfo
@@ -75,9 +111,68 @@ class Reporter:
         if real and type(excinfo.value).__name__ == "SkipTest":
             real = False
         self._raised[(report.nodeid, report.when)] = real and not hasattr(report, "wasxfail")
+        if report.when == "call":
+            self._look_around(item)
+
+    def _look_around(self, item):
+        """Name a trace function, or a test's body, that came from code without business there."""
+        strangers = [("sys.settrace", code_of(sys.gettrace()))]
+        strangers.append(("sys.setprofile", code_of(sys.getprofile())))
+        body = code_of(getattr(item, "obj", None))
+        if body is not self._bodies.get(item.nodeid, body):
+            strangers.append(("the body of " + item.nodeid, body))
+        for name, code in strangers:
+            if code is not None and not self._honest(code.co_filename):
+                self._tell_hook(name, code.co_filename)
+
+    def _tell_hook(self, name, origin):
+        if (name, origin) not in self._told:
+            self._told.add((name, origin))
+            self._send("hook", name=name, file=origin)
+
+    def look_at_module(self, collector):
+        """Name whoever had a test file changed, or loaded in place of pytest."""
+        self.compare_sources()
+        module = getattr(collector, "_obj", None)
+        if module is None or not self._sources:
+            return  # it could not be imported
+        spec = getattr(module, "__spec__", None)
+        load = code_of(getattr(type(getattr(spec, "loader", None)), "exec_module", None))
+        if load is None or not self._honest(load.co_filename):
+            origin = load.co_filename if load is not None else "something"
+            self._tell_hook("loading " + collector.nodeid, origin)
+
+    def compare_sources(self):
+        """Name the files beside the tests that are no longer what they were."""
+        for path, data in self._sources.items():
+            if read(path) != data and path not in self._told:
+                self._told.add(path)
+                self._send("changed", file=os.path.relpath(path))
+
+    def collected(self, items):
+        """Remember the tests' bodies, and plant among them tests that must fail."""
+        if not self._sources:
+            return
+        for item in items:
+            self._bodies[item.nodeid] = code_of(getattr(item, "obj", None))
+        modules = [item.getparent(self._pytest.Module) for item in items]
+        modules = [module for module in modules if module is not None]
+        if not modules:
+            return
+        try:
+            planted = plant(modules[-1], self._pytest)
+        except Exception:  # another pytest, or hooks of the repository's own: then without
+            planted = []
+        self._planted.update(item.nodeid for item in planted)
+        items.extend(planted)
+        self._send("planted", ids=sorted(self._planted))
 
     def log_report(self, report):
         """One line for one phase."""
+        if report.nodeid in self._planted:
+            if report.when == "call":
+                self._send("canary", id=report.nodeid, outcome=report.outcome)
+            return
         fields = {
             "id": report.nodeid,
             "when": report.when,
@@ -95,9 +190,9 @@ class Reporter:
         if report.outcome == "failed":
             self._send("collect", id=report.nodeid, text=detail(report))
 
-    def hooks(self, config, own):
-        """Implementations of the reporting hooks that are neither pytest's nor the task's."""
-        found = []
+    def finish(self, config, own):
+        """Name implementations of the reporting hooks that are neither pytest's nor the task's."""
+        self.compare_sources()
         for name in (
             "pytest_runtest_makereport",
             "pytest_runtest_logreport",
@@ -111,10 +206,36 @@ class Reporter:
         ):
             caller = getattr(config.hook, name, None)
             for hook in caller.get_hookimpls() if caller is not None else ():
-                origin = getattr(getattr(hook.function, "__code__", None), "co_filename", "")
+                origin = getattr(code_of(hook.function), "co_filename", "")
                 if hook.plugin is not own and origin and not self._honest(origin):
-                    found.append([name, origin])
-        return found
+                    self._tell_hook(name, origin)
+
+
+def plant(module, pytest):
+    """Tests of `module` that must fail, by each of the ways in which tests are written."""
+    import unittest
+
+    why = "this test must fail: it checks that failures are reported"
+    name = "test_" + os.urandom(4).hex()
+
+    def compare():
+        assert os.getpid() == 0, why
+
+    def raises():
+        with pytest.raises(ValueError):
+            pass
+
+    def method(self):
+        self.assertEqual(os.getpid(), 0, why)
+
+    case = type("Test_" + name[5:], (unittest.TestCase,), {name + "_c": method})
+    case.__module__ = module.obj.__name__
+    planted = []
+    for label, thing in ((name + "_a", compare), (name + "_b", raises), (case.__name__, case)):
+        made = module.ihook.pytest_pycollect_makeitem(collector=module, name=label, obj=thing)
+        for item in made if isinstance(made, list) else [made] if made is not None else []:
+            planted += item.collect() if hasattr(item, "collect") else [item]
+    return planted
 
 
 def detail(report):
@@ -143,7 +264,19 @@ def plugin(reporter, pytest):
         @pytest.hookimpl(hookwrapper=True, tryfirst=True)
         def pytest_runtest_makereport(self, item, call):
             outcome = yield
-            reporter.make_report(call, outcome)
+            reporter.make_report(item, call, outcome)
+
+        @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+        def pytest_make_collect_report(self, collector):
+            reporter.compare_sources()
+            yield
+            if isinstance(collector, pytest.Module):
+                reporter.look_at_module(collector)
+
+        @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+        def pytest_collection_modifyitems(self, items):
+            yield
+            reporter.collected(items)
 
         @pytest.hookimpl(tryfirst=True)
         def pytest_runtest_logreport(self, report):
@@ -155,22 +288,23 @@ def plugin(reporter, pytest):
 
         @pytest.hookimpl(hookwrapper=True, tryfirst=True)
         def pytest_sessionfinish(self, session):
-            for name, origin in reporter.hooks(session.config, self):
-                reporter._send("hook", name=name, file=origin)
+            reporter.finish(session.config, self)
             yield
 
     return SweEnv()
 
 
 def functions():
-    """(place, code object) of every function that pytest and pluggy consist of."""
-    kind = type(detail)
+    """(place, code or built-in) of every function of pytest and of what it relies on."""
+    kind, builtin = type(detail), type(len)
     for module_name, module in sorted(sys.modules.items()):
-        if module_name.split(".")[0] not in ("_pytest", "pluggy"):
+        if module_name.split(".")[0] not in _PARTS:
             continue
         for name, value in list(vars(module).items()):
             if isinstance(value, kind):
                 yield module_name + "." + name, value.__code__
+            elif isinstance(value, builtin):
+                yield module_name + "." + name, value
             elif isinstance(value, type) and value.__module__ == module_name:
                 for attribute, member in list(vars(value).items()):
                     member = getattr(member, "__func__", member)
@@ -192,8 +326,41 @@ def replaced(before, honest):
     for place, code in before.items():
         if place not in now:
             yield place, ""
-        elif now[place] is not code and not honest(now[place].co_filename):
-            yield place, now[place].co_filename
+        elif now[place] is not code:
+            origin = getattr(now[place], "co_filename", "")
+            if origin and not honest(origin):
+                yield place, origin
+
+
+def read(path):
+    """The file's bytes by system calls alone; None where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    blocks = [b""]
+    try:
+        while len(blocks) == 1 or blocks[-1]:
+            blocks.append(os.read(descriptor, 1 << 20))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return b"".join(blocks)
+
+
+def sources(targets):
+    """What the Python files beside the tests hold, by path."""
+    places = {os.path.abspath(target.partition("::")[0]) for target in targets}
+    folders = {place if os.path.isdir(place) else os.path.dirname(place) for place in places}
+    paths = [
+        os.path.join(folder, name)
+        for folder in folders
+        if os.path.isdir(folder)
+        for name in os.listdir(folder)
+        if name.endswith(".py")
+    ]
+    return {path: read(path) for path in paths}
 
 
 def honest_file(distrusted):
@@ -204,24 +371,36 @@ def honest_file(distrusted):
     here = os.path.realpath(os.getcwd()) + os.sep
     watched = {os.path.realpath(os.path.join(here, path)) for path in distrusted}
     exists, real, join = os.path.exists, os.path.realpath, os.path.join
+    known = {}
 
     def honest(name):
-        path = real(join(here, name))
-        return path not in watched and (exists(path) or not path.startswith(here))
+        if name not in known:
+            path = real(join(here, name))
+            known[name] = path not in watched and (exists(path) or not path.startswith(here))
+        return known[name]
 
     return honest
 
 
-def main():
-    """Key and settings from standard input, then pytest."""
-    request = b""
+def opened():
+    """The channel, and the settings, from standard input; the key is kept nowhere readable."""
+    key, request = bytearray(32), b""
+    os.readv(0, [key])
     while not request.endswith(b"\n"):
         block = os.read(0, 65536)
         if not block:
             break
         request += block
     settings = json.loads(request.decode("utf-8"))
-    channel = Channel(bytes.fromhex(settings.pop("key")), int(os.environ.pop("SWE_ENV_CHANNEL")))
+    settings["honest"] = honest_file(settings["distrusted"])
+    channel = Channel(key, int(os.environ.pop("SWE_ENV_CHANNEL")), settings["honest"])
+    key[:] = bytes(32)
+    return channel, settings
+
+
+def main():
+    """Settings, then pytest."""
+    channel, settings = opened()
     send = channel.send
     send("boot", python=list(sys.version_info[:3]))
     os.close(0)
@@ -232,8 +411,8 @@ def main():
     if search:
         os.environ["PYTHONPATH"] = search
         front += [os.path.abspath(path) for path in search.split(os.pathsep)]
-    if sys.path and sys.path[0] == "":
-        sys.path.pop(0)
+    if settings["distrusted"]:
+        __import__("unittest")
     try:
         import pytest
     except ImportError:
@@ -244,12 +423,13 @@ def main():
         except ImportError as error:
             send("no-pytest", text=str(error))
             os._exit(3)
+    load_all()
     sys.path[0:0] = front
     started = time.time()
-    load_all()
     before = dict(functions())
-    honest = honest_file(settings["distrusted"])
-    reporter = Reporter(channel, pytest, honest)
+    honest = settings["honest"]
+    files = sources(settings["targets"]) if settings["distrusted"] else {}
+    reporter = Reporter(channel, pytest, honest, files)
     sys.argv = [pytest.__file__] + settings["arguments"]
     send("start", pytest=pytest.__version__)
     code = int(pytest.main(settings["arguments"], plugins=[plugin(reporter, pytest)]))

@@ -89,9 +89,9 @@ class PytestRunner:
         parsed = parse_command(command)
         key = os.urandom(32)
         request = {
-            "key": key.hex(),
             "cwd_first": parsed.cwd_first,
             "distrusted": sorted(distrusted),
+            "targets": list(targets),
             "arguments": [
                 *parsed.arguments,
                 *_FIXED,
@@ -103,7 +103,7 @@ class PytestRunner:
         result = sandbox.exec(
             ["sh", "-c", _START, "sh", *parsed.python, "-s", "-c", plugin_source()],
             timeout=timeout,
-            stdin=msgspec.json.encode(request) + b"\n",
+            stdin=key + msgspec.json.encode(request) + b"\n",
             env=dict(parsed.env),
             channel=True,
             output_limit=_OUTPUT,
@@ -162,7 +162,7 @@ def _test_run(records: Records, result: ExecResult, seconds: float, timeout: flo
         output=result.output,
         exit_code=result.exit_code,
         seconds=seconds,
-        tampering=tuple(_tampering(records, rewritten)),
+        tampering=tuple(dict.fromkeys(_tampering(records, rewritten))),
     )
 
 
@@ -209,12 +209,29 @@ def _tampering(records: Records, rewritten: list[str]) -> list[str]:
         found.append(f"A failure was reported as something else: {_names(rewritten)}.")
     for record in records.of("hook"):
         found.append(f"{record['file']} hooks into the reporting ({record['name']}).")
+    for record in records.of("changed"):
+        found.append(f"{record['file']} was changed while the tests ran.")
+    for record in records.of("foreign"):
+        found.append(f"{record['file']} reported results itself ({record['what']}).")
+    if passed := [record["id"] for record in records.of("canary") if record["outcome"] == "passed"]:
+        found.append(
+            f"{len(passed)} of the tests that must fail, planted to check the run, passed."
+        )
+    elif _taken_out(records):
+        found.append("The tests that must fail, planted to check the run, were taken out of it.")
     replaced = records.of("replaced")
     if replaced:
         found.append(f"pytest was altered while it ran: {_names([r['name'] for r in replaced])}.")
     if records.forged:
         found.append(f"{records.forged} forged lines were written to the result channel.")
     return found
+
+
+def _taken_out(records: Records) -> bool:
+    """Whether the run went to its end without a word on the tests planted in it."""
+    planted, end = records.first("planted"), records.first("end")
+    ran = end is not None and end["exit"] in (0, 1)
+    return ran and planted is not None and bool(planted["ids"]) and not records.of("canary")
 
 
 def _names(names: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def grade(
 def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str]:
     """Patch the workspace and make its tests the task's; the program files that changed."""
     named = patch_paths(patch)
-    tests = _protected(task)
+    tests = _protected(task, named)
     before = guard.read_all(box.files, named | tests)
     rule_paths = guard.rules(box.files, named)
     expected = {path: before[path] for path in rule_paths}
@@ -99,8 +99,9 @@ def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str
                 found.notes.append(f"The patch {verb} {path}; the task's own version was used.")
     program = sorted(named - tests - set(rule_paths))
     for path in program:
-        if sentence := guard.reaches_inside(path, before[path], after[path], task.patch):
-            found.cheats.append(sentence)
+        for look in (guard.reaches_inside, guard.equals_everything):
+            if sentence := look(path, before[path], after[path], task.patch):
+                found.cheats.append(sentence)
     try:
         apply_patch(box, task.test_patch, what=f"The test_patch of {task.instance_id}")
     except PatchError as error:
@@ -108,11 +109,13 @@ def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str
     return [path for path in program if before[path] != after[path]]
 
 
-def _protected(task: Task) -> set[str]:
-    """The task's test files: the patch has no say in them."""
+def _protected(task: Task, named: set[str]) -> set[str]:
+    """The task's test files and what lies beside them: the patch has no say in them."""
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     listed = {path for path in runners.get(task.log_parser).files(ids) if guard.is_test_file(path)}
-    return patch_paths(task.test_patch) | (listed - patch_paths(task.patch))
+    brought = patch_paths(task.test_patch)
+    beside = guard.beside_tests(named, listed | brought)
+    return brought | ((listed | beside) - patch_paths(task.patch))
 
 
 def _gold_rules(box: Sandbox, task: Task, paths: list[str]) -> dict[str, bytes | None]:

@@ -17,7 +17,7 @@ from swe_env.cache import build_once, cache_dir, digest
 from swe_env.errors import RecipeError
 from swe_env.types import Recipe
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raise when the way an environment is made changes."""
 
 
@@ -119,7 +119,10 @@ def _with_uv(recipe: Recipe, python: Path, folder: Path) -> str:
         return _last(made)
     if recipe.requirements:
         inside = ["--python", str(folder / "bin" / "python"), *recipe.requirements]
-        done = _run([*uv, "pip", "install", "-q", *inside], env=settings)
+        # Compiled now, as pip does: sandboxes see the environment read-only, and would compile
+        # pytest anew for every run.
+        compiled = ["pip", "install", "-q", "--compile-bytecode"]
+        done = _run([*uv, *compiled, *inside], env=settings)
         if done.returncode:
             return _last(done)
     return ""

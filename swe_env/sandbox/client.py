@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox.keeper import wire
 
 _START_SECONDS = 120.0
+_SORTS = 2
+"""For how many sorts of sandbox a spare is kept."""
 _PACKAGE = Path(__file__).parents[1]
 # The helpers run from these files without swe_env/__init__.py and what it imports.
 _BOOT = """
@@ -93,32 +96,125 @@ class _Launcher:
             self._stop()
 
 
+class _Spares:
+    """Keepers prepared ahead, so that the next sandbox of the same sort only begins.
+
+    One for each sort of sandbox, of the few sorts used last: making one costs some milliseconds of
+    processor time and, while it waits, some megabytes.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._waiting: dict[str, socket.socket] = {}
+
+    def take(self, prepared: dict[str, Any]) -> socket.socket | None:
+        """The spare of this sort, which is the caller's from now on."""
+        with self.lock:
+            return self._waiting.pop(json.dumps(prepared), None)
+
+    def order(self, prepared: dict[str, Any]) -> None:
+        """Have a spare of this sort made, unless one waits; returns at once."""
+        sort = json.dumps(prepared)
+        with self.lock:
+            if sort in self._waiting:
+                return
+            with contextlib.suppress(SandboxError):
+                self._waiting[sort] = _order(prepared)
+            surplus = list(self._waiting)[:-_SORTS]
+            ended = [self._waiting.pop(old) for old in surplus]
+        for control in ended:
+            control.close()
+
+    def forget(self) -> None:
+        """In a forked child: the spares are the parent's."""
+        for control in self._waiting.values():
+            control.close()
+        self.__init__()  # type: ignore[misc]
+
+    def stop(self) -> None:
+        """End the spares and wait until nothing of them is left."""
+        with self.lock:
+            waiting, self._waiting = self._waiting, {}
+        for control in waiting.values():
+            _end(control)
+
+
+def _order(prepared: dict[str, Any]) -> socket.socket:
+    """Have the launcher fork a keeper that prepares itself; the connection to it."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            _launcher.send(prepared, [theirs.fileno()])
+        ours.settimeout(_START_SECONDS)
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _end(control: socket.socket) -> None:
+    """Tell a keeper to end and wait until it has."""
+    with contextlib.suppress(OSError):
+        control.shutdown(socket.SHUT_WR)
+        while control.recv(4096):
+            pass
+    control.close()
+
+
 _launcher = _Launcher()
+_spares = _Spares()
 os.register_at_fork(after_in_child=_launcher.forget)
+os.register_at_fork(after_in_child=_spares.forget)
 atexit.register(_launcher.stop)
+atexit.register(_spares.stop)
 
 
 class Keeper:
     """The connection to one sandbox's keeper."""
 
-    def __init__(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        prepared: dict[str, Any],
+        request: dict[str, Any],
+        fds: Sequence[int] = (),
+        *,
+        spare: bool = False,
+    ) -> None:
         """Have a sandbox set up.
+
+        Args:
+            prepared: what the keeper needs to know to prepare itself.
+            request: what it begins with then.
+            fds: descriptors that go with the request.
+            spare: take a keeper prepared earlier where one waits, and leave one for the next.
 
         Raises:
             SandboxError: it cannot be; the message is the keeper's reason.
         """
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._socket, theirs = socket.socketpair()
+        waiting = _spares.take(prepared) if spare else None
         try:
-            with theirs:
-                _launcher.send(request, [theirs.fileno(), *fds])
-            self._socket.settimeout(_START_SECONDS)
+            self._begin(waiting or _order(prepared), request, fds)
+        except SandboxError:
+            if waiting is None:
+                raise
+            # It was killed, or what it sees of this machine is no longer what there is.
+            self._begin(_order(prepared), request, fds)
+        if spare:
+            _spares.order(prepared)
+        self.pid: int = self.answer["pid"]
+
+    def _begin(self, control: socket.socket, request: dict[str, Any], fds: Sequence[int]) -> None:
+        self._socket = control
+        try:
+            # One that failed to prepare itself is gone, but has said why.
+            with contextlib.suppress(OSError):
+                wire.send(control, request, fds)
             self.answer, self.fds = self._receive()
         except BaseException:
-            self._socket.close()
+            control.close()
             raise
-        self.pid: int = self.answer["pid"]
 
     def spawn(
         self,
@@ -164,13 +260,10 @@ class Keeper:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
-        if self._socket.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                # In a forked child the sandbox is still the parent's to end.
-                if os.getpid() == self._owner:
-                    self._socket.shutdown(socket.SHUT_WR)
-                    while self._socket.recv(4096):
-                        pass
+        # In a forked child the sandbox is still the parent's to end.
+        if os.getpid() == self._owner:
+            _end(self._socket)
+        else:
             self._socket.close()
 
     def _send(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:

@@ -106,7 +106,7 @@ class DirFiles:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             try:
-                return _entry(relative.rpartition("/")[2], os.fstat(fd))
+                return entry_of(relative.rpartition("/")[2], os.fstat(fd))
             finally:
                 os.close(fd)
 
@@ -202,14 +202,15 @@ def _sentence(path: str, error: OSError) -> str:
     return f"{path}: {error.strerror}."
 
 
-def _entry(name: str, info: os.stat_result) -> Entry:
+def entry_of(name: str, info: os.stat_result) -> Entry:
+    """What `Files` tells of an entry."""
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
     return Entry(name, kind.get(stat.S_IFMT(info.st_mode), "other"), info.st_size)
 
 
 def _entries(fd: int) -> list[Entry]:
     with os.scandir(fd) as found:
-        entries = [_entry(item.name, item.stat(follow_symlinks=False)) for item in found]
+        entries = [entry_of(item.name, item.stat(follow_symlinks=False)) for item in found]
     return sorted(entries, key=lambda entry: entry.name)
 
 

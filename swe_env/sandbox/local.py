@@ -14,6 +14,7 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox.base import WORKDIR, Sandbox, SandboxSpec, Snapshot
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.kept import BASE_ENV, KeptSandbox
+from swe_env.sandbox.layered import LayeredFiles
 
 _INSTALL = "apt-get install bubblewrap"
 
@@ -100,6 +101,7 @@ class LocalSandbox(KeptSandbox):
             keeper = _start(self.spec, snapshot.layer)
             self._unwatch()
             self._move_to(keeper, keeper.fds[0])
+            self._layered.use_upper(keeper.fds[1])
             self._watch()
 
     def fork(self) -> Sandbox:
@@ -113,6 +115,11 @@ class LocalSandbox(KeptSandbox):
         with self._lock:
             self._unwatch()
             super().close()
+
+    def _open_files(self) -> LayeredFiles:
+        base, upper = self.spec.base.absolute(), self._keeper.fds[1]
+        self._layered = LayeredFiles(self._root, self.workdir, base=base, upper=upper)
+        return self._layered
 
     def _processes(self) -> set[int]:
         with os.scandir(self._keeper.fds[2]) as entries:
@@ -142,7 +149,8 @@ class LocalSandbox(KeptSandbox):
             if count > self._seen[name]:
                 self._seen[name] = count
                 return name
-        if os.fstatvfs(self._root).f_bavail == 0:
+        room = os.fstatvfs(self._root)
+        if 0 in (room.f_bavail, room.f_favail):
             return "disk"
         struck = super()._struck(code, output)
         return "" if struck in self._events else struck  # a counter knows better
@@ -163,19 +171,34 @@ class LocalSnapshot:
 
 def _start(spec: SandboxSpec, layer: int | None) -> Keeper:
     limits = spec.limits
-    request = {
+    prepared = {
         "kind": "local",
-        "base": str(spec.base.absolute()),
         "bwrap": shutil.which("bwrap"),
         "workdir": WORKDIR,
-        "binds": {inside: str(folder.absolute()) for inside, folder in spec.binds.items()},
-        "hidden": list(spec.hidden),
         "network": spec.network,
         "disk": limits.disk,
         "memory": limits.memory,
         "processes": limits.processes,
     }
-    return Keeper(request, [] if layer is None else [layer])
+    base = str(spec.base.absolute())
+    binds = {inside: str(folder.absolute()) for inside, folder in spec.binds.items()}
+    request = {
+        "base": base,
+        "workdir": WORKDIR,
+        "binds": binds,
+        "hidden": list(spec.hidden),
+        # A keeper prepared some time ago may see another file system at the same path.
+        "identities": {path: _identity(path) for path in (base, *binds.values())},
+    }
+    return Keeper(prepared, request, [] if layer is None else [layer], spare=True)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        info = os.stat(path)  # noqa: PTH116 - the path is a string for the keeper's sake
+    except OSError as error:
+        raise SandboxError(f"{path} cannot be used in a sandbox: {error.strerror}.") from error
+    return info.st_dev, info.st_ino
 
 
 def _environment(spec: SandboxSpec) -> dict[str, str]:

@@ -123,7 +123,7 @@ class ProcessSnapshot:
 
 
 def _start(source: int) -> Keeper:
-    return Keeper({"kind": "process", "parent": tempfile.gettempdir()}, [source])
+    return Keeper({"kind": "process", "parent": tempfile.gettempdir()}, {}, [source])
 
 
 def _outside(spec: SandboxSpec, text: str) -> str:

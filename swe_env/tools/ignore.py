@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from swe_env.errors import ToolError
@@ -74,6 +74,27 @@ def visible(files: Files, path: str = "") -> Iterator[tuple[str, Entry]]:
         if rules := _rules(files, folder):
             layers.append((folder, rules))
     yield from _below(files, "/".join(parts), layers)
+
+
+def hidden(files: Files, paths: Iterable[str]) -> set[str]:
+    """Those of these files that git would ignore, were they untracked."""
+    known: dict[str, tuple[bool, list[tuple[str, list[Rule]]]]] = {}
+
+    def folder_of(path: str) -> tuple[bool, list[tuple[str, list[Rule]]]]:
+        folder = path.rpartition("/")[0]
+        if folder not in known:
+            gone, layers = folder_of(folder) if folder else (False, [])
+            gone = gone or (bool(folder) and _ignored(folder, True, layers))
+            rules = _rules(files, folder)
+            known[folder] = gone, [*layers, (folder, rules)] if rules else layers
+        return known[folder]
+
+    found = set()
+    for path in paths:
+        gone, layers = folder_of(path)
+        if gone or ".git" in path.split("/") or _ignored(path, False, layers):
+            found.add(path)
+    return found
 
 
 def _below(

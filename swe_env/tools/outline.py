@@ -6,6 +6,7 @@ import ast
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -47,8 +48,9 @@ def _walk(node: ast.AST, prefix: str, depth: int) -> Iterator[Symbol]:
             yield from _walk(child, prefix, depth)
 
 
+@lru_cache(maxsize=32)
 def outline(source: str, limit: int = 200) -> str:
-    """One line a symbol: its lines, indented by depth."""
+    """One line a symbol: its lines, indented by depth; to parse a file again would take a while."""
     found = symbols(source)
     lines = [
         f"{s.first:6d}-{s.last:<6d}\t{'  ' * s.depth}{s.kind} {s.name.rpartition('.')[2]}"

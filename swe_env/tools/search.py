@@ -8,28 +8,18 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from swe_env.errors import ToolError
 from swe_env.tools.base import ToolContext, tool
-from swe_env.tools.ignore import visible
-from swe_env.tools.text import is_binary
+from swe_env.tools.contents import contents, text_or_none
 
 _SECONDS = 10.0
 """Longest that a regular expression may search, all files together."""
 _SHOWN = 100
 _LONG = 200
-_LARGE = 4 << 20
-"""Bytes of a file beyond which it is not searched."""
 
-_Find = Callable[[bytes, int], "_Match | None"]
-"""(data, from where) → the first match."""
-
-
-class _Match(Protocol):
-    def start(self) -> int:
-        """Where the match begins."""
-        ...
+_Find = Callable[[bytes, int], int]
+"""(data, from where) → where the first match begins, or -1."""
 
 
 @tool(samples=({"query": "def "}, {"query": "import"}))
@@ -44,15 +34,19 @@ def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) ->
     if not query:
         raise ToolError("query is empty: say what to find.")
     find = _regex(query) if regex else _literal(query)
+    whole = None if regex or "\n" in query else _whole_lines(query)
     path = posixpath.normpath(path) if path else ""
     path = "" if path == "." else path
     shown: list[str] = []
     total = found_in = 0
     for name, data in _contents(ctx, path):
-        hits = list(_hits(data, find))
-        if not hits:
+        if find(data, 0) < 0:
             continue
         found_in += 1
+        if len(shown) == _SHOWN:
+            total += len(whole.findall(data)) if whole else _count(data, find)
+            continue
+        hits = list(_hits(data, find))
         total += len(hits)
         for number, line in hits[: _SHOWN - len(shown)]:
             text = line.decode("utf-8", "replace").strip("\r\n")
@@ -66,7 +60,13 @@ def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) ->
 
 
 def _literal(query: str) -> _Find:
-    return re.compile(re.escape(query.encode("utf-8", "surrogateescape"))).search
+    wanted = query.encode("utf-8", "surrogateescape")
+    return lambda data, position: data.find(wanted, position)
+
+
+def _whole_lines(query: str) -> re.Pattern[bytes]:
+    """Matches once in each line that contains the text: to count many at the speed of C."""
+    return re.compile(re.escape(query.encode("utf-8", "surrogateescape")) + rb"[^\n]*")
 
 
 def _regex(query: str) -> _Find:
@@ -79,17 +79,17 @@ def _regex(query: str) -> _Find:
         raise ToolError(f"query is no regular expression: {error}.") from error
     deadline = time.monotonic() + _SECONDS
 
-    def find(data: bytes, position: int) -> _Match | None:
+    def find(data: bytes, position: int) -> int:
         left = max(deadline - time.monotonic(), 0.001)
         try:
             # Concurrent: other episodes of this process go on while it searches.
-            found: _Match | None = pattern.search(data, position, timeout=left, concurrent=True)
+            found = pattern.search(data, position, timeout=left, concurrent=True)
         except TimeoutError as error:
             raise ToolError(
                 f"the regular expression took longer than {_SECONDS:g} s: make it simpler, "
                 "without nested repetitions."
             ) from error
-        return found
+        return found.start() if found else -1
 
     return find
 
@@ -100,26 +100,17 @@ def _contents(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
     if entry is None:
         raise ToolError(f"there is no file or folder {path!r} to search.")
     if entry.kind == "dir":
-        names = [(name, found.size) for name, found in visible(files, path)]
-    else:
-        names = [(path, 0)]
-    for name, size in names:
-        if size > _LARGE:
-            continue
-        try:
-            data = files.read(name)
-        except ToolError:
-            continue
-        if not is_binary(data):
-            yield name, data
+        yield from contents(files, path)
+    elif (data := text_or_none(files, path)) is not None:
+        yield path, data
 
 
 def _hits(data: bytes, find: _Find) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line with a match, once."""
     number, counted, position = 1, 0, 0
-    while (match := find(data, position)) is not None:
-        start = data.rfind(b"\n", 0, match.start()) + 1
-        end = data.find(b"\n", match.start())
+    while (match := find(data, position)) >= 0:
+        start = data.rfind(b"\n", 0, match) + 1
+        end = data.find(b"\n", match)
         end = len(data) if end < 0 else end
         number += data.count(b"\n", counted, start)
         counted = start
@@ -127,3 +118,14 @@ def _hits(data: bytes, find: _Find) -> Iterator[tuple[int, bytes]]:
         position = end + 1
         if position > len(data):
             return
+
+
+def _count(data: bytes, find: _Find) -> int:
+    """How many lines have a match: `_hits` where only their number matters."""
+    count = position = 0
+    while (match := find(data, position)) >= 0:
+        count += 1
+        position = data.find(b"\n", match) + 1
+        if not 0 < position <= len(data):
+            break
+    return count

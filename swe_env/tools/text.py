@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass
+from operator import add
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
 
 _PROBE = 8192
+_MARGINS = [f"{n:6d}\t" for n in range(1, 4001)]
+"""What stands before a line: to format the numbers takes most of the time of a long view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def split(text: str) -> list[str]:
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 
 
 def is_binary(data: bytes) -> bool:
@@ -78,9 +81,16 @@ def read_text(files: Files, path: str) -> TextFile:
 
 def printable(text: str) -> str:
     """Text that any encoder takes: bytes that were not UTF-8 show as U+FFFD."""
+    if text.isascii():
+        return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def numbered(lines: list[str], first: int = 1) -> str:
     """Lines with their numbers, as `view` shows them."""
-    return printable("\n".join(f"{n:6d}\t{line}" for n, line in enumerate(lines, first)))
+    last = first - 1 + len(lines)
+    if last > len(_MARGINS):
+        margins = [f"{n:6d}\t" for n in range(first, last + 1)]
+    else:
+        margins = _MARGINS[first - 1 : last]
+    return printable("\n".join(map(add, margins, lines)))

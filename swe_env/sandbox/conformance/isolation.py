@@ -67,7 +67,7 @@ def host_files_are_hidden(bench: Bench) -> None:
     paths = ["/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssh", "/etc/ssl/private"]
     paths += [str(secret), str(bench.base), "/boot", "/var/log", "/run/docker.sock", "/sys/kernel"]
     home = Path.home()
-    if home.is_dir():
+    if os.access(home, os.R_OK | os.X_OK):
         paths += [str(item) for item in home.iterdir()]
     for path in paths:
         result = box.exec(["sh", "-c", 'ls -d "$0"/* || cat "$0"', path])
@@ -130,6 +130,13 @@ def limits_hold(bench: Bench) -> None:
     expect(result.exit_code != 0, "the disk limit strikes", result)
     expect(result.limit == "disk" and "disk" in result.output, "the disk limit is told", result)
     box.exec("rm big")
+    hungry = bench.start(limits=Limits(memory=64 << 20))
+    result = hungry.exec("head -c 400000000 /dev/zero | tail -n 1 > /dev/null; exit $?")
+    expect(result.exit_code != 0, "the memory limit strikes", result)
+    expect(
+        result.limit == "memory" and "memory" in result.output, "the memory limit is told", result
+    )
+    said(hungry.exec("echo on"), "on")
     bomb = box.exec("f() { f | f & }; f; sleep 1; false", timeout=3)
     expect(bomb.limit == "processes" or bomb.timed_out, "a fork bomb is stopped", bomb)
     began = time.monotonic()

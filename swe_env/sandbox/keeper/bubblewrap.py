@@ -1,4 +1,4 @@
-"""bubblewrap's arguments: what of this machine a sandbox sees, which is little."""
+"""bubblewrap's arguments: what of this machine every sandbox sees, which is little."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
     """Arguments for bubblewrap, up to the command.
 
     Args:
-        request: the start request (`workdir`, `binds`, `hidden`, `network`).
-        private: the keeper's private mount, with ``merged``, ``etc`` and ``data``.
+        request: what the sandbox is prepared for (`workdir`, `network`).
+        private: the keeper's private mount, with ``etc`` and ``data``.
         info_fd: where bubblewrap writes its child's pid.
     """
     options = ["--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc"]
@@ -59,12 +59,9 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
         options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     options += ["--dev", "/dev", "--bind", f"{private}/data/shm", "/dev/shm"]
     options += ["--bind", f"{private}/data/tmp", "/tmp", "--bind", f"{private}/data/home", "/root"]
-    for inside, folder in request["binds"].items():
-        options += ["--ro-bind", folder, inside]
-    for folder in request["hidden"]:
-        options += ["--tmpfs", folder, "--remount-ro", folder]
-    options += ["--bind", f"{private}/merged", request["workdir"]]
-    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    # The root itself becomes read-only when the keeper has attached the rest.
+    options += ["--dir", request["workdir"]]
+    return [*options, "--remount-ro", "/dev", "--chdir", "/"]
 
 
 def _etc(folder: str, *, network: bool) -> list[str]:

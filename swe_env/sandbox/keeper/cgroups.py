@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
+
+from swe_env.sandbox.keeper.processes import is_helper
 
 _ROOT = Path("/sys/fs/cgroup")
 PREFIX = "swe-env-"
@@ -94,8 +97,19 @@ def _parents() -> list[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove groups whose keeper was killed before it could; one in use refuses by itself."""
+    """Remove groups whose keeper was killed before it could, and end what is stuck in them."""
     for folder in parent.glob(f"{PREFIX}*"):
-        if not Path("/proc", folder.name.removeprefix(PREFIX)).exists():
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if Path("/proc", folder.name.removeprefix(PREFIX)).exists():
+            continue
+        with contextlib.suppress(OSError):
+            members = [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+            # bubblewrap's child waits for ever if its parent is killed before it was let go. A
+            # keeper among them is one of a container's, numbered otherwise there.
+            if 0 not in members and not any(is_helper(pid) for pid in members):
+                for pid in members:
+                    os.kill(pid, signal.SIGKILL)
+            for _ in range(50 if members else 1):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    break
+                time.sleep(0.001)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.bubblewrap import INIT, arguments
 from swe_env.sandbox.keeper.cgroups import Group
 from swe_env.sandbox.keeper.layers import copy_tree
-from swe_env.sandbox.keeper.processes import kill_all
+from swe_env.sandbox.keeper.processes import interrupt_all, kill_all
 
 # Seen by this mount namespace only. It exists everywhere and holds nothing that is bound or read.
 _PRIVATE = "/sys"
@@ -24,29 +25,39 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Isolated:
-    """Everything lies in mounts of namespaces that end with their last process."""
+    """Everything lies in mounts of namespaces that end with their last process.
 
-    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+    Made in two steps, because the first takes most of the time and is the same for many sandboxes:
+    namespaces, limits and the system's folders at once, the checkout when `begin` names it.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
         self._rooted = os.geteuid() == 0
         self._group = Group(request["memory"], request["processes"])
         self._bwrap_fd = self._init_fd = -1
         try:
             self._own_mounts()
             self._mount_private(request["disk"])
-            if fds:
-                upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
-                copy_tree(fds[0], upper)
-                os.close(upper)
-            self._mount_overlay(request["base"])
             self._start(request)
-            self.root = os.open(f"{_PRIVATE}/merged", _FOLDER)
             self.upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
             self.proc = os.open(f"/proc/{self._init}/root/proc", _FOLDER)
         except BaseException:
             self.teardown()
+            self.tidy()
             raise
-        for fd in fds:
-            os.close(fd)
+
+    def begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Put the workspace into the prepared sandbox; ``fds[0]``, if any, is its upper layer."""
+        for path, identity in request["identities"].items():
+            info = Path(path).stat()
+            if [info.st_dev, info.st_ino] != identity:
+                raise OSError(f"{path} is another folder for the sandbox's keeper")
+        if fds:
+            copy_tree(fds[0], self.upper)
+            os.close(fds[0])
+        self._mount_overlay(request["base"])
+        self.root = os.open(f"{_PRIVATE}/merged", _FOLDER)
+        self._attach(request["workdir"], request["binds"], request["hidden"])
 
     def describe(self) -> tuple[dict[str, Any], list[int]]:
         """What the library is told once the sandbox stands."""
@@ -68,6 +79,14 @@ class Isolated:
 
     def kill(self, spared: list[int]) -> None:
         """Kill every process in the pid namespace, apart from `spared` and theirs."""
+        self._inside(lambda: kill_all(spared, under=None))
+
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT to every process in the pid namespace, apart from `spared` and theirs."""
+        self._inside(lambda: interrupt_all(spared, under=None))
+
+    def _inside(self, act: Callable[[], None]) -> None:
+        """Have a process in the sandbox's namespaces do something, and wait for it."""
         done, doing = os.pipe()
         if os.fork() == 0:
             try:
@@ -76,7 +95,7 @@ class Isolated:
                 if child := os.fork():
                     os.waitpid(child, 0)
                 else:
-                    kill_all(spared, under=None)
+                    act()
             finally:
                 os._exit(0)
         os.close(doing)
@@ -116,6 +135,9 @@ class Isolated:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
                 wire.ready([fd], _START_SECONDS)
+
+    def tidy(self) -> None:
+        """Remove the cgroups: to leave one the kernel may take some 10 ms."""
         self._group.leave()
 
     def _own_mounts(self) -> None:
@@ -135,7 +157,9 @@ class Isolated:
         kernel.mount("tmpfs", _PRIVATE, "tmpfs", flags, "mode=0755")
         for name in ("data", "merged", "scratch", "snapshot", "etc"):
             Path(_PRIVATE, name).mkdir()
-        kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, f"mode=0755,size={disk}")
+        # Empty files cost no blocks, but memory all the same.
+        options = f"mode=0755,size={disk},nr_inodes={max(disk // 1024, 1000)}"
+        kernel.mount("tmpfs", f"{_PRIVATE}/data", "tmpfs", flags, options)
         for name in ("upper", "work", "tmp", "home", "shm"):
             Path(_PRIVATE, "data", name).mkdir()
         for name in ("tmp", "shm"):
@@ -155,6 +179,27 @@ class Isolated:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("overlay", f"{_PRIVATE}/merged", "overlay", flags, f"{options},{extra}")
         os.chdir("/")
+
+    def _attach(self, workdir: str, binds: dict[str, str], hidden: list[str]) -> None:
+        """Attach what differs from sandbox to sandbox; nothing but its first process runs yet."""
+        trees = [(path, kernel.clone_tree(at, read_only=True)) for path, at in binds.items()]
+        merged = kernel.clone_tree(f"{_PRIVATE}/merged", read_only=False)
+        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.setns(self._init_fd, kernel.CLONE_NEWNS)
+        try:
+            for path, tree in trees:
+                Path(path).mkdir(parents=True, exist_ok=True)
+                kernel.attach(tree, path)
+            for path in hidden:
+                kernel.mount("tmpfs", path, "tmpfs", flags | kernel.MS_RDONLY, "mode=0755")
+            kernel.attach(merged, workdir)
+            remount = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
+            kernel.mount("none", "/", "", remount | flags)
+        finally:
+            kernel.setns(own, kernel.CLONE_NEWNS)
+            for fd in (own, merged, *(tree for _, tree in trees)):
+                os.close(fd)
 
     def _start(self, request: dict[str, Any]) -> None:
         """Start bubblewrap and wait until its first process runs inside."""

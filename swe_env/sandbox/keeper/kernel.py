@@ -16,7 +16,19 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
+MS_RDONLY = 0x1
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
 MNT_DETACH = 2
+
+_OPEN_TREE = 428  # these three have the same number on every architecture
+_MOVE_MOUNT = 429
+_MOUNT_SETATTR = 442
+_OPEN_TREE_CLONE = 0x1
+_EMPTY_PATH = 0x1000
+_RECURSIVE = 0x8000
+_MOVE_MOUNT_FROM_DESCRIPTOR = 0x4
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x1, 0x2, 0x4
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -25,8 +37,11 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 
 
 def _check(result: int, what: str) -> None:
@@ -64,9 +79,40 @@ def detach(target: str) -> None:
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
+def clone_tree(folder: str, *, read_only: bool) -> int:
+    """A detached copy of the mount tree at `folder`, as a descriptor (Linux 5.12)."""
+    flags = _OPEN_TREE_CLONE | _RECURSIVE | os.O_CLOEXEC
+    tree: int = _libc.syscall(_OPEN_TREE, -100, os.fsencode(folder), flags)
+    _check(tree, f"open_tree {folder}")
+    attributes = _ATTR_NOSUID | _ATTR_NODEV | (_ATTR_RDONLY if read_only else 0)
+    wanted = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+    flags = _EMPTY_PATH | _RECURSIVE
+    done = _libc.syscall(_MOUNT_SETATTR, tree, b"", flags, wanted, ctypes.sizeof(wanted))
+    try:
+        _check(done, f"mount_setattr {folder}")
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def attach(tree: int, target: str) -> None:
+    """Put a detached mount tree where this process sees the folder `target`."""
+    flags = _MOVE_MOUNT_FROM_DESCRIPTOR
+    done = _libc.syscall(_MOVE_MOUNT, tree, b"", -100, os.fsencode(target), flags)
+    _check(done, f"move_mount to {target}")
+
+
 def adopt_orphans() -> None:
     """Become the parent of whatever is orphaned below this process."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def forget_keys() -> None:
+    """Leave the user's session keyring, which no namespace hides, for an empty one."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None)  # fails where there are no keys
 
 
 def drop_rights() -> None:

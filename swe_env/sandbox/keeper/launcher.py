@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-from swe_env.sandbox.keeper import wire
+from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.server import Keeper
 
 
@@ -15,6 +15,7 @@ def main(fd: int, owner: int) -> None:
     """Serve start requests on `fd` until it is closed or the process `owner` ends."""
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
+    kernel.forget_keys()
     try:
         owner_fd = os.pidfd_open(owner)
     except ProcessLookupError:
@@ -40,7 +41,7 @@ def _keep(launcher: socket.socket, request: dict[str, object], fds: list[int], o
     try:
         launcher.close()
         os.setsid()
-        Keeper(socket.socket(fileno=fds[0]), fds[1:], owner).run(request)
+        Keeper(socket.socket(fileno=fds[0]), owner).run(request)
         status = 0
     except BaseException as error:
         print(f"swe_env keeper: {type(error).__name__}: {error}", file=sys.stderr)

@@ -88,7 +88,10 @@ def copy_meta(old: int, new: int, info: os.stat_result) -> None:
             os.fchown(new, info.st_uid, info.st_gid)
     os.fchmod(new, stat.S_IMODE(info.st_mode))
     for name in os.listxattr(old):
-        if name.startswith(_OVERLAY):
+        # An overlay refuses two files that say they come from the same one of its lower layer, and
+        # that is what names of one file become.
+        twin = info.st_nlink > 1 and stat.S_ISREG(info.st_mode) and name.endswith(".origin")
+        if name.startswith(_OVERLAY) and not twin:
             os.setxattr(new, name, os.getxattr(old, name))
     os.utime(new, ns=(info.st_atime_ns, info.st_mtime_ns))
 

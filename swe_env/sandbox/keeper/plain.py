@@ -12,7 +12,7 @@ from typing import Any
 
 from swe_env.sandbox.keeper import kernel
 from swe_env.sandbox.keeper.layers import copy_tree
-from swe_env.sandbox.keeper.processes import kill_all
+from swe_env.sandbox.keeper.processes import interrupt_all, kill_all, kill_strays
 
 PREFIX = "swe-env-"
 
@@ -20,7 +20,7 @@ PREFIX = "swe-env-"
 class Plain:
     """A temporary folder that lives as long as its keeper."""
 
-    def __init__(self, request: dict[str, Any], fds: list[int]) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         # Whatever is orphaned below becomes a child of the keeper: a daemon cannot get away.
         kernel.adopt_orphans()
         parent = Path(request["parent"])
@@ -32,10 +32,14 @@ class Plain:
             for name in ("testbed", "home", "tmp", "scratch"):
                 (self.folder / name).mkdir()
             self.root = os.open(self.folder / "testbed", os.O_RDONLY | os.O_DIRECTORY)
-            copy_tree(fds[0], self.root)
         except BaseException:
             self.teardown()
             raise
+
+    def begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Fill the workspace with a copy of the folder behind ``fds[0]``."""
+        del request
+        copy_tree(fds[0], self.root)
         os.close(fds[0])
 
     def describe(self) -> tuple[dict[str, Any], list[int]]:
@@ -57,6 +61,10 @@ class Plain:
     def kill(self, spared: list[int]) -> None:
         """Kill every process below the keeper, apart from `spared` and theirs."""
         kill_all(spared, under=os.getpid())
+
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT to every process below the keeper, apart from `spared` and theirs."""
+        interrupt_all(spared, under=os.getpid())
 
     def scratch(self) -> None:
         """Empty the private folder."""
@@ -82,6 +90,9 @@ class Plain:
         kill_all((), under=os.getpid())
         remove(self.folder)
 
+    def tidy(self) -> None:
+        """Nothing is left by then."""
+
 
 def sweep(parent: Path) -> None:
     """Remove folders whose keeper was killed before it could."""
@@ -94,6 +105,7 @@ def sweep(parent: Path) -> None:
             lock = os.open(folder / ".alive", os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kill_strays(folder)
                 remove(folder)
             finally:
                 os.close(lock)

@@ -33,6 +33,38 @@ def descendants(root: int) -> set[int]:
         return {pid for pid in parents if root in _ancestors(pid, parents)}
 
 
+def is_helper(pid: int) -> bool:
+    """Whether this is a launcher, a keeper or one of their watchers."""
+    try:
+        return b"swe_env.sandbox.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def kill_strays(folder: Path) -> None:
+    """Kill processes that work in `folder`, or were started with a home in it, unless helpers."""
+    for _ in range(20):
+        found = [pid for pid in visible() if works_in(folder, pid) and not is_helper(pid)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def works_in(folder: Path, pid: int) -> bool:
+    """Whether the process's working folder, or the home it was given, lies in `folder`."""
+    mark = os.fsencode(folder) + b"/"
+    try:
+        place = os.fsencode(Path(f"/proc/{pid}/cwd").readlink())
+        return (
+            place.startswith(mark) or b"HOME=" + mark in Path(f"/proc/{pid}/environ").read_bytes()
+        )
+    except OSError:
+        return False
+
+
 def visible() -> set[int]:
     """Every process that /proc shows."""
     return {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
@@ -76,6 +108,13 @@ def kill_all(spared: Collection[int], *, under: int | None, seconds: float = 10.
         stopped |= fresh
         if not fresh:
             time.sleep(0.0005)
+
+
+def interrupt_all(spared: Collection[int], *, under: int | None) -> None:
+    """Send SIGINT once to every process but `spared` and theirs; `under` as in `kill_all`."""
+    for pid in _victims(set(spared) | {os.getpid(), 1}, under):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
 
 
 def _victims(keep: set[int], under: int | None) -> set[int]:

@@ -15,6 +15,10 @@ from swe_env.sandbox.keeper.spawn import spawn
 class Workspace(Protocol):
     """What differs between the kinds of sandbox."""
 
+    def begin(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Put the checkout into what was prepared; the descriptors are this method's to close."""
+        ...
+
     def describe(self) -> tuple[dict[str, Any], list[int]]:
         """The answer to the start request, with descriptors."""
         ...
@@ -31,6 +35,10 @@ class Workspace(Protocol):
         """Kill every process but these and theirs."""
         ...
 
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT, as ctrl+c does, to every process but these and theirs."""
+        ...
+
     def scratch(self) -> None:
         """Empty the private folder that commands never see."""
         ...
@@ -44,40 +52,59 @@ class Workspace(Protocol):
         ...
 
     def teardown(self) -> None:
-        """Leave nothing."""
+        """Leave no process and no file."""
+        ...
+
+    def tidy(self) -> None:
+        """What may be done when nobody waits any more; after `teardown`."""
         ...
 
 
 class Keeper:
     """Answers the requests for one sandbox until its owner is gone."""
 
-    def __init__(self, control: socket.socket, fds: list[int], owner: int) -> None:
+    def __init__(self, control: socket.socket, owner: int) -> None:
         self.control = control
-        self.fds = fds
         self.owner = owner
 
     def run(self, request: dict[str, Any]) -> None:
-        """Set up, serve, tear down."""
+        """Prepare, wait until there is a checkout to begin with, serve, tear down."""
         try:
-            workspace = _open(request, self.fds)
+            workspace = _open(request)
         except Exception as error:
             wire.send(self.control, {"error": _sentence(error)})
             return
         try:
-            answer, fds = workspace.describe()
-            wire.send(self.control, {"pid": os.getpid(), **answer}, fds)
-            self._serve(workspace)
+            if self._begin(workspace):
+                self._serve(workspace)
         except (EOFError, ConnectionError):
             pass
         finally:
             workspace.teardown()
+            self.control.close()
+            workspace.tidy()
+
+    def _begin(self, workspace: Workspace) -> bool:
+        """Wait for the request to begin and do so; False when there is nothing to serve."""
+        if self._ended(workspace):
+            return False
+        request, fds = wire.recv(self.control)
+        try:
+            workspace.begin(request, fds)
+            answer, given = workspace.describe()
+        except Exception as error:
+            wire.send(self.control, {"error": _sentence(error)})
+            return False
+        wire.send(self.control, {"pid": os.getpid(), **answer}, given)
+        return True
+
+    def _ended(self, workspace: Workspace) -> bool:
+        """Wait for the next request; True when the owner or the sandbox ended instead."""
+        ends = [self.owner, *workspace.watched()]
+        return bool(wire.ready([self.control.fileno(), *ends]).intersection(ends))
 
     def _serve(self, workspace: Workspace) -> None:
-        ends = [self.owner, *workspace.watched()]
-        while True:
-            ready = wire.ready([self.control.fileno(), *ends])
-            if ready.intersection(ends):
-                return
+        while not self._ended(workspace):
             request, fds = wire.recv(self.control)
             if request["op"] == "spawn":
                 spawn(request, fds, workspace.enter)
@@ -92,6 +119,8 @@ class Keeper:
             match request["op"]:
                 case "kill":
                     workspace.kill(request["spared"])
+                case "interrupt":
+                    workspace.interrupt(request["spared"])
                 case "scratch":
                     workspace.scratch()
                 case "snapshot":
@@ -106,8 +135,8 @@ class Keeper:
                 os.close(fd)
 
 
-def _open(request: dict[str, Any], fds: list[int]) -> Workspace:
-    return Plain(request, fds) if request["kind"] == "process" else Isolated(request, fds)
+def _open(request: dict[str, Any]) -> Workspace:
+    return Plain(request) if request["kind"] == "process" else Isolated(request)
 
 
 def _sentence(error: Exception) -> str:

@@ -84,3 +84,10 @@ def test_an_sdist_is_verified_kept_and_found_offline(monkeypatch):
     assert download("inflection", "0.5.1", sha256) == archive
     with pytest.raises(TaskError, match=r"toolz 1\.2\.0 could not be downloaded"):
         download("toolz", "1.2.0")
+
+
+@pytest.mark.network
+def test_what_an_environment_holds_is_compiled_once_and_for_all_sandboxes():
+    built = environment(Recipe(python=PYTHON, requirements=("iniconfig==2.0.0",)))
+    (package,) = built.glob("lib/python*/site-packages/iniconfig")
+    assert list(package.glob("__pycache__/__init__.*.pyc"))

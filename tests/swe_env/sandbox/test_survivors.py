@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -42,6 +43,20 @@ def _processes(word: str) -> list[str]:
     return found
 
 
+def _mounts() -> list[str]:
+    """Mounts as sandboxes make them; other programs of this machine may come and go."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if "lowerdir=.," in line or " /sys " in line or "/sys/d" in line]
+
+
+def _pids(word: str) -> list[int]:
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and path.read_bytes().startswith(f"sleep\0{word}".encode())
+    ]
+
+
 def _cgroups(owner: int) -> list[Path]:
     """The cgroups of the keepers that serve this program."""
     found = []
@@ -60,7 +75,7 @@ def test_sigkill_of_the_program_leaves_nothing(kind, base, tmp_path):
     seconds = f"9{os.getpid()}"
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    mounts = Path("/proc/self/mountinfo").read_text()
+    mounts = _mounts()
     victim = subprocess.Popen(
         [sys.executable, "-c", _VICTIM, kind, str(base), seconds],
         stdout=subprocess.PIPE,
@@ -82,7 +97,7 @@ def test_sigkill_of_the_program_leaves_nothing(kind, base, tmp_path):
         left = helpers or _processes(seconds) or [str(path) for path in groups if path.exists()]
     assert not left
     assert not list(scratch.iterdir())
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert _mounts() == mounts
 
 
 def test_folders_of_a_killed_keeper_are_swept_by_the_next(start, tmp_path, monkeypatch):
@@ -93,6 +108,57 @@ def test_folders_of_a_killed_keeper_are_swept_by_the_next(start, tmp_path, monke
     start("process")
     assert not stale.exists()
     assert alive.exec("ls README").exit_code == 0
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_processes_of_a_killed_keeper_are_ended_by_the_next(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seconds = f"8{os.getpid()}"
+    box = start("process")
+    box.exec(f"sleep {seconds} & (cd /; env -u HOME setsid sleep {seconds} &); sleep 0.1")
+    os.kill(box._keeper.pid, signal.SIGKILL)
+    _wait_for(lambda: not Path(f"/proc/{box._keeper.pid}").exists())
+    assert _processes(seconds)
+    start("process")
+    left = [line for line in _processes(seconds) if line.startswith("sleep")]
+    assert len(left) < 2  # the one that hid its folder and its home is not found
+    for pid in _pids(seconds):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_what_is_stuck_in_the_group_of_a_killed_keeper_is_ended_by_the_next(start):
+    start("local")
+    groups = _cgroups(os.getpid())
+    if not groups:
+        pytest.skip("cgroups cannot be written here")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stale = groups[0].parent / f"swe-env-{gone.pid}"
+    stale.mkdir()
+    stuck = subprocess.Popen(["sleep", "600"])
+    (stale / "cgroup.procs").write_text(str(stuck.pid))
+    start("local")
+    assert stuck.wait(10) == -signal.SIGKILL
+    start("local")
+    assert not stale.exists()
+
+
+def test_nothing_is_left_of_episodes_that_are_killed(tmp_path):
+    """The small version of the benchmark."""
+    program = Path(__file__).parents[3] / "benchmarks" / "survivors.py"
+    options = ["--episodes", "26", "--kills", "6", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run([sys.executable, program, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert sum(result["killed"].values()) == 6
+    assert not any(result["left"].values())
+    assert result["leaked_descriptors_in_workers"] == 0
 
 
 def test_many_threads_start_and_use_sandboxes_at_once(kind, start):
