@@ -80,7 +80,7 @@ class SWEEnv(gym.Env[Observation, Action]):
 
         Args:
             tasks: task source (``quickstart``, ``jsonl:PATH``, …) or the tasks themselves.
-            sandbox: ``auto``, ``local``, ``process``, or a registered or dotted name.
+            sandbox: ``auto``, ``local``, ``docker``, ``process``, or a registered or dotted name.
             tools: a preset (``default``, ``r2e``) or tool names.
             reward: ``resolved``, ``fraction``, or a registered or dotted function of a TestReport.
             max_episode_steps: steps after which the episode is truncated and graded.

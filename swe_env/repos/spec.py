@@ -28,9 +28,13 @@ def sandbox_spec(task: Task, *, network: bool = False, limits: Limits | None = N
     """
     limits = limits or Limits()
     if isinstance(task.environment, Image):
-        image = task.environment.name
         return SandboxSpec(
-            base=cache_dir("empty"), limits=limits, network=network, image=image, env=_plain()
+            base=cache_dir("empty"),
+            limits=limits,
+            network=network,
+            image=task.environment.name,
+            workdir=task.environment.workdir,
+            env=_plain(),
         )
     recipe = task.environment
     checkout = base(task)

@@ -37,6 +37,7 @@ sandboxes: Registry[Any] = Registry(
     "sandbox",
     {
         "auto": "swe_env.sandbox.auto:AutoFactory",
+        "docker": "swe_env.sandbox.docker:DockerFactory",
         "local": "swe_env.sandbox.local:LocalFactory",
         "process": "swe_env.sandbox.process:ProcessFactory",
     },
@@ -45,7 +46,7 @@ sandboxes: Registry[Any] = Registry(
 
 
 def get(name: str = "auto") -> SandboxFactory:
-    """The factory of that name: ``auto``, ``local``, ``process``, or a plug-in's.
+    """The factory of that name: ``auto``, ``local``, ``docker``, ``process``, or a plug-in's.
 
     Raises:
         ConfigError: there is none of that name; says what was near.

@@ -1,9 +1,10 @@
-"""`auto`: the `local` sandbox where it works, else `process` with its warning."""
+"""`auto`: `docker` for images, else `local` where it works, else `process` with its warning."""
 
 from __future__ import annotations
 
 import logging
 
+from swe_env.errors import SandboxError
 from swe_env.sandbox.base import Sandbox, SandboxSpec
 from swe_env.sandbox.local import LocalFactory
 from swe_env.sandbox.process import ProcessFactory
@@ -20,11 +21,22 @@ class AutoFactory:
         self._local = LocalFactory()
 
     def available(self) -> str:
-        """Empty: there is always one kind that works."""
+        """Empty: there is always one kind that works, for tasks that are no images."""
         return ""
 
     def __call__(self, spec: SandboxSpec) -> Sandbox:
-        """Start one."""
+        """Start one.
+
+        Raises:
+            SandboxError: it is to run an image and no container engine can be used; says why.
+        """
+        if spec.image:
+            from swe_env.sandbox.docker import DockerFactory
+
+            docker = DockerFactory()
+            if reason := docker.available():
+                raise SandboxError(f"The image {spec.image} needs a container engine. {reason}")
+            return docker(spec)
         if reason := self._local.available():
             if reason not in _told:
                 _told.add(reason)

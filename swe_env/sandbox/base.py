@@ -45,7 +45,9 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
     network: bool = False
     image: str = ""
-    """Container image, for sandboxes that run images; `base` is then the image's own checkout."""
+    """Container image, for sandboxes that run images; its own checkout is then used, not `base`."""
+    workdir: str = WORKDIR
+    """Where that checkout lies in the image."""
 
     def variables(self, workdir: str, *, bound: bool = True) -> dict[str, str]:
         """`env` with its placeholders filled in.

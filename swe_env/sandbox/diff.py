@@ -57,18 +57,12 @@ class Run(Protocol):
 Git = Callable[..., bytes]
 
 
-def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> str:
-    """Git's diff from `base`'s HEAD to the workspace.
+def trusted_git(base: Path, *, worktree: str, scratch: str, run: Run) -> Git:
+    """A function that runs git on `base`'s history with an index and objects of its own.
 
-    Args:
-        base: the pristine checkout; its ``.git`` is read, never written.
-        files: the workspace.
-        worktree: the workspace's path where `run` runs.
-        scratch: an empty private folder there, for the index and new objects.
-        run: starts git.
-
-    Raises:
-        SandboxError: git failed; says how.
+    No configuration, hook or attribute but what is given here has a say. The arguments are those
+    of `diff`. The function takes git's arguments, `stdin`, the file of `attributes`, and the `most`
+    that its exit code may be; it returns the output and raises `SandboxError` when git fails.
     """
     git_dir = base / ".git"
     env = {
@@ -87,18 +81,40 @@ def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> 
         "GIT_NO_REPLACE_OBJECTS": "1",
     }
 
-    def git(*arguments: str, attributes: str = "/dev/null", stdin: bytes = b"") -> bytes:
+    def git(
+        *arguments: str, attributes: str = "/dev/null", stdin: bytes = b"", most: int = 0
+    ) -> bytes:
         settings = {**_SETTINGS, "core.attributesFile": attributes}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         ran = run([_git(), *options, *arguments], env, stdin)
-        if ran.exit_code:
+        if ran.exit_code > most:
             reason = ran.output.decode("utf-8", "replace").strip()
             raise SandboxError(f"git {arguments[0]} failed in the workspace: {reason}.")
         return ran.output
 
+    return git
+
+
+def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> str:
+    """Git's diff from `base`'s HEAD to the workspace.
+
+    Args:
+        base: the pristine checkout; its ``.git`` is read, never written.
+        files: the workspace.
+        worktree: the workspace's path where `run` runs.
+        scratch: an empty private folder there, for the index and new objects.
+        run: starts git.
+
+    Raises:
+        SandboxError: git failed; says how.
+    """
+    git = trusted_git(base, worktree=worktree, scratch=scratch, run=run)
+    git_dir = base / ".git"
+
     def seed() -> None:
         # -p keeps the index's time, by which git tells entries that may have changed unnoticed.
-        if run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], env).exit_code:
+        path = {"PATH": os.environ.get("PATH", os.defpath)}
+        if run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], path).exit_code:
             git("read-tree", "HEAD")
 
     seed()
@@ -114,12 +130,22 @@ def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> 
         output = git(*_DIFF, "HEAD", "--")
     elif not whole:
         git("add", "--all", "--", ".")
+    return _text(git, output, scratch, run)
+
+
+def written(git: Git, scratch: str, run: Run) -> str:
+    """The diff from HEAD to what is in the index."""
+    return _text(git, git(*_DIFF, "HEAD", "--"), scratch, run)
+
+
+def _text(git: Git, output: bytes, scratch: str, run: Run) -> str:
     try:
         return output.decode()
     except UnicodeDecodeError:
         # A text in another encoding: as a binary patch it survives being a string.
         attributes = f"{scratch}/attributes"
-        run(["sh", "-c", 'printf "* -diff\\n" > "$0"', attributes], env)
+        path = {"PATH": os.environ.get("PATH", os.defpath)}
+        run(["sh", "-c", 'printf "* -diff\\n" > "$0"', attributes], path)
         return git(*_DIFF, "HEAD", "--", attributes=attributes).decode("utf-8", "replace")
 
 

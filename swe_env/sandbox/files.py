@@ -31,6 +31,11 @@ class DirFiles:
         self._root = os.dup(root)
         self._workdir = workdir.rstrip("/")
 
+    @property
+    def root(self) -> int:
+        """Our descriptor of the folder."""
+        return self._root
+
     def close(self) -> None:
         """Close the descriptor; safe to call twice."""
         if self._root >= 0:

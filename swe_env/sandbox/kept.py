@@ -79,10 +79,7 @@ class KeptSandbox:
 
         Without counters (see `local`) only what a failed command says can tell.
         """
-        if code == 0:
-            return ""
-        said = (name for name, words in _SIGNS if any(word in output for word in words))
-        return "disk" if code == _XFSZ else next(said, "")
+        return limit_told(code, output)
 
     def exec(
         self,
@@ -151,7 +148,7 @@ class KeptSandbox:
         over = not ran.timed_out and not ran.running
         struck = self._struck(ran.exit_code, text) if over else ""
         if struck:
-            note = "\n".join(filter(None, [f"[{_MESSAGES[struck]}]", note]))
+            note = "\n".join(filter(None, [f"[{MESSAGES[struck]}]", note]))
         if note:
             text += ("" if not text or text.endswith("\n") else "\n") + note + "\n"
         return ExecResult(
@@ -305,11 +302,19 @@ _SIGNS = (
     ("memory", ("MemoryError", "Cannot allocate memory", "memory exhausted")),
     ("disk", ("No space left on device", "File too large", "File size limit exceeded")),
 )
-_MESSAGES = {
+MESSAGES = {
     "memory": "Out of memory: the sandbox's memory limit was reached and a process was killed.",
     "processes": "The sandbox's limit on the number of processes was reached.",
     "disk": "The sandbox's disk or file size limit was reached.",
 }
+
+
+def limit_told(code: int, output: str) -> str:
+    """Name of the limit that a failed command's own words tell of, or empty."""
+    if code == 0:
+        return ""
+    said = (name for name, words in _SIGNS if any(word in output for word in words))
+    return "disk" if code == _XFSZ else next(said, "")
 
 
 def open_folder(path: Path) -> int:

@@ -35,8 +35,8 @@ class LocalFactory:
         """Start one on an overlay over `spec.base`."""
         if spec.image:
             raise SandboxError(
-                f"The local sandbox cannot run the container image {spec.image!r}: name a "
-                "sandbox that runs images (a plug-in's), or give the task a source."
+                f"The local sandbox cannot run the container image {spec.image!r}: use "
+                'sandbox="docker", or give the task a recipe and a source.'
             )
         if shutil.which("bwrap") is None:
             raise SandboxError(self.available())

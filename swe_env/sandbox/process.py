@@ -33,8 +33,8 @@ class ProcessFactory:
         global _warned
         if spec.image:
             raise SandboxError(
-                f"The process sandbox cannot run the container image {spec.image!r}: name a "
-                "sandbox that runs images (a plug-in's), or give the task a source."
+                f"The process sandbox cannot run the container image {spec.image!r}: use "
+                'sandbox="docker", or give the task a recipe and a source.'
             )
         if not _warned:
             _warned = True

@@ -16,12 +16,17 @@ from swe_env.sandbox.conformance.bench import Bench, make_base
 __all__ = ["check_sandbox"]
 
 
-def check_sandbox(factory: SandboxFactory, *, isolated: bool = True) -> list[str]:
+def check_sandbox(
+    factory: SandboxFactory, *, isolated: bool = True, own_system: bool = False
+) -> list[str]:
     """Run every check on sandboxes of this kind; the names of the checks passed.
 
     Args:
         factory: starts the sandboxes.
         isolated: False for a kind that promises no isolation.
+        own_system: the kind gives each sandbox system files of its own (a container image), which
+            commands may see and change for themselves; without, there is this machine's system,
+            of which they see little and change nothing.
 
     Raises:
         AssertionError: lists each promise that was not kept, with what was seen instead.
@@ -29,7 +34,8 @@ def check_sandbox(factory: SandboxFactory, *, isolated: bool = True) -> list[str
     if reason := factory.available():
         raise AssertionError(f"The sandbox does not work on this machine: {reason}")
     checks = {**promises.ALL, **(isolation.ALL if isolated else {})}
-    failures = [text for name, check in checks.items() if (text := _run(name, check, factory))]
+    seen = (_run(name, check, factory, own_system) for name, check in checks.items())
+    failures = [text for text in seen if text]
     if failures:
         raise AssertionError(
             f"{len(failures)} of {len(checks)} promises of a sandbox are not kept:\n"
@@ -38,9 +44,11 @@ def check_sandbox(factory: SandboxFactory, *, isolated: bool = True) -> list[str
     return list(checks)
 
 
-def _run(name: str, check: Callable[[Bench], None], factory: SandboxFactory) -> str:
+def _run(
+    name: str, check: Callable[[Bench], None], factory: SandboxFactory, own_system: bool
+) -> str:
     with tempfile.TemporaryDirectory(prefix="check-sandbox-") as folder:
-        bench = Bench(factory, Path(folder))
+        bench = Bench(factory, Path(folder), own_system=own_system)
         make_base(bench.base)
         try:
             check(bench)

@@ -20,6 +20,8 @@ class Bench:
     factory: SandboxFactory
     folder: Path
     opened: list[Sandbox] = field(default_factory=list)
+    own_system: bool = False
+    """See `check_sandbox`."""
 
     @property
     def base(self) -> Path:

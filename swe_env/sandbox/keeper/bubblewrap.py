@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_ETC_FILES = (
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+ETC_FILES = (
     "ld.so.cache",
     "ld.so.conf",
     "localtime",
@@ -18,8 +18,8 @@ _ETC_FILES = (
     "debian_version",
 )
 _KERNEL = ("sys", "sysrq-trigger", "irq", "bus", "fs")
-_ETC_FOLDERS = ("alternatives", "ssl/certs")
-_ETC = {
+ETC_FOLDERS = ("alternatives", "ssl/certs")
+ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
@@ -45,7 +45,7 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
     options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--as-pid-1"]
     options += ["--info-fd", str(info_fd), "--clearenv"]
     options += ["--ro-bind", "/usr", "/usr"]
-    for name in _SYSTEM:
+    for name in SYSTEM:
         if Path("/", name).is_symlink():
             options += ["--symlink", str(Path("/", name).readlink()), f"/{name}"]
         else:
@@ -66,13 +66,13 @@ def arguments(request: dict[str, Any], private: str, *, info_fd: int) -> list[st
 
 def _etc(folder: str, *, network: bool) -> list[str]:
     """Fill `folder` with an /etc of a few harmless files; the options that bind it."""
-    for name, text in _ETC.items():
+    for name, text in ETC.items():
         Path(folder, name).write_text(text)
-    for name in (*_ETC_FILES, "resolv.conf") if network else _ETC_FILES:
+    for name in (*ETC_FILES, "resolv.conf") if network else ETC_FILES:
         if Path("/etc", name).is_file():
             shutil.copyfile(f"/etc/{name}", f"{folder}/{name}")
     options = ["--ro-bind", folder, "/etc"]
-    for name in _ETC_FOLDERS:
+    for name in ETC_FOLDERS:
         if Path("/etc", name).is_dir():
             Path(folder, name).mkdir(parents=True)
             options += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]

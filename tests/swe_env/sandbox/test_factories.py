@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from swe_env.errors import ConfigError, SandboxError
-from swe_env.sandbox import SandboxSpec, auto, get, local, process
+from swe_env.sandbox import SandboxSpec, auto, get, local, process, sandboxes
 from swe_env.sandbox.process import NoIsolationWarning
 
 
@@ -67,6 +67,12 @@ def test_unknown_names_and_images(base):
             get(kind)(SandboxSpec(base=base, image="some/image"))
 
 
+def test_auto_runs_images_with_an_engine_and_says_when_there_is_none(base, monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(SandboxError, match=r"some/image needs a container engine\. No container"):
+        get("auto")(SandboxSpec(base=base, image="some/image"))
+
+
 def test_only_sandboxes_that_exist_are_recommended(base, monkeypatch):
     said = []
     for kind in ("process", "local"):
@@ -76,8 +82,8 @@ def test_only_sandboxes_that_exist_are_recommended(base, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     said.append(get("local").available())
     named = {name for text in said for name in re.findall(r'sandbox="(\w+)"', text)}
-    assert named == {"process"}
-    assert "docker" not in " ".join(said)
+    assert named == {"process", "docker"}
+    assert named < set(sandboxes)
 
 
 def test_binds_are_read_only_with_parents_made(start, tmp_path):
