@@ -24,7 +24,7 @@ _SHARED = {"setup.cfg": "tool:pytest", "tox.ini": "pytest", "pyproject.toml": "t
 """Files that hold pytest's settings among others, with the section's name."""
 _SHADOWS = re.compile(r"^(src/|lib/)?(pytest|_pytest|pluggy|iniconfig|py)(\.py|/.*)$")
 _TEST_NAME = re.compile(r"(^|/)(test_[^/]*|[^/]*_test|tests)\.py$|(^|/)tests?/")
-_TEST_ROOT = re.compile(r"^(.*?/)??tests?/")
+_TEST_ROOT = re.compile(r"^(.*/)?tests?/")
 _INTERNALS = re.compile(
     r"\b_pytest\b|\bpluggy\b|\bpytest_(runtest|pyfunc|report|sessionfinish|collection)_?\w*"
     r"|\bSWE_ENV_CHANNEL\b|\bgc\.get_(objects|referrers)\b|/proc/\w+/mem\b"

@@ -137,7 +137,9 @@ class Reporter:
         if module is None or not self._sources:
             return  # it could not be imported
         spec = getattr(module, "__spec__", None)
-        load = code_of(getattr(type(getattr(spec, "loader", None)), "exec_module", None))
+        loader = type(getattr(spec, "loader", None) or getattr(module, "__loader__", None))
+        # pytest before 5 has a loader of the old kind.
+        load = code_of(getattr(loader, "exec_module", getattr(loader, "load_module", None)))
         if load is None or not self._honest(load.co_filename):
             origin = load.co_filename if load is not None else "something"
             self._tell_hook("loading " + collector.nodeid, origin)
@@ -170,7 +172,7 @@ class Reporter:
     def log_report(self, report):
         """One line for one phase."""
         if report.nodeid in self._planted:
-            if report.when == "call":
+            if report.when == "call" or report.outcome != "passed":
                 self._send("canary", id=report.nodeid, outcome=report.outcome)
             return
         fields = {
@@ -232,6 +234,7 @@ def plant(module, pytest):
     case.__module__ = module.obj.__name__
     planted = []
     for label, thing in ((name + "_a", compare), (name + "_b", raises), (case.__name__, case)):
+        setattr(module.obj, label, thing)  # where pytest looks for what an item runs
         made = module.ihook.pytest_pycollect_makeitem(collector=module, name=label, obj=thing)
         for item in made if isinstance(made, list) else [made] if made is not None else []:
             planted += item.collect() if hasattr(item, "collect") else [item]

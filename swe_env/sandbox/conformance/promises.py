@@ -126,9 +126,7 @@ def running_commands_go_on(bench: Bench) -> None:
     """
     box = bench.start()
     box.exec("cd pkg; x=1; sleep 300 &")
-    result = box.exec("echo on; read a; read b; echo $a-$b; x=2; (exit 5)", **_BRIEF)
-    expect(result.running and result.exit_code == -1, "it is left running", result)
-    expect(result.output == "on\n" and not result.timed_out, "its output so far", result)
+    _leave(box, "echo on; read a; read b; echo $a-$b; x=2; (exit 5)")
     refused(lambda: box.exec("echo two"), "another command meanwhile")
     said(box.exec(["echo", "beside"]), "beside")
     result = box.resume(stdin=b"one\n", timeout=0.1)
@@ -149,21 +147,33 @@ def interrupts_reach_the_foreground(bench: Bench) -> None:
     box = bench.start()
     box.exec("x=1; (while :; do date +%s%N > early; sleep 0.05; done) & sleep 0.15")
     catching = "sh -c 'trap \"echo caught; exit 7\" INT; echo on; while :; do sleep 0.05; done'"
-    for command, end in ((catching, ("caught", 7)), ("while :; do sleep 0.1; done", ("", 130))):
-        expect(box.exec(command, **_BRIEF).running, f"{command!r} is left running")
-        said(box.resume(interrupt=True, timeout=20), *end)
-    for command in ("while :; do :; done; echo on", "read y; echo on"):
-        expect(box.exec(command, **_BRIEF).running, f"{command!r} is left running")
-        said(box.resume(interrupt=True, timeout=20), "on")
+    _leave(box, catching)
+    said(box.resume(interrupt=True, timeout=20), "caught", 7)
+    for command in ("while :; do sleep 0.1; done", "while :; do :; done", "read y"):
+        _leave(box, f"echo on; {command}; echo over")
+        said(box.resume(interrupt=True, timeout=20), "over")
     expect(_changes(box, "early"), "earlier background processes survive")
     said(box.exec("echo $x"), "1")
-    box.exec("trap '' INT; while :; do date +%s%N > deaf; sleep 0.05; done", **_BRIEF)
+    _leave(box, "trap '' INT; echo on; while :; do date +%s%N > deaf; sleep 0.05; done")
     expect(box.resume(interrupt=True, timeout=0.1).running, "one that is deaf to it goes on")
     result = box.resume(kill=True)
     expect(result.timed_out and result.exit_code == -1 and not result.running, "killed", result)
     expect(not _changes(box, "deaf"), "it is really killed")
     expect(_changes(box, "early"), "earlier background processes survive a kill")
     said(box.exec("echo on"), "on")
+
+
+def _leave(box: Sandbox, command: str) -> None:
+    """Leave a command running once it has said "on"."""
+    result = box.exec(command, **_BRIEF)
+    seen = result.output
+    for _ in range(100):
+        if not result.running or "on\n" in seen:
+            break
+        result = box.resume(timeout=0.1)
+        seen += result.output
+    expect(result.running and seen == "on\n", f"{command!r} is left running", (seen, result))
+    expect(result.exit_code == -1 and not result.timed_out, "which is no time-out", result)
 
 
 _BRIEF: dict[str, Any] = {"keep_running": True, "timeout": 0.3}
