@@ -193,6 +193,7 @@ def agreement(
     read = read_by_peer(found, done, peer, out)
     counts: Counter[str] = Counter()
     different = []
+    only_printed = []
     for entry in done:
         if entry["resolved"] is None:
             continue
@@ -209,7 +210,10 @@ def agreement(
                 different.append([entry["instance_id"], entry["patch"], test, said])
         for test, said in theirs["map"].items():
             passed = outcomes_of([test], entry["outcomes"])[test] in PASSING
-            counts["log_same" if passed == (said in ("PASSED", "XFAIL")) else "log_different"] += 1
+            same = passed == (said in ("PASSED", "XFAIL"))
+            counts["log_same"] += same
+            if not same:
+                only_printed.append([entry["instance_id"], entry["patch"], test, said])
         resolved = all(theirs["fail_to_pass"].values()) and all(
             maintained for _, maintained in theirs["pass_to_pass"].values()
         )
@@ -222,7 +226,8 @@ def agreement(
         "same": counts["same"],
         "percent": round(100 * counts["same"] / total, 3) if total else None,
         "different": different,
-        "in_whole_logs": {"same": counts["log_same"], "different": counts["log_different"]},
+        # Everything else in the logs: what was printed by no test of the run is found here.
+        "in_whole_logs": {"same": counts["log_same"], "different": only_printed},
         "verdicts_same": counts["verdicts_same"],
         "verdicts_different": counts["verdicts_different"],
     }
