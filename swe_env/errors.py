@@ -3,7 +3,8 @@
 SweError                   the root: catch this to catch everything below
 ├── ConfigError            a setting or argument is wrong
 ├── TaskError              a task or task source is unknown, malformed or cannot be built
-│   └── RecipeError        a task's Python environment could not be built
+│   ├── RecipeError        a task's Python environment could not be built
+│   └── UnsupportedTask    a task is sound, but nothing here can run its kind of tests
 ├── PatchError             a patch does not apply
 │   └── PatchRefused       a patch reaches outside the workspace, or is too large to apply
 ├── ToolError              a tool was called wrongly: its message goes to the model
@@ -34,6 +35,10 @@ class TaskError(SweError):
 
 class RecipeError(TaskError):
     """A task's Python environment could not be built."""
+
+
+class UnsupportedTask(TaskError):
+    """A task is sound, but nothing here can run its kind of tests."""
 
 
 class PatchError(SweError):

@@ -33,6 +33,22 @@ _INTERNALS = re.compile(
 """Nothing that mends a program reaches for these, unless it already did."""
 
 
+RUNNER_FILES = {
+    "django": frozenset({"tests/runtests.py"}),
+    "sympy": frozenset({"bin/test", "sympy/testing/runtests.py", "sympy/utilities/runtests.py"}),
+}
+"""A repository's own test runner, by the runner that starts it: it decides what passes, so a patch
+has no say in it unless the task's own does."""
+
+
+def is_test_tool(path: str) -> bool:
+    """Whether a file that was there before is part of pytest: the task is about pytest itself.
+
+    Then the code under test is what runs the tests, and hooks in it are no sign of anything.
+    """
+    return _SHADOWS.match(path) is not None
+
+
 def is_test_file(path: str) -> bool:
     """Whether a path looks like one of a test suite's files."""
     return _TEST_NAME.search(path) is not None

@@ -20,12 +20,12 @@ from swe_env.sandbox.base import Sandbox
 from swe_env.types import ExecResult, Outcome
 
 _FIXED = ("--tb=short", "--continue-on-collection-errors", "-p", "no:randomly")
-_START = (
+START = (
     'SWE_ENV_PYTHONPATH="${PYTHONPATH-}"; export SWE_ENV_PYTHONPATH; unset PYTHONPATH; exec "$@"'
 )
 """Starts the interpreter with nothing of the repository importable, so that neither a
 ``sitecustomize`` nor a module named like one of the standard library comes before the plugin."""
-_OUTPUT = 200_000
+OUTPUT = 200_000
 """Characters of the run's printed text that are kept."""
 _NAMED = 5
 """How many culprits one sentence names."""
@@ -101,21 +101,26 @@ class PytestRunner:
         }
         started = time.perf_counter()
         result = sandbox.exec(
-            ["sh", "-c", _START, "sh", *parsed.python, "-s", "-c", plugin_source()],
+            ["sh", "-c", START, "sh", *parsed.python, "-s", "-c", plugin_source()],
             timeout=timeout,
             stdin=key + msgspec.json.encode(request) + b"\n",
             env=dict(parsed.env),
             channel=True,
-            output_limit=_OUTPUT,
+            output_limit=OUTPUT,
         )
         seconds = time.perf_counter() - started
         records = read_channel(result.channel, key)
         _check_started(records, result)
         return _test_run(records, result, seconds, timeout)
 
-    def files(self, test_ids: Sequence[str]) -> list[str]:
-        """The file part of each id (``path::name``)."""
-        return list(dict.fromkeys(test_id.partition("::")[0] for test_id in test_ids))
+    def files(self, test_ids: Sequence[str], patched: Sequence[str] = ()) -> list[str]:
+        """The file part of each id (``path::name``); for an id without, every patched test file."""
+        found: dict[str, None] = {}
+        for test_id in test_ids:
+            path, place, _ = test_id.partition("::")
+            whole = place or "/" in path or path.endswith(".py") or not patched
+            found.update(dict.fromkeys([path] if whole else patched))
+        return list(found)
 
 
 def _check_started(records: Records, result: ExecResult) -> None:
@@ -193,11 +198,12 @@ def _error(records: Records, result: ExecResult, timeout: float) -> str:
     if end["exit"] != result.exit_code:
         return f"exit code {result.exit_code} though pytest reported {end['exit']}"
     if end["exit"] not in (0, 1, 2, 5):
-        return f"pytest stopped with exit code {end['exit']}: {_last_line(result.output)}"
+        return f"pytest stopped with exit code {end['exit']}: {last_line(result.output)}"
     return ""
 
 
-def _last_line(output: str) -> str:
+def last_line(output: str) -> str:
+    """The line of a run's output that says why it stopped."""
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith(("error", "e  ", "importerror"))]
     return (errors[:1] or lines[-1:] or ["it printed nothing"])[0].strip()[:300]
@@ -206,7 +212,7 @@ def _last_line(output: str) -> str:
 def _tampering(records: Records, rewritten: list[str]) -> list[str]:
     found = []
     if rewritten:
-        found.append(f"A failure was reported as something else: {_names(rewritten)}.")
+        found.append(f"A failure was reported as something else: {names_of(rewritten)}.")
     for record in records.of("hook"):
         found.append(f"{record['file']} hooks into the reporting ({record['name']}).")
     for record in records.of("changed"):
@@ -221,7 +227,7 @@ def _tampering(records: Records, rewritten: list[str]) -> list[str]:
         found.append("The tests that must fail, planted to check the run, were taken out of it.")
     replaced = records.of("replaced")
     if replaced:
-        found.append(f"pytest was altered while it ran: {_names([r['name'] for r in replaced])}.")
+        found.append(f"pytest was altered while it ran: {names_of([r['name'] for r in replaced])}.")
     if records.forged:
         found.append(f"{records.forged} forged lines were written to the result channel.")
     return found
@@ -234,7 +240,8 @@ def _taken_out(records: Records) -> bool:
     return ran and planted is not None and bool(planted["ids"]) and not records.of("canary")
 
 
-def _names(names: Sequence[str]) -> str:
+def names_of(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(dict.fromkeys(names[:_NAMED]))
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 

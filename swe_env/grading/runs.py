@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from swe_env.grading.log_parsers import PARSERS
 from swe_env.plugins import Registry
 from swe_env.sandbox.base import Sandbox
 from swe_env.types import Outcome
@@ -33,6 +34,8 @@ class TestRun:
     outcomes: dict[str, str]
     """Test id → outcome (a name of `Outcome`); a file that could not be collected has its own
     path as id."""
+    also: dict[str, str] = field(default_factory=dict)
+    """Other names under which a benchmark's row may know a test (its description) → outcome."""
     details: dict[str, str] = field(default_factory=dict)
     """Id of a test that failed → the last lines of its traceback, short."""
     durations: dict[str, float] = field(default_factory=dict)
@@ -91,12 +94,28 @@ class Runner(Protocol):
         """
         ...
 
-    def files(self, test_ids: Sequence[str]) -> list[str]:
-        """The files or modules to run for these test ids, without repetition, in order."""
+    def files(self, test_ids: Sequence[str], patched: Sequence[str] = ()) -> list[str]:
+        """The files or modules to run for these test ids, without repetition, in order.
+
+        Args:
+            test_ids: ids as the task's lists have them.
+            patched: test files that the task's `test_patch` touches, for runners whose ids do not
+                say where a test lies.
+        """
         ...
 
 
-runners: Registry[Runner] = Registry("runners", {"pytest": "swe_env.grading.pytest_runner:runner"})
+runners: Registry[Runner] = Registry(
+    "runners",
+    {
+        "pytest": "swe_env.grading.pytest_runner:runner",
+        "unittest": "swe_env.grading.unit_runner:unittest_runner",
+        "django": "swe_env.grading.unit_runner:django_runner",
+        "sympy": "swe_env.grading.unit_runner:sympy_runner",
+        # The last resort, by SWE-bench's names: what is printed can be forged.
+        **{name: f"swe_env.grading.log_runner:{name}" for name in PARSERS},
+    },
+)
 """Test runners by the name a task's `log_parser` gives."""
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 from swe_env import sandbox as sandboxes
 from swe_env.errors import GradingError, PatchError, PatchRefused
 from swe_env.grading import guard
+from swe_env.grading.ids import outcomes_of
 from swe_env.grading.patches import apply_patch, patch_paths
 from swe_env.grading.runs import PASSING, TestRun, run_tests, runners
 from swe_env.sandbox.base import Files, Limits, Sandbox, SandboxFactory, SandboxSpec
-from swe_env.types import Outcome, Task, TestReport
+from swe_env.types import Task, TestReport
 
 
 @dataclass(slots=True)
@@ -112,10 +114,18 @@ def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str
 def _protected(task: Task, named: set[str]) -> set[str]:
     """The task's test files and what lies beside them: the patch has no say in them."""
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
-    listed = {path for path in runners.get(task.log_parser).files(ids) if guard.is_test_file(path)}
+    runner = runners.get(task.log_parser)
+    listed = {path for path in runner.files(ids, _patched(task)) if guard.is_test_file(path)}
+    rules = guard.RUNNER_FILES.get(task.log_parser, frozenset())
     brought = patch_paths(task.test_patch)
     beside = guard.beside_tests(named, listed | brought)
-    return brought | ((listed | beside) - patch_paths(task.patch))
+    return brought | ((listed | beside | rules) - patch_paths(task.patch))
+
+
+def _patched(task: Task) -> list[str]:
+    """The files of the test patch that a test runner could be given."""
+    paths = re.findall(r"^\+\+\+ b/([^\t\n]+)", task.test_patch, re.MULTILINE)
+    return [path for path in dict.fromkeys(paths) if path.endswith(".py")]
 
 
 def _gold_rules(box: Sandbox, task: Task, paths: list[str]) -> dict[str, bytes | None]:
@@ -143,9 +153,8 @@ def _run(
     spec: SandboxSpec,
 ) -> TestRun:
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
-    targets = [
-        path for path in runners.get(task.log_parser).files(ids) if _runnable(box.files, path)
-    ]
+    named = runners.get(task.log_parser).files(ids, _patched(task))
+    targets = [path for path in named if _runnable(box.files, path)]
     if ids and not targets:
         raise GradingError(
             f"None of the test files of {task.instance_id} exists once its test_patch is applied: "
@@ -159,7 +168,7 @@ def _run(
             targets=targets,
             timeout=timeout,
             runner=task.log_parser,
-            distrusted=changed,
+            distrusted=[path for path in changed if not guard.is_test_tool(path)],
         )
 
     try:
@@ -198,9 +207,9 @@ def _runnable(files: Files, path: str) -> bool:
 
 def _verdict(task: Task, run: TestRun | None, found: _Findings, error: str = "") -> TestReport:
     """The report on a run, or on a patch that did not get as far as one."""
-    outcomes = run.outcomes if run is not None else {}
-    wanted = {test: outcomes.get(test, Outcome.MISSING) for test in task.FAIL_TO_PASS}
-    kept = {test: outcomes.get(test, Outcome.MISSING) for test in task.PASS_TO_PASS}
+    outcomes = {**run.also, **run.outcomes} if run is not None else {}
+    wanted = outcomes_of(task.FAIL_TO_PASS, outcomes)
+    kept = outcomes_of(task.PASS_TO_PASS, outcomes)
     cheats = [*found.cheats, *(run.tampering if run is not None else ())]
     sound = run is not None and run.ended and not cheats
     unbroken = sound and all(outcome in PASSING for outcome in kept.values())

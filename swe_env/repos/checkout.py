@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from swe_env.cache import build_once, cache_dir, digest
 from swe_env.errors import PatchError, TaskError
 from swe_env.repos import archives
-from swe_env.repos.git import commit_all, git, must, said
+from swe_env.repos.git import commit_all, git, must, said, stamp
 from swe_env.repos.patches import apply_patch
 from swe_env.types import Source, Task
 
@@ -78,6 +79,30 @@ def base(task: Task) -> Path:
         commit_all(folder)
 
     return build_once(target, build)
+
+
+def with_files(checkout: Path, extra: Path) -> Path:
+    """`checkout` with the files of `extra` in it, which its repository ignores.
+
+    So they are there for the tests, and no diff of the workspace has them.
+    """
+    target = cache_dir("bases") / f"{checkout.name}-{digest([_LAYOUT, str(checkout), str(extra)])}"
+
+    def build(folder: Path) -> None:
+        shutil.copytree(checkout, folder, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(extra, folder, symlinks=True, dirs_exist_ok=True)
+        names = [p.relative_to(extra).as_posix() for p in extra.rglob("*") if not p.is_dir()]
+        exclude = folder / ".git" / "info" / "exclude"
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text("".join(f"/{_escaped(name)}\n" for name in sorted(names)))
+        stamp(folder)
+
+    return build_once(target, build)
+
+
+def _escaped(name: str) -> str:
+    """A path as a pattern of git's ignore files that means just it."""
+    return re.sub(r"([\\*?\[\]#! ])", r"\\\1", name)
 
 
 def _slug(text: str) -> str:

@@ -19,6 +19,13 @@ from swe_env.types import Recipe
 
 _LAYOUT = 2
 """Raise when the way an environment is made changes."""
+_INSTALL_LAYOUT = 2
+"""Raise when the way an install command is run changes."""
+_LEFT = "checkout"
+"""Folder of an environment that holds what its install command left in the checkout."""
+_ROOTS = "pythonpath.txt"
+"""File of an environment: the checkout's folders that its editable installation pointed to."""
+_BUILD_JUNK = {"__pycache__", ".git", "build", ".eggs"}
 
 
 @functools.cache
@@ -68,10 +75,25 @@ def environment(recipe: Recipe, checkout: Path | None = None) -> Path:
         RecipeError: it cannot be built; carries what the installer said.
     """
     python = interpreter(recipe.python)
-    own = str(checkout) if recipe.install else ""
+    own = f"{checkout} {_INSTALL_LAYOUT}" if recipe.install else ""
     key = digest([_LAYOUT, str(python), recipe.requirements, recipe.install, own])
     target = cache_dir("envs") / f"py{recipe.python}-{key}"
     return build_once(target, lambda folder: _build(recipe, python, checkout, folder))
+
+
+def left_in_checkout(folder: Path) -> Path | None:
+    """Files that the recipe's install command made in the checkout, or None where it made none.
+
+    Generated modules (a version file), extension modules, metadata: the checkout needs them to
+    run, and its repository does not have them.
+    """
+    return folder / _LEFT if (folder / _LEFT).is_dir() else None
+
+
+def import_roots(folder: Path) -> list[str]:
+    """Folders of the checkout, relative to it, that the install command made importable."""
+    roots = folder / _ROOTS
+    return roots.read_text("utf-8").splitlines() if roots.exists() else []
 
 
 def installed(folder: Path) -> dict[str, str]:
@@ -186,11 +208,56 @@ def _install(recipe: Recipe, checkout: Path | None, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="swe-env-install-") as temporary:
         work = Path(temporary, "checkout")
         shutil.copytree(checkout, work, symlinks=True)
-        path = f"{folder / 'bin'}:{os.environ.get('PATH', os.defpath)}"
+        path = f"{folder / 'bin'}:{os.environ.get('PATH', os.defpath)}:{_uv_folder()}"
         variables = {"PATH": path, "VIRTUAL_ENV": str(folder), **_pip_settings()}
         done = _run(["/bin/sh", "-c", recipe.install], env=variables, cwd=work)
-    if done.returncode:
-        raise RecipeError(f"The install command {recipe.install!r} failed: {_last(done)}.")
+        if done.returncode:
+            raise RecipeError(f"The install command {recipe.install!r} failed: {_last(done)}.")
+        _keep_new(checkout, work, folder / _LEFT)
+        _forget(folder, work)
+
+
+def _uv_folder() -> str:
+    """Where the uv that comes with us lies, for install commands that call it."""
+    if not importlib.util.find_spec("uv"):
+        return ""
+    from uv import find_uv_bin
+
+    return str(Path(find_uv_bin()).parent)
+
+
+def _keep_new(checkout: Path, work: Path, kept: Path) -> None:
+    """Copy what an install command made in its copy of the checkout; tracked files stay theirs."""
+    for top, names, files in os.walk(work):
+        names[:] = [name for name in names if name not in _BUILD_JUNK]
+        for name in files:
+            place = Path(top, name).relative_to(work)
+            if not os.path.lexists(checkout / place):
+                (kept / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(work / place, kept / place, follow_symlinks=False)
+
+
+def _forget(folder: Path, work: Path) -> None:
+    """Drop an editable installation's pointers to the copy of the checkout it was made in.
+
+    The metadata stay; the code is found on the path, in each sandbox's own checkout.
+    """
+    inside = re.compile(re.escape(str(work)) + r"((?:/[^'\"\n/]+)*)")
+    roots: set[str] = set()
+    for packages in folder.glob("lib/python*/site-packages"):
+        finders = [*packages.glob("__editable__*.py")]
+        for pointer in (*packages.glob("*.pth"), *packages.glob("*.egg-link"), *finders):
+            found = inside.findall(pointer.read_text("utf-8", "replace"))
+            # A finder maps packages to their own folders, the other files name folders of them.
+            up = 1 if pointer in finders else 0
+            parts = [path.strip("/").split("/") for path in found]
+            roots |= {"/".join(part[: len(part) - up]) or "." for part in parts}
+            if found or pointer.name.startswith("__editable__"):
+                pointer.unlink()
+        for origin in packages.glob("*.dist-info/direct_url.json"):
+            if str(work) in origin.read_text("utf-8", "replace"):
+                origin.unlink()
+    (folder / _ROOTS).write_text("".join(f"{root}\n" for root in sorted(roots)), "utf-8")
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

@@ -107,6 +107,12 @@ def commit_all(folder: Path) -> str:
     return name
 
 
+def stamp(folder: Path) -> None:
+    """Give a checkout's files the one time that `commit_all` gives them."""
+    _stamp(folder, _TIME)
+    _stamp(folder / ".git", _LATER)
+
+
 def _stamp(folder: Path, time: int) -> None:
     """Give a folder and everything in it one time, a `.git` left out."""
     for top, names, files in os.walk(folder):

@@ -56,6 +56,56 @@ def file_diff(path: str, old: str, new: str) -> str:
     return "".join(out)
 
 
+def new_file_diff(path: str, text: str) -> str:
+    """Git's unified diff that makes a file which is not there before."""
+    head = f"diff --git a/{path} b/{path}\nnew file mode 100644\n"
+    if not text:
+        return head
+    lines = _lines(text)
+    body = "".join(_marked("+", lines))
+    return f"{head}--- /dev/null\n+++ b/{path}\n@@ -0,0 +{_range(0, len(lines))} @@\n{body}"
+
+
+_RANGES = re.compile(r"^@@ -(\S+) \+(\S+) @@(.*)$", re.DOTALL)
+_OTHER_WAY = {
+    "new file mode ": "deleted file mode ",
+    "deleted file mode ": "new file mode ",
+    "old mode ": "new mode ",
+    "new mode ": "old mode ",
+    "rename from ": "rename to ",
+    "rename to ": "rename from ",
+}
+
+
+def reverse_patch(patch: str) -> str:
+    """The unified diff that undoes a unified diff (no binary files)."""
+    out: list[str] = []
+    names: list[str] = []
+    old = new = 0  # lines of the hunk that are still to come
+    for line in _lines(patch):
+        if old > 0 or new > 0:
+            old -= line[:1] in " -\n"
+            new -= line[:1] in " +\n"
+            out.append({"-": "+", "+": "-"}.get(line[:1], line[:1]) + line[1:])
+            continue
+        if found := _RANGES.match(line):
+            old, new = (int(part.partition(",")[2] or 1) for part in found.group(1, 2))
+            out.append(f"@@ -{found[2]} +{found[1]} @@{found[3]}")
+        elif line.startswith("--- "):
+            names.append(line[4:])
+        elif line.startswith("+++ ") and names:
+            out += [f"--- {_side(line[4:], 'a')}", f"+++ {_side(names.pop(), 'b')}"]
+        else:
+            start = next((start for start in _OTHER_WAY if line.startswith(start)), "")
+            if not line.startswith("index "):
+                out.append(_OTHER_WAY.get(start, "") + line.removeprefix(start))
+    return "".join(out)
+
+
+def _side(name: str, letter: str) -> str:
+    return name if name.startswith("/dev/null") else f"{letter}/{name[2:]}"
+
+
 def _range(start: int, length: int) -> str:
     return f"{start + 1 if length else start},{length}"
 

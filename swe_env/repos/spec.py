@@ -6,10 +6,16 @@ from functools import cache
 from pathlib import Path
 
 from swe_env.cache import cache_dir
-from swe_env.repos.checkout import base
-from swe_env.repos.environments import environment, interpreter, prefix
+from swe_env.repos.checkout import base, with_files
+from swe_env.repos.environments import (
+    environment,
+    import_roots,
+    interpreter,
+    left_in_checkout,
+    prefix,
+)
 from swe_env.sandbox.base import Limits, SandboxSpec
-from swe_env.types import Image, Recipe, Task
+from swe_env.types import Image, Task
 
 ENVIRONMENT = "/opt/env"
 """Where the Python environment lies inside a sandbox."""
@@ -39,13 +45,15 @@ def sandbox_spec(task: Task, *, network: bool = False, limits: Limits | None = N
     recipe = task.environment
     checkout = base(task)
     folder = environment(recipe, checkout)
+    if (extra := left_in_checkout(folder)) is not None:
+        checkout = with_files(checkout, extra)
     binds = {ENVIRONMENT: folder}
     home = prefix(interpreter(recipe.python))
     if not home.is_relative_to("/usr"):
         binds[str(home)] = home
     return SandboxSpec(
         base=checkout,
-        env=_variables(recipe),
+        env=_variables([*recipe.pythonpath, *import_roots(folder)]),
         binds=binds,
         hidden=_other_packages(home),
         limits=limits,
@@ -72,9 +80,9 @@ def _plain() -> dict[str, str]:
     }
 
 
-def _variables(recipe: Recipe) -> dict[str, str]:
+def _variables(pythonpath: list[str]) -> dict[str, str]:
     inside = "{" + ENVIRONMENT + "}"
-    roots = [Path(part).as_posix() for part in recipe.pythonpath]
+    roots = list(dict.fromkeys(Path(part).as_posix() for part in pythonpath))
     paths = ["{workdir}" if part == "." else "{workdir}/" + part for part in roots]
     return {
         **_plain(),

@@ -15,7 +15,9 @@ from swe_env.types import Task
 
 app = typer.Typer(help="Tasks: where they come from, what is in them, whether they hold.")
 
-Spec = Annotated[str, typer.Argument(help="quickstart, quickstart:train, FILE.jsonl, synth:…")]
+Spec = Annotated[
+    str, typer.Argument(help="quickstart, quickstart:train, FILE.jsonl, synth:…, swebench:…")
+]
 Seed = Annotated[int, typer.Option(help="Of sources that make tasks.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

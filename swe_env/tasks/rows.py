@@ -31,7 +31,7 @@ def read(path: str | Path) -> list[Task]:
     """
     path = Path(path).expanduser()
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
         task = _row(line, f"{path}, row {number}")
@@ -61,7 +61,12 @@ def dump(tasks: Iterable[Task], path: str | Path) -> None:
         raise
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a plain or zstd-compressed file.
+
+    Raises:
+        TaskError: there is no such file, or it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             if path.name.endswith(".zst"):

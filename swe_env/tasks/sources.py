@@ -30,6 +30,10 @@ sources: Registry[TaskSource] = Registry(
         "quickstart": "swe_env.tasks.quickstart:quickstart",
         "synth": "swe_env.tasks.synth.source:synth",
         "jsonl": "swe_env.tasks.sources:jsonl",
+        **{
+            name: f"swe_env.tasks.swebench.sources:{name}"
+            for name in ("swebench", "r2e", "swegym", "swesmith", "swerebench")
+        },
     },
 )
 
@@ -46,16 +50,18 @@ def load(spec: str, *, seed: int = 0, progress: Report | None = None) -> list[Ta
     Args:
         spec: ``quickstart``, ``quickstart:train``, ``quickstart:heldout``, ``jsonl:PATH`` (or a
             path ending in .jsonl or .jsonl.zst), ``synth:NAME==VERSION``, ``synth:FOLDER`` (both
-            with options: ``?limit=300&detail=symptom``), or a plug-in's name with its argument.
+            with options: ``?limit=300&detail=symptom``), ``swebench:lite`` and its relatives
+            (``r2e:``, ``swegym:``, ``swesmith:``, ``swerebench:``) with a data set's short name,
+            a file or ``owner/name``, or a plug-in's name with its argument.
         seed: of sources that make tasks; the same seed gives the same tasks.
         progress: called while tasks are made.
 
     Raises:
         TaskError: no such source, or its tasks cannot be had.
     """
-    if spec.endswith(rows.SUFFIXES) and not spec.startswith("jsonl:"):
-        return rows.read(spec)
     name, _, argument = spec.partition(":")
+    if spec.endswith(rows.SUFFIXES) and name not in sources.names():
+        return rows.read(spec)
     try:
         source = sources.get(name)
     except ConfigError as error:

@@ -11,6 +11,8 @@ import pytest
 from swe_env.errors import RecipeError, TaskError
 from swe_env.repos import ENVIRONMENT, environment, head, interpreter, pristine, sandbox_spec
 from swe_env.repos.archives import download
+from swe_env.repos.environments import import_roots
+from swe_env.sandbox import get
 from swe_env.types import Image, Recipe, Source, Task
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -65,6 +67,53 @@ def test_the_spec_names_paths_inside_and_where_they_are(tmp_path):
     assert home.is_relative_to("/usr") or spec.binds[str(home)] == home
     image = sandbox_spec(replace(task, environment=Image(name="some/image")))
     assert (image.image, image.binds) == ("some/image", {})
+
+
+def test_what_an_install_command_makes_is_in_the_checkout_and_in_no_diff(tmp_path):
+    folder = tmp_path / "pkg"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "mod.py").write_text("from made import VERSION\n")
+    (folder / "setup.py").write_text("old\n")
+    install = (
+        "echo VERSION = 7 > src/made.py && echo new > setup.py && mkdir build && touch build/x"
+    )
+    task = Task(
+        instance_id="t-1",
+        repo="t",
+        base_commit="",
+        problem_statement="",
+        source=Source(kind="folder", location=str(folder)),
+        environment=Recipe(python=PYTHON, install=install, pythonpath=("src",)),
+    )
+    spec = sandbox_spec(task)
+    assert (spec.base / "setup.py").read_text() == "old\n"
+    assert not (spec.base / "build").exists()
+    box = get("process")(spec)
+    try:
+        assert box.exec(["python", "-c", "import mod; print(mod.VERSION)"]).output.strip() == "7"
+        assert box.exec(["git", "status", "--porcelain"]).output == ""
+        assert box.diff() == ""
+        box.write_file("src/mod.py", b"VERSION = 8\n")
+        assert "made.py" not in box.diff()
+        assert "mod.py" in box.diff()
+    finally:
+        box.close()
+    assert sandbox_spec(task) == spec
+
+
+def test_install_commands_find_uv_and_leave_no_trace_of_where_they_ran(tmp_path):
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    (folder / "mod.py").write_text("x = 1\n")
+    source = Source(kind="folder", location=str(folder))
+    site = "site=$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')"
+    map_ = """echo "MAPPING = {'a': '$PWD/lib/a', 'b': '$PWD/b'}" > "$site/__editable___f.py\""""
+    install = f'uv --version && {site} && echo "$PWD/src" > "$site/__editable__.pkg.pth" && {map_}'
+    built = environment(Recipe(python=PYTHON, install=install), pristine(source))
+    assert not list(built.glob("lib/python*/site-packages/__editable__*"))
+    assert import_roots(built) == [".", "lib", "src"]
+    with pytest.raises(RecipeError, match=r"install command 'echo why >&2; exit 3' failed: why"):
+        environment(Recipe(python=PYTHON, install="echo why >&2; exit 3"), pristine(source))
 
 
 @pytest.mark.network

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from swe_env.errors import PatchError
 from swe_env.repos import apply_patch, file_diff
+from swe_env.repos.patches import new_file_diff, reverse_patch
 
 LINES = st.lists(st.sampled_from(["a", "b", "", "c\x0cd", "e\r", "  x", "-- y"]), max_size=30)
 
@@ -96,3 +97,51 @@ def test_nonsense_is_told_as_such(tree):
     with pytest.raises(PatchError, match="no unified diff"):
         apply_patch(tree, "please fix the bug")
     apply_patch(tree, "")
+
+
+@settings(max_examples=30, deadline=None)
+@given(old=LINES, new=LINES, ended=st.tuples(st.booleans(), st.booleans()))
+def test_a_reversed_diff_leads_back_byte_for_byte(tmp_path_factory, old, new, ended):
+    before = "\n".join(old) + ("\n" if ended[0] else "")
+    after = "\n".join(new) + ("\n" if ended[1] else "")
+    if not before or not after:
+        return
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "f.txt").write_bytes(after.encode())
+    apply_patch(tree, reverse_patch(file_diff("f.txt", before, after)))
+    assert (tree / "f.txt").read_bytes() == before.encode()
+
+
+def test_new_deleted_and_renamed_files_are_reversed_too(tmp_path):
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    git("init", "-q")
+    body = "".join(f"line {n}\n" for n in range(20))
+    for name in ("kept.txt", "gone.txt", "old.txt"):
+        (tmp_path / name).write_text(f"{name}\n{body}")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    (tmp_path / "new.txt").write_text("new\n")
+    (tmp_path / "gone.txt").unlink()
+    (tmp_path / "old.txt").rename(tmp_path / "moved.txt")
+    (tmp_path / "kept.txt").chmod(0o755)
+    git("add", "-A")
+    patch = git("diff", "--cached", "-M")
+    assert "rename from" in patch
+    apply_patch(tmp_path, reverse_patch(patch))
+    git("reset", "-q")
+    assert git("status", "--porcelain", "-uall") == ""
+    assert {p.name for p in tmp_path.glob("*.txt")} == {"kept.txt", "gone.txt", "old.txt"}
+    assert not (tmp_path / "kept.txt").stat().st_mode & 0o100
+    assert reverse_patch(reverse_patch(patch)) == "".join(
+        line + "\n" for line in patch.splitlines() if not line.startswith("index ")
+    )
+
+
+@pytest.mark.parametrize("text", ["", "x\n", "x", "a\n\nb\x0cc\n"])
+def test_a_diff_makes_a_new_file(tmp_path, text):
+    apply_patch(tmp_path, new_file_diff("made/here.py", text))
+    assert (tmp_path / "made" / "here.py").read_text() == text
