@@ -27,7 +27,14 @@ PACKAGES = (
 )
 """Source distributions (name, version, sha256); none of them is a package of `quickstart`."""
 TASKS = Settings(
-    limit=60, detail="line", min_lines=4, max_lines=25, single_line=True, per_function=3, tests=5
+    limit=60,
+    detail="line",
+    min_lines=4,
+    max_lines=25,
+    single_line=True,
+    per_function=3,
+    tests=5,
+    alike=True,
 )
 """As `quickstart` makes its tasks, so that the adapter learns what the demo asks."""
 ATTEMPTS = 2

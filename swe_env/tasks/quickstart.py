@@ -101,6 +101,7 @@ def _settings(package: _Package, seed: int) -> Settings:
         per_function=3,
         per_operator=max(2, package.tasks // 5),
         tests=5,
+        alike=True,
     )
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from swe_env.tasks.leaks import leaked
+
 Detail = Literal["symptom", "function", "line"]
 LIMIT = 900
-"""Characters of a statement at most."""
+"""Characters of a statement at most (of each bug, where there are several)."""
+_FEW_WORDS = 4
+"""Of a commit message that alone makes no statement ("fix tests", "wip")."""
+_TRAILER = re.compile(
+    r"\s*(Signed-off-by|Co-authored-by|Reviewed-by|Acked-by|Change-Id|\(?cherry[- ]picked)"
+    r"|Merge (pull request|branch|remote)"
+    r"|\s*(PR|Pull request|See|Link|Refs?)\s*:?\s*(https?:|#)\S*",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(r"\s*\((?:gh-|PR ?)?#\d+\)|https?://\S+/(?:pull|commit|merge_requests)/\S+")
 _ORDER = ("mismatch", "truth", "raised", "no_raise", "condition")
 
 
@@ -23,7 +35,9 @@ class Place:
     """The line as it stands there."""
 
 
-def write(failures: Iterable[Mapping[str, Any]], place: Place, detail: Detail) -> str:
+def write(
+    failures: Iterable[Mapping[str, Any]], place: Place, detail: Detail, *, symptoms: int = 1
+) -> str:
     """A statement from the facts of failing tests; the patch is never looked at.
 
     Args:
@@ -31,16 +45,67 @@ def write(failures: Iterable[Mapping[str, Any]], place: Place, detail: Detail) -
         place: used as far as `detail` allows.
         detail: ``symptom`` tells the behaviour only, ``function`` also the file and function,
             ``line`` also quotes the suspect line as a traceback would.
+        symptoms: how many different failing behaviours to tell at most.
 
     Returns:
         At most `LIMIT` characters; empty when no failure can be told.
     """
     end = _place(place, detail)
+    text = _told(failures, LIMIT - len(end), symptoms)
+    return text + end if text else ""
+
+
+def several(statements: Sequence[str]) -> str:
+    """One statement for several bugs, from the statement of each."""
+    parts = [f"{number}. {text.strip()}" for number, text in enumerate(statements, start=1)]
+    return f"{len(parts)} things are wrong.\n\n" + "\n\n".join(parts) + "\n"
+
+
+def of_fix(message: str, failures: Iterable[Mapping[str, Any]], patch: str) -> str:
+    """A statement for a fix out of a repository's history.
+
+    What its author wrote, as far as it quotes nothing of the fix, and what its tests showed
+    before it.
+
+    Args:
+        message: the commit's message.
+        failures: facts of the tests that fail without it.
+        patch: the fix, to keep out.
+
+    Returns:
+        Empty when neither says enough.
+    """
+    said = _message(message, patch)
+    shown = _told(failures, LIMIT, 3)
+    if leaked(shown, patch):
+        shown = ""
+    if not shown and len(said.split()) < _FEW_WORDS:
+        return ""
+    return "\n\n".join(part for part in (said, shown) if part) + "\n"
+
+
+def _message(message: str, patch: str) -> str:
+    """A commit message without trailers, references to where the answer is, and the patch."""
+    kept = []
+    for line in message.strip().splitlines():
+        if _TRAILER.match(line) or leaked(line, patch):
+            continue
+        kept.append(_REFERENCE.sub("", line).rstrip())
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+    return "" if leaked(text, patch) else text[:LIMIT].rstrip()
+
+
+def _told(failures: Iterable[Mapping[str, Any]], room: int, symptoms: int) -> str:
+    """The plainest failing behaviours, a paragraph each."""
     told = [(_rank(facts), text) for facts in failures if (text := _symptom(facts))]
+    kept: list[str] = []
     for _, text in sorted(told):
-        if len(text) + len(end) <= LIMIT:
-            return text + end
-    return ""
+        if text in kept or len("\n\n".join([*kept, text])) > room:
+            continue
+        kept.append(text)
+        if len(kept) == symptoms:
+            break
+    return "\n\n".join(kept)
 
 
 def _rank(facts: Mapping[str, Any]) -> tuple[int, int]:
