@@ -97,12 +97,19 @@ def _message(message: str, patch: str) -> str:
 
 def _told(failures: Iterable[Mapping[str, Any]], room: int, symptoms: int) -> str:
     """The plainest failing behaviours, a paragraph each."""
-    told = [(_rank(facts), text) for facts in failures if (text := _symptom(facts))]
+    told = [
+        (_rank(facts), text, _traceback(facts).splitlines()[-1] if facts.get("frames") else text)
+        for facts in failures
+        if (text := _symptom(facts))
+    ]
     kept: list[str] = []
-    for _, text in sorted(told):
-        if text in kept or len("\n\n".join([*kept, text])) > room:
+    ends: set[str] = set()
+    for _, text, end in sorted(told):
+        # The same error out of another test says nothing new.
+        if end in ends or len("\n\n".join([*kept, text])) > room:
             continue
         kept.append(text)
+        ends.add(end)
         if len(kept) == symptoms:
             break
     return "\n\n".join(kept)

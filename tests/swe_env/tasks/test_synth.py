@@ -87,7 +87,7 @@ def made(tmp_path_factory):
     folder.mkdir()
     (folder / "shapes.py").write_text(MODULE)
     (folder / "test_shapes.py").write_text(TESTS)
-    yield folder, load(f"synth:{folder}?limit=4")
+    yield folder, load(f"synth:{folder}?limit=4&detail=line")
     patch.undo()
 
 
@@ -140,10 +140,10 @@ def test_ids_are_stable_and_untested_code_is_left_alone(made):
 
 def test_the_same_seed_gives_the_same_tasks_and_another_others(made, monkeypatch, tmp_path):
     folder, tasks = made
-    assert load(f"synth:{folder}?limit=4") == tasks  # kept
+    assert load(f"synth:{folder}?limit=4&detail=line") == tasks  # kept
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "anew"))
-    assert load(f"synth:{folder}?limit=4") == tasks  # made anew
-    assert load(f"synth:{folder}?limit=4", seed=1) != tasks
+    assert load(f"synth:{folder}?limit=4&detail=line") == tasks  # made anew
+    assert load(f"synth:{folder}?limit=4&detail=line", seed=1) != tasks
 
 
 def test_a_package_whose_tests_do_not_pass_is_one_sentence(made, tmp_path):
