@@ -105,6 +105,7 @@ def package(pinned: tuple[str, str, str], out: Path, options: argparse.Namespace
         "package": name,
         "version": version,
         "sha256": sha256,
+        "asked": {"single": options.single, "double": options.double},
         "tasks": len(tasks),
         "two_bugs": sum("bugs" in task.metadata for task in tasks),
         "functions": len({(t.metadata["path"], t.metadata["function"]) for t in tasks}),

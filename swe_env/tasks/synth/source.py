@@ -119,8 +119,8 @@ def _source(what: str) -> tuple[Source, str]:
         r"[\w.-]+/[\w.-]+", location
     ):
         raise TaskError(
-            f"synth: {what!r} is neither NAME==VERSION, nor OWNER/NAME or the URL of a git "
-            "repository, nor a folder on this machine."
+            f"synth: {what!r} is neither NAME==VERSION nor a folder of this machine, nor "
+            "OWNER/NAME or the URL of a git repository."
         )
     return Source(kind="git", location=location), resolve(location, revision)
 
