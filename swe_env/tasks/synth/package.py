@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.parser
+import functools
 import logging
 import re
 import sys
@@ -106,7 +107,7 @@ def described(
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     roots = ("src", ".") if (checkout / "src").is_dir() else (".",)
     if requirements is None:
-        requirements = _pins(python, wanted, extras)
+        requirements = _pins(python, tuple(wanted), tuple(extras))
     recipe = Recipe(python=python, requirements=(*TOOLS, *requirements), pythonpath=roots)
     folder = environment(recipe)
     _refuse_copy(name, checkout, folder, roots)
@@ -122,10 +123,13 @@ def described(
     )
 
 
-def _pins(python: str, wanted: list[str], extras: list[str]) -> tuple[str, ...]:
+@functools.cache
+def _pins(python: str, wanted: tuple[str, ...], extras: tuple[str, ...]) -> tuple[str, ...]:
     """Resolve requirements by installing them once, and pin what that gave."""
     tools = {re.split(r"[=\[]", tool)[0] for tool in TOOLS}
-    for asked in ([*wanted, *extras], wanted):
+    # Another version of pytest than ours would only make the whole extra impossible.
+    extras = tuple(r for r in extras if re.split(r"[^\w.-]", r)[0].lower() not in tools or "[" in r)
+    for asked in ((*wanted, *extras), wanted):
         if not asked:
             return ()
         try:
