@@ -24,8 +24,8 @@ from typing import Any
 
 from swe_env.tasks import dump
 from swe_env.tasks.commands import Bar
-from swe_env.tasks.synth.generate import Settings
 from swe_env.tasks.synth.package import prepare
+from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.source import kept
 from swe_env.tasks.validate import validate
 from swe_env.types import Source, Task

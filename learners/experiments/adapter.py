@@ -14,7 +14,7 @@ from learners.training import TrainConfig
 from swe_env.errors import TaskError
 from swe_env.tasks import dump, load
 from swe_env.tasks.commands import Bar
-from swe_env.tasks.synth.generate import Settings
+from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.source import kept
 from swe_env.types import Source, Task
 

@@ -7,15 +7,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from swe_env.tasks.mutate import Candidate
 from swe_env.tasks.synth.baseline import Baseline
 from swe_env.tasks.synth.prober import Prober
+from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.trial import Bug, attempt
-
-if TYPE_CHECKING:
-    from swe_env.tasks.synth.generate import Settings
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swe_env.cache import digest
 from swe_env.errors import TaskError
@@ -22,11 +22,9 @@ from swe_env.tasks.synth.collect import in_order
 from swe_env.tasks.synth.package import Package, described, is_test
 from swe_env.tasks.synth.prober import Answer, Prober
 from swe_env.tasks.synth.record import TEST_COMMAND
+from swe_env.tasks.synth.settings import Progress, Settings
 from swe_env.tasks.synth.trial import FACTS
 from swe_env.types import Source, Task
-
-if TYPE_CHECKING:
-    from swe_env.tasks.synth.generate import Progress, Settings
 
 FILES, LINES = 10, 400
 """A fix that changes more files, or more of their lines, is no single issue."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swe_env.cache import digest
 from swe_env.repos import file_diff
@@ -12,11 +12,9 @@ from swe_env.tasks.mutate import Candidate, Text
 from swe_env.tasks.statement import Place, several, write
 from swe_env.tasks.synth.package import Package
 from swe_env.tasks.synth.prober import PYTEST_OPTIONS
+from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.trial import Bug
 from swe_env.types import Task
-
-if TYPE_CHECKING:
-    from swe_env.tasks.synth.generate import Settings
 
 TEST_COMMAND = " ".join(["python -m pytest", *PYTEST_OPTIONS])
 SYMPTOMS = 3

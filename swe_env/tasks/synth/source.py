@@ -16,9 +16,10 @@ from swe_env.tasks import rows
 from swe_env.tasks.mutate.candidates import known_operator
 from swe_env.tasks.sources import options
 from swe_env.tasks.statement import Detail
-from swe_env.tasks.synth.generate import Progress, Settings, generate
+from swe_env.tasks.synth.generate import generate
 from swe_env.tasks.synth.mine import mine
 from swe_env.tasks.synth.package import TOOLS, prepare
+from swe_env.tasks.synth.settings import Progress, Settings
 from swe_env.types import Source, Task
 
 VERSION = 3
