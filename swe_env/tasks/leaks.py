@@ -25,7 +25,8 @@ def leaked(text: str, patch: str, tests: Iterable[str] = ()) -> list[str]:
     lines = [line.strip() for line in added if len(_squeezed(line)) >= _SHORT]
     found = [line for line in lines if re.search(r"\w", line) and _squeezed(line) in plain]
     names = {test.rpartition("::")[2].partition("[")[0] for test in tests if "::" in test}
-    return [*dict.fromkeys(found), *sorted(name for name in names if name in text)]
+    told = sorted(name for name in names if re.search(rf"\b{re.escape(name)}\b", text))
+    return [*dict.fromkeys(found), *told]
 
 
 def _squeezed(text: str) -> str:

@@ -17,9 +17,10 @@ _FEW_WORDS = 4
 _TRAILER = re.compile(
     r"\s*(Signed-off-by|Co-authored-by|Reviewed-by|Acked-by|Change-Id|\(?cherry[- ]picked)"
     r"|Merge (pull request|branch|remote)"
-    r"|\s*(PR|Pull request|See|Link|Refs?)\s*:?\s*(https?:|#)\S*",
+    r"|\W*(PR|Pull request|See|Link|Refs?|Closes|Fixes|Resolves)\s*:?\s*(https?:|#)\S*\W*$",
     re.IGNORECASE,
 )
+_LOCAL = re.compile(r"\b\w+\.<locals>\.")
 _REFERENCE = re.compile(r"\s*\((?:gh-|PR ?)?#\d+\)|https?://\S+/(?:pull|commit|merge_requests)/\S+")
 _ORDER = ("mismatch", "truth", "raised", "no_raise", "condition")
 
@@ -61,7 +62,9 @@ def several(statements: Sequence[str]) -> str:
     return f"{len(parts)} things are wrong.\n\n" + "\n\n".join(parts) + "\n"
 
 
-def of_fix(message: str, failures: Iterable[Mapping[str, Any]], patch: str) -> str:
+def of_fix(
+    message: str, failures: Iterable[Mapping[str, Any]], patch: str, tests: Iterable[str] = ()
+) -> str:
     """A statement for a fix out of a repository's history.
 
     What its author wrote, as far as it quotes nothing of the fix, and what its tests showed
@@ -71,17 +74,25 @@ def of_fix(message: str, failures: Iterable[Mapping[str, Any]], patch: str) -> s
         message: the commit's message.
         failures: facts of the tests that fail without it.
         patch: the fix, to keep out.
+        tests: ids of its hidden tests, to keep out as well.
 
     Returns:
         Empty when neither says enough.
     """
     said = _message(message, patch)
-    shown = _told(failures, LIMIT, 3)
-    if leaked(shown, patch):
-        shown = ""
+    plain = [_without_tests(facts) for facts in failures]
+    hidden = tuple(tests)
+    shown = _told([f for f in plain if not leaked(_symptom(f), patch, hidden)], LIMIT, 3)
     if not shown and len(said.split()) < _FEW_WORDS:
         return ""
     return "\n\n".join(part for part in (said, shown) if part) + "\n"
+
+
+def _without_tests(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Facts that do not name the test: its own frames gone, and itself out of qualified names."""
+    frames = [frame for frame in facts.get("frames", ()) if "test" not in str(frame[0])]
+    plain = {k: _LOCAL.sub("", v) if isinstance(v, str) else v for k, v in facts.items()}
+    return {**plain, "frames": [frame for frame in frames if "<locals>" not in str(frame)]}
 
 
 def _message(message: str, patch: str) -> str:
@@ -140,6 +151,8 @@ def _symptom(facts: Mapping[str, Any]) -> str:
         return f"`{call}` should raise `{name.rsplit('.', 1)[-1]}`, but it raises nothing."
     if kind == "condition" and call:
         return f"`{call}` should hold, but it does not."
+    if kind == "import":
+        return f"This cannot be imported: {facts.get('message')}."
     if facts.get("frames"):
         return f"This fails:\n\n{_traceback(facts)}"
     return ""

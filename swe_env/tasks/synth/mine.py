@@ -198,8 +198,8 @@ def _task(
         return "break no test before"
     patch, test_patch = patches
     shown: list[Mapping[str, Any]] = [before.failures[t] for t in mended if t in before.failures]
-    message = history.message(fix.commit)
-    statement = of_fix(message, shown, patch)
+    shown += [{"kind": "import", "message": said} for said in _import_errors(before)]
+    statement = of_fix(history.message(fix.commit), shown, patch, mended)
     if not statement:
         return "cannot be told"
     location = package.source.location.rstrip("/").removesuffix(".git")
@@ -224,3 +224,9 @@ def _task(
             "path": next(path for path in fix.source if path.endswith(".py")),
         },
     )
+
+
+def _import_errors(answer: Answer) -> list[str]:
+    """Why test files could not be imported, without paths of this machine."""
+    lines = [re.sub(r" \(/[^)]*\)$", "", line) for line in answer.broken.values()]
+    return [f"`{line}`" for line in dict.fromkeys(lines) if re.match(r"\w*Error: [^/]+$", line)]

@@ -53,6 +53,7 @@ class Recorder:
         self.durations: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self.broken: dict[str, str] = {}
         self.cover = cover
         # cProfile's own counter: what a test calls, of Python and of C, at the speed of C.
         self.counter = _lsprof.Profiler(subcalls=False, builtins=True)
@@ -71,6 +72,12 @@ class Recorder:
             if self.cover is not None:
                 self.calls[item.nodeid] = self.counted()
                 self.counter.clear()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep why a file could not be imported."""
+        lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line[:1] == "E"]
+        if report.failed and lines:
+            self.broken[report.nodeid] = lines[-1]
 
     def counted(self) -> int:
         """Calls since the counter was cleared."""
@@ -122,6 +129,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "durations": recorder.durations,
         "calls": recorder.calls or {"": recorder.counted()},
         "failures": recorder.failures,
+        "broken": recorder.broken,
     }
     if cover is not None:
         cover.stop()

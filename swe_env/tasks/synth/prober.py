@@ -28,6 +28,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Test id → calls it made, of Python and of C; all tests together under "" without coverage."""
     failures: dict[str, dict[str, object]] = {}
     """Test id → facts of its failure (see `facts.of`)."""
+    broken: dict[str, str] = {}
+    """Test file that could not be collected → the last line of why."""
     contexts: dict[str, dict[str, list[str]]] = {}
     """File → line → ids of the tests that ran it."""
     code: int = 0

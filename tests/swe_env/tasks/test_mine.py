@@ -155,6 +155,25 @@ def test_a_message_that_says_nothing_makes_no_statement():
     assert of_fix("fix tests\n\nCo-authored-by: A <a@b>", [], "") == ""
     told = of_fix("The parser forgets the last line.", [], "")
     assert told == "The parser forgets the last line.\n"
+    missing = {"kind": "import", "message": "`ImportError: cannot import name 'lax' from 'm'`"}
+    told = of_fix("Add lax()\n\nCloses #87.", [missing], "")
+    assert told.split("\n\n") == ["Add lax()", f"This cannot be imported: {missing['message']}.\n"]
+
+
+def test_what_tests_show_is_told_without_the_tests():
+    frames = [["tests/helpers.py", 3, "check", "assert f()"], ["m.py", 9, "f", "return g(1, 2)"]]
+    facts = {
+        "kind": "raised",
+        "call": "f()",
+        "exception": "TypeError",
+        "message": "test_it.<locals>.g() missing 1 argument",
+        "frames": frames,
+    }
+    told = of_fix("Calls of g() lack it", [facts], "", ["tests/test_m.py::test_it"])
+    assert "TypeError: g() missing 1 argument" in told
+    assert "helpers" not in told
+    assert "test_it" not in told
+    assert of_fix("It is all wrong", [facts], "+    return g(1, 2)\n") == "It is all wrong\n"
 
 
 def test_requirements_are_read_out_of_old_trees(tmp_path):
