@@ -154,5 +154,7 @@ def _collect(
             if len(tasks) == settings.limit:
                 break
         bugs.close()
+    if progress and len(tasks) < settings.limit:  # there are no more: the line is finished
+        progress(package.label, len(tasks), len(tasks))
     _log.info("%s: %s", package.label, dict(collector.reasons))
     return tasks
