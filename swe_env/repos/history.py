@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def resolve(location: str, revision: str = "") -> str:
     for origin in origins(location):
         done = git(Path.cwd(), "ls-remote", origin)
         if done.returncode:
-            problem = said(done)
+            problem = _why(done)
             continue
         listed = [line.partition("\t") for line in done.stdout.decode().splitlines()]
         names = {name: commit for commit, _, name in listed}
@@ -60,6 +61,13 @@ def resolve(location: str, revision: str = "") -> str:
         f"{location} cannot be used as a git repository ({problem}): check the name and the "
         "network, or point SWE_ENV_MIRRORS at a folder with a bare mirror named owner__name.git."
     )
+
+
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What git said was fatal; its last line may be advice."""
+    lines = done.stderr.decode("utf-8", "replace").splitlines()
+    fatal = [line.removeprefix("fatal: ") for line in lines if line.startswith("fatal: ")]
+    return fatal[0].rstrip(".") if fatal else said(done)
 
 
 class History:
@@ -97,7 +105,7 @@ class History:
             if there.returncode == 0:
                 must(self.store, "update-ref", f"refs/whole/{self.commit}", self.commit)
                 return
-            problem = said(done) if done.returncode else "it has no such commit"
+            problem = _why(done) if done.returncode else "it has no such commit"
         raise TaskError(
             f"The history of {self.location} up to {self.commit[:12]} could not be fetched "
             f"({problem}): check the network, or SWE_ENV_MIRRORS."
