@@ -258,12 +258,6 @@ def plugin(reporter, pytest):
         def pytest_addoption(self, parser):
             parser.addoption("--swe-env-order", default="", help="seed of another test order")
 
-        @pytest.hookimpl(trylast=True)
-        def pytest_collection_modifyitems(self, config, items):
-            seed = config.getoption("--swe-env-order")
-            if seed:
-                items[:] = shuffled(items, seed)
-
         @pytest.hookimpl(tryfirst=True)
         def pytest_configure(self, config):
             reporter.configure(config)
@@ -286,8 +280,11 @@ def plugin(reporter, pytest):
                 reporter.look_at_module(collector)
 
         @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-        def pytest_collection_modifyitems(self, items):
+        def pytest_collection_modifyitems(self, config, items):
             yield
+            seed = config.getoption("--swe-env-order")
+            if seed:
+                items[:] = shuffled(items, seed)
             reporter.collected(items)
 
         @pytest.hookimpl(tryfirst=True)
