@@ -14,7 +14,7 @@ from learners.training import TrainConfig
 from swe_env.errors import TaskError
 from swe_env.tasks import dump, load
 from swe_env.tasks.commands import Bar
-from swe_env.tasks.synth.generate import Settings
+from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.source import kept
 from swe_env.types import Source, Task
 
@@ -27,7 +27,14 @@ PACKAGES = (
 )
 """Source distributions (name, version, sha256); none of them is a package of `quickstart`."""
 TASKS = Settings(
-    limit=60, detail="line", min_lines=4, max_lines=25, single_line=True, per_function=3, tests=5
+    limit=60,
+    detail="line",
+    min_lines=4,
+    max_lines=25,
+    single_line=True,
+    per_function=3,
+    tests=5,
+    alike=True,
 )
 """As `quickstart` makes its tasks, so that the adapter learns what the demo asks."""
 ATTEMPTS = 2

@@ -255,6 +255,9 @@ def plugin(reporter, pytest):
     """The object pytest registers; a closure, so that no attribute of a module leads to it."""
 
     class SweEnv:
+        def pytest_addoption(self, parser):
+            parser.addoption("--swe-env-order", default="", help="seed of another test order")
+
         @pytest.hookimpl(tryfirst=True)
         def pytest_configure(self, config):
             reporter.configure(config)
@@ -277,8 +280,11 @@ def plugin(reporter, pytest):
                 reporter.look_at_module(collector)
 
         @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-        def pytest_collection_modifyitems(self, items):
+        def pytest_collection_modifyitems(self, config, items):
             yield
+            seed = config.getoption("--swe-env-order")
+            if seed:
+                items[:] = shuffled(items, seed)
             reporter.collected(items)
 
         @pytest.hookimpl(tryfirst=True)
@@ -295,6 +301,20 @@ def plugin(reporter, pytest):
             yield
 
     return SweEnv()
+
+
+def shuffled(items, seed):
+    """Files, classes in a file and tests in a class in another order; what is together stays so."""
+
+    def key(*names):
+        return hashlib.sha256("|".join((seed, *names)).encode("utf-8", "replace")).digest()
+
+    def place(item):
+        names = item.nodeid.split("::")
+        owner = "::".join(names[:2] if len(names) > 2 else names[:1])
+        return key(names[0]), key(owner), key(item.nodeid)
+
+    return sorted(items, key=place)
 
 
 def functions():

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from swe_env.errors import TaskError
-from swe_env.tasks.synth.generate import Progress, Settings
 from swe_env.tasks.synth.package import prepare
+from swe_env.tasks.synth.settings import Progress, Settings
 from swe_env.tasks.synth.source import kept, path_of
 from swe_env.types import Source, Task
 
@@ -101,6 +101,7 @@ def _settings(package: _Package, seed: int) -> Settings:
         per_function=3,
         per_operator=max(2, package.tasks // 5),
         tests=5,
+        alike=True,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,6 +20,13 @@ class Edit:
     start: int
     end: int
     text: bytes
+
+
+def apply_edits(data: bytes, edits: Iterable[Edit]) -> bytes:
+    """A file with edits made that do not overlap."""
+    for edit in sorted(edits, key=lambda edit: -edit.start):
+        data = data[: edit.start] + edit.text + data[edit.end :]
+    return data
 
 
 class Text:

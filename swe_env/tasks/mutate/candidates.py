@@ -8,10 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from swe_env.plugins import Registry
-from swe_env.tasks.mutate.base import Edit, FunctionNode, Operator, Scope, Text, operators
+from swe_env.tasks.mutate.base import (
+    Edit,
+    FunctionNode,
+    Operator,
+    Scope,
+    Text,
+    apply_edits,
+    operators,
+)
 
 _TRIVIAL = {"__repr__", "__str__", "__del__", "__getstate__", "__setstate__", "__reduce__"}
 _BUILTIN = (
+    "swe_env.tasks.mutate.blocks",
     "swe_env.tasks.mutate.expressions",
     "swe_env.tasks.mutate.statements",
     "swe_env.tasks.mutate.names",
@@ -35,9 +44,7 @@ class Candidate:
 
     def apply(self, data: bytes) -> bytes:
         """The file with the bug in it."""
-        for edit in sorted(self.edits, key=lambda edit: -edit.start):
-            data = data[: edit.start] + edit.text + data[edit.end :]
-        return data
+        return apply_edits(data, self.edits)
 
     @property
     def key(self) -> str:
@@ -67,6 +74,15 @@ def candidates(path: str, data: bytes, names: Sequence[str] | None = None) -> li
     for function, qualname in _functions(tree, ""):
         found |= _of_function(path, text, function, qualname, chosen)
     return sorted(found.values(), key=lambda c: (c.edits[0].start, c.operator, c.key))
+
+
+def known_operator(name: str) -> Operator:
+    """The operator of that name.
+
+    Raises:
+        ConfigError: there is none; says which is near.
+    """
+    return _registry().get(name)
 
 
 def _registry() -> Registry[Operator]:

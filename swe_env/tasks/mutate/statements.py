@@ -38,8 +38,8 @@ def removed_guard(node: ast.AST, scope: Scope) -> Iterator[Edit]:
     """``if bad: return …`` (no else) → the statement is gone."""
     if isinstance(node, ast.If) and not node.orelse and len(node.body) == 1:
         leaves = isinstance(node.body[0], ast.Return | ast.Raise | ast.Continue | ast.Break)
-        if leaves and not _is_elif(node, scope) and not _alone(node, scope):
-            yield _without(node, scope)
+        if leaves and not is_elif(node, scope) and not is_alone(node, scope):
+            yield without(node, scope)
 
 
 @operators.register("removed_branch")
@@ -59,15 +59,15 @@ def removed_statement(node: ast.AST, scope: Scope) -> Iterator[Edit]:
     if isinstance(node, ast.AugAssign) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ):
-        if not _alone(node, scope) and _one_line(node):
-            yield _without(node, scope)
-    elif isinstance(node, ast.Assign) and _one_line(node) and not _alone(node, scope):
+        if not is_alone(node, scope) and _one_line(node):
+            yield without(node, scope)
+    elif isinstance(node, ast.Assign) and _one_line(node) and not is_alone(node, scope):
         target = node.targets[0]
         # Only what is bound elsewhere too: a missing name would be a dull NameError.
         if isinstance(target, ast.Attribute | ast.Subscript) or (
             isinstance(target, ast.Name) and _bound_before(target.id, node, scope)
         ):
-            yield _without(node, scope)
+            yield without(node, scope)
 
 
 @operators.register("plain_assignment")
@@ -92,17 +92,18 @@ def _one_line(node: ast.stmt | ast.expr) -> bool:
     return node.lineno == node.end_lineno
 
 
-def _is_elif(node: ast.If, scope: Scope) -> bool:
+def is_elif(node: ast.If, scope: Scope) -> bool:
+    """Whether an ``if`` is written as ``elif``."""
     return scope.text.of(node).startswith(b"elif")
 
 
-def _alone(node: ast.stmt, scope: Scope) -> bool:
+def is_alone(node: ast.stmt, scope: Scope) -> bool:
     """Whether the statement is the only one of its block, or shares its line with another."""
     for parent in ast.walk(scope.function):
         for field in ("body", "orelse", "finalbody"):
             block = getattr(parent, field, None)
             if isinstance(block, list) and node in block:
-                real = [s for s in block if not _is_docstring(s)]
+                real = [s for s in block if not is_docstring(s)]
                 lines = [line for s in block if s is not node for line in (s.lineno, s.end_lineno)]
                 shared = node.lineno in lines or node.end_lineno in lines
                 header = getattr(parent, "lineno", 0) == node.lineno
@@ -110,7 +111,8 @@ def _alone(node: ast.stmt, scope: Scope) -> bool:
     return True
 
 
-def _is_docstring(node: ast.stmt) -> bool:
+def is_docstring(node: ast.stmt) -> bool:
+    """Whether a statement is a bare constant."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
@@ -133,6 +135,7 @@ def _line_end(scope: Scope, line: int) -> int:
     return len(scope.text.data) if end < 0 else end + 1
 
 
-def _without(node: ast.stmt, scope: Scope) -> Edit:
+def without(node: ast.stmt, scope: Scope) -> Edit:
+    """The edit that takes a statement's lines away."""
     assert node.end_lineno is not None
     return Edit(scope.text.offset(node.lineno, 0), _line_end(scope, node.end_lineno), b"")

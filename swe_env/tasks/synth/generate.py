@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import random
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TypeAlias
 
-from swe_env.cache import digest
 from swe_env.errors import TaskError
-from swe_env.repos import file_diff
-from swe_env.tasks.mutate import Candidate, Text, candidates, distinct
-from swe_env.tasks.statement import Detail, Place, write
+from swe_env.tasks.mutate import Candidate, candidates, distinct
 from swe_env.tasks.synth.baseline import SUITE_TIMEOUT, Baseline, measure
+from swe_env.tasks.synth.collect import Collector
 from swe_env.tasks.synth.package import Package
-from swe_env.tasks.synth.prober import PYTEST_OPTIONS, Prober
-from swe_env.tasks.synth.trial import Bug, attempt
+from swe_env.tasks.synth.prober import Prober
+from swe_env.tasks.synth.record import task_of
+from swe_env.tasks.synth.settings import Progress, Settings
 from swe_env.types import Task
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a label, how many are done, and of how many (0: not known)."""
-TEST_COMMAND = " ".join(["python -m pytest", *PYTEST_OPTIONS])
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What kind of tasks to make; equal settings and package give equal tasks."""
-
-    seed: int = 0
-    limit: int = 100
-    """Most tasks to make."""
-    detail: Detail = "line"
-    """How much a statement tells; see `swe_env.tasks.statement.write`."""
-    min_lines: int = 3
-    max_lines: int = 60
-    """Length of the functions that get a bug, in lines."""
-    single_line: bool = False
-    """Only bugs that replace text within one line."""
-    per_function: int = 0
-    """Most tasks from one function; 0 for no limit."""
-    per_operator: int = 0
-    """Most tasks from one operator; 0 for no limit."""
-    tests: int = 10
-    """Most test functions a bug may break."""
 
 
 def generate(
@@ -105,7 +76,8 @@ def _ordered(package: Package, baseline: Baseline, settings: Settings) -> Iterat
         if path not in baseline.lines or path in twins:
             continue
         data = (package.checkout / path).read_bytes()
-        fit = [c for c in candidates(path, data) if _fits(c, data, settings)]
+        names = settings.operators.split(",") if settings.operators else None
+        fit = [c for c in candidates(path, data, names) if _fits(c, data, settings)]
         functions: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in fit:
             functions[candidate.function].append(candidate)
@@ -164,96 +136,25 @@ def _collect(
     probers: Sequence[Prober],
     progress: Progress | None,
 ) -> list[Task]:
-    """Try candidates on all workers; take the results in the candidates' order."""
-    free: queue.SimpleQueue[Prober] = queue.SimpleQueue()
-    for prober in probers:
-        free.put(prober)
-
-    def run(candidate: Candidate) -> Bug | str:
-        prober = free.get()
-        try:
-            return attempt(candidate, prober, baseline, functions=settings.tests)
-        finally:
-            free.put(prober)
-
+    """The first tasks that the candidates give, in the candidates' order."""
+    collector = Collector(baseline, settings, probers)
     tasks: list[Task] = []
-    kept: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    waiting: deque[tuple[Candidate, Future[Bug | str]]] = deque()
     with ThreadPoolExecutor(len(probers)) as pool:
-        try:
-            while len(tasks) < settings.limit:
-                for candidate in ordered:
-                    function = f"{candidate.path}:{candidate.function}"
-                    if _enough(kept, function, candidate.operator, settings):
-                        continue
-                    waiting.append((candidate, pool.submit(run, candidate)))
-                    if len(waiting) >= 2 * len(probers):
-                        break
-                if not waiting:
-                    break
-                candidate, future = waiting.popleft()
-                function = f"{candidate.path}:{candidate.function}"
-                if _enough(kept, function, candidate.operator, settings):
-                    future.cancel()
-                    reasons["enough"] += 1
-                    continue
-                result = future.result()
-                task = _task(package, settings, result) if isinstance(result, Bug) else None
-                reasons["kept" if task else result if isinstance(result, str) else "untold"] += 1
-                if task:
-                    kept.update((function, candidate.operator))
-                    tasks.append(task)
-                    if progress:
-                        progress(package.label, len(tasks), settings.limit)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-    _log.info("%s: %s", package.label, dict(reasons))
+        singles = collector.singles(pool, ordered)
+        bugs = collector.combined(pool, singles) if settings.bugs > 1 else singles
+        for bug in bugs:
+            task = task_of(package, settings, bug)
+            if task is None:
+                collector.drop("untold")
+                continue
+            collector.keep(bug)
+            tasks.append(task)
+            if progress:
+                progress(package.label, len(tasks), settings.limit)
+            if len(tasks) == settings.limit:
+                break
+        bugs.close()
+    if progress and len(tasks) < settings.limit:  # there are no more: the line is finished
+        progress(package.label, len(tasks), len(tasks))
+    _log.info("%s: %s", package.label, dict(collector.reasons))
     return tasks
-
-
-def _enough(kept: Counter[str], function: str, operator: str, settings: Settings) -> bool:
-    """Whether no more tasks of that function or operator are wanted."""
-    full = settings.per_function and kept[function] >= settings.per_function
-    return bool(full or (settings.per_operator and kept[operator] >= settings.per_operator))
-
-
-def _task(package: Package, settings: Settings, bug: Bug) -> Task | None:
-    """Write a bug down as a task; None when its symptom cannot be told."""
-    candidate = bug.candidate
-    buggy = Text(bug.sources[candidate.path][1].encode())
-    line = candidate.line
-    if any(edit.text == b"" and edit.start == buggy.offset(line, 0) for edit in candidate.edits):
-        line -= 1  # whole lines are gone: what shows is the line before them
-    place = Place(candidate.path, candidate.function, line, buggy.line(line))
-    statement = write(bug.failures, place, settings.detail)
-    if not statement:
-        return None
-    injected = "".join(file_diff(path, *texts) for path, texts in sorted(bug.sources.items()))
-    removed = "".join(file_diff(path, *texts) for path, texts in sorted(bug.tests.items()))
-    key = digest([package.source, candidate.key])[:8]
-    return Task(
-        instance_id=f"{package.label}-{key}",
-        repo=package.name,
-        version=package.version,
-        base_commit=package.commit,
-        source=package.source,
-        problem_statement=statement,
-        base_patch=injected + removed,
-        patch="".join(file_diff(p, new, old) for p, (old, new) in sorted(bug.sources.items())),
-        test_patch="".join(file_diff(p, new, old) for p, (old, new) in sorted(bug.tests.items())),
-        FAIL_TO_PASS=bug.fail_to_pass,
-        PASS_TO_PASS=bug.pass_to_pass,
-        environment=package.recipe,
-        test_command=TEST_COMMAND,
-        metadata={
-            "generator": "synth",
-            "seed": settings.seed,
-            "detail": settings.detail,
-            "operator": candidate.operator,
-            "path": candidate.path,
-            "function": candidate.function,
-            "line": line,
-        },
-    )

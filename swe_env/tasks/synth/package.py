@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.parser
+import functools
 import logging
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from swe_env.errors import RecipeError, TaskError
 from swe_env.repos import archives, environment, head, pristine
 from swe_env.repos.environments import installed
+from swe_env.tasks.synth.needs import setuptools_needs
 from swe_env.types import Recipe, Source
 
 TOOLS = ("pytest==8.4.2", "coverage==7.10.7")
@@ -21,7 +23,17 @@ TOOLS = ("pytest==8.4.2", "coverage==7.10.7")
 _EXTRAS = ("test", "tests", "testing")
 _NOT_SOURCE = {"test", "tests", "testing", "doc", "docs", "example", "examples", "bench", "build"}
 _NOT_SOURCE |= {"benchmarks", "scripts", "tools", "setup.py", "conftest.py", "noxfile.py"}
+_TEST = re.compile(r"test_.*\.py$|.*_tests?\.py$")
+_TEST_FOLDERS = {"test", "tests", "testing"}
 _log = logging.getLogger(__name__)
+
+
+def is_test(path: str) -> bool:
+    """Whether a file belongs to the tests: theirs, their data, or what sets them up."""
+    name = PurePosixPath(path)
+    return bool(
+        _TEST_FOLDERS & set(name.parts[:-1]) or _TEST.match(name.name) or name.name == "conftest.py"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +48,19 @@ class Package:
     commit: str
     recipe: Recipe
     environment: Path
+    revision: str = ""
+    """Commit of the git repository; empty for other sources."""
 
     @property
     def label(self) -> str:
         """Name and version, for instance ids."""
-        return f"{self.name}-{self.version}" if self.version else self.name
+        version = self.revision[:7] or self.version
+        return f"{self.name}-{version}" if version else self.name
+
+    @property
+    def base_commit(self) -> str:
+        """The commit that a task names: the repository's own where it has one."""
+        return self.revision or self.commit
 
     def files(self) -> list[str]:
         """Python files that are the package's own, not its tests, docs or set-up."""
@@ -48,18 +68,21 @@ class Package:
         for path in self.checkout.rglob("*.py"):
             name = PurePosixPath(path.relative_to(self.checkout))
             plain = not set(name.parts) & _NOT_SOURCE and ".git" not in name.parts
-            if plain and not re.match(r"test_.*\.py$|.*_tests?\.py$", name.name):
+            if plain and not _TEST.match(name.name):
                 found.append(str(name))
         return sorted(found)
 
 
-def prepare(source: Source, requirements: tuple[str, ...] | None = None) -> Package:
+def prepare(
+    source: Source, requirements: tuple[str, ...] | None = None, *, revision: str = ""
+) -> Package:
     """Get the files and build the environment.
 
     Args:
-        source: sdist or folder; a missing sha256 is filled in from what was downloaded.
+        source: where from; a missing sha256 of an sdist is filled in from what was downloaded.
         requirements: pins for the tests; by default resolved from the package's own metadata
             (its dependencies and its ``test`` extra) and then pinned.
+        revision: commit of a git source.
 
     Raises:
         TaskError: the package cannot be had, or its environment would hold a second copy of it.
@@ -67,12 +90,24 @@ def prepare(source: Source, requirements: tuple[str, ...] | None = None) -> Pack
     if source.kind == "sdist" and not source.sha256:
         archive = archives.download(source.location, source.version)
         source = replace(source, sha256=archives.hash_of(archive))
-    checkout = pristine(source)
+    checkout = pristine(source, revision)
+    return described(source, checkout, head(checkout), requirements, revision=revision)
+
+
+def described(
+    source: Source,
+    checkout: Path,
+    commit: str,
+    requirements: tuple[str, ...] | None = None,
+    *,
+    revision: str = "",
+) -> Package:
+    """The package whose files lie in a folder, with its environment; see `prepare`."""
     name, version, wanted, extras = _metadata(checkout, source)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     roots = ("src", ".") if (checkout / "src").is_dir() else (".",)
     if requirements is None:
-        requirements = _pins(python, wanted, extras)
+        requirements = _pins(python, tuple(wanted), tuple(extras))
     recipe = Recipe(python=python, requirements=(*TOOLS, *requirements), pythonpath=roots)
     folder = environment(recipe)
     _refuse_copy(name, checkout, folder, roots)
@@ -81,16 +116,20 @@ def prepare(source: Source, requirements: tuple[str, ...] | None = None) -> Pack
         name=name,
         version=version,
         checkout=checkout,
-        commit=head(checkout),
+        commit=commit,
         recipe=recipe,
         environment=folder,
+        revision=revision,
     )
 
 
-def _pins(python: str, wanted: list[str], extras: list[str]) -> tuple[str, ...]:
+@functools.cache
+def _pins(python: str, wanted: tuple[str, ...], extras: tuple[str, ...]) -> tuple[str, ...]:
     """Resolve requirements by installing them once, and pin what that gave."""
     tools = {re.split(r"[=\[]", tool)[0] for tool in TOOLS}
-    for asked in ([*wanted, *extras], wanted):
+    # Another version of pytest than ours would only make the whole extra impossible.
+    extras = tuple(r for r in extras if re.split(r"[^\w.-]", r)[0].lower() not in tools or "[" in r)
+    for asked in ((*wanted, *extras), wanted):
         if not asked:
             return ()
         try:
@@ -123,8 +162,11 @@ def _metadata(checkout: Path, source: Source) -> tuple[str, str, list[str], list
         return str(parsed["Name"]), str(parsed["Version"]), wanted, extras
     optional = project.get("optional-dependencies", {})
     extras += [r for name in _EXTRAS for r in optional.get(name, ())]
-    name = str(project.get("name", PurePosixPath(source.location.rstrip("/")).name))
-    return name, str(project.get("version", "")), list(project.get("dependencies", ())), extras
+    old = setuptools_needs(checkout)
+    folder = PurePosixPath(source.location.rstrip("/")).name.removesuffix(".git")
+    name = str(project.get("name") or old.name or folder)
+    wanted = list(project.get("dependencies") or old.wanted)
+    return name, str(project.get("version", "")), wanted, [*extras, *old.extras]
 
 
 def _extra(line: str) -> str:

@@ -8,9 +8,12 @@ no sandbox: only without network where the kernel allows that.
 
 from __future__ import annotations
 
+import _lsprof
 import contextlib
 import ctypes
 import fcntl
+import gc
+import importlib
 import json
 import os
 import pathlib
@@ -35,25 +38,50 @@ else:
 sys.path.pop(0)
 
 MEMORY = 3 << 30
+WAITING = 4
+"""Seconds that a run may take for each second it may compute: some tests sleep, and the machine may
+be shared."""
 
 
 class Recorder:
-    """A pytest plugin that keeps outcomes, durations, what failures show, and coverage."""
+    """A pytest plugin that keeps outcomes, durations, calls, what failures show, and coverage."""
 
     def __init__(self, root: str, details: int, cover: Any) -> None:
         self.root = root
         self.details = details
         self.outcomes: dict[str, str] = {}
         self.durations: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self.broken: dict[str, str] = {}
         self.cover = cover
+        # cProfile's own counter: what a test calls, of Python and of C, at the speed of C.
+        self.counter = _lsprof.Profiler(subcalls=False, builtins=True)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Lines run from here on are this test's."""
+        """Lines and calls from here on are this test's."""
         if self.cover is not None:
             self.cover.switch_context(item.nodeid)
-        return (yield)
+        with contextlib.suppress(ValueError):  # a test before left its own profiler on
+            self.counter.enable()
+        try:
+            return (yield)
+        finally:
+            self.counter.disable()
+            if self.cover is not None:
+                self.calls[item.nodeid] = self.counted()
+                self.counter.clear()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep why a file could not be imported."""
+        lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line[:1] == "E"]
+        if report.failed and lines:
+            self.broken[report.nodeid] = lines[-1]
+
+    def counted(self) -> int:
+        """Calls since the counter was cleared."""
+        return sum(entry.callcount for entry in self.counter.getstats())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -99,7 +127,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "code": int(code),
         "outcomes": recorder.outcomes,
         "durations": recorder.durations,
+        "calls": recorder.calls or {"": recorder.counted()},
         "failures": recorder.failures,
+        "broken": recorder.broken,
     }
     if cover is not None:
         cover.stop()
@@ -127,6 +157,9 @@ def child(request: dict[str, Any], channel: int) -> None:
             os.dup2(null, descriptor)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Time on the processor, which other programs on the machine do not stretch.
+        busy = int(request["timeout"]) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (busy, busy + 1))
         os.chdir(request["cwd"])
         # Compiled files are kept from the pristine run only: a mutated file must never be one.
         sys.dont_write_bytecode = not request["warm"]
@@ -165,15 +198,16 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
         os.close(reading)
         child(request, writing)
     os.close(writing)
-    answer = receive(reading, started + request["timeout"])
+    answer = receive(reading, started + WAITING * request["timeout"])
     os.close(reading)
     for victim in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             victim(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
     if answer is None:
-        hung = time.monotonic() - started >= request["timeout"]
-        answer = {"died": "timeout" if hung else "crash"}
+        ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        late = time.monotonic() - started >= WAITING * request["timeout"]
+        answer = {"died": "timeout" if late or ended == signal.SIGXCPU else "crash"}
     return answer
 
 
@@ -192,10 +226,24 @@ def leave_network() -> None:
         fcntl.ioctl(control, 0x8914, struct.pack("16sh22x", b"lo", 1))
 
 
+def settle() -> None:
+    """Do once what every run would do again: import pytest's parts, and age what is there.
+
+    At its end pytest collects garbage several times over; frozen objects cost it nothing.
+    """
+    from _pytest.config import default_plugins
+
+    for name in default_plugins:
+        importlib.import_module(f"_pytest.{name}")
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> None:
     """Answer one JSON line for each JSON line, until the input ends."""
     with contextlib.suppress(OSError, AttributeError):
         leave_network()
+    settle()
     for line in sys.stdin:
         answer = serve(json.loads(line))
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -24,8 +24,12 @@ class Answer(msgspec.Struct, frozen=True):
 
     outcomes: dict[str, str] = {}
     durations: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    """Test id → calls it made, of Python and of C; all tests together under "" without coverage."""
     failures: dict[str, dict[str, object]] = {}
     """Test id → facts of its failure (see `facts.of`)."""
+    broken: dict[str, str] = {}
+    """Test file that could not be collected → the last line of why."""
     contexts: dict[str, dict[str, list[str]]] = {}
     """File → line → ids of the tests that ran it."""
     code: int = 0
@@ -100,7 +104,7 @@ class Prober:
 
         Args:
             targets: what to run; everything when empty.
-            timeout: seconds until it is killed.
+            timeout: seconds of processor time until it is killed (four times that on the clock).
             cover: record which test runs which line.
             details: of how many failures to keep the facts.
             warm: keep compiled files for later runs; only while no file is changed.

@@ -1,67 +1,87 @@
-"""Try one bug: does it break tests, can they be hidden, what would a user see?"""
+"""Try a bug, or several at once: does it break tests, can they be hidden, what would a user see?"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swe_env.tasks.mutate import Candidate
+from swe_env.tasks.mutate import Candidate, apply_edits
 from swe_env.tasks.synth.baseline import Baseline
 from swe_env.tasks.synth.hidden import file_of, function_of, without_tests
 from swe_env.tasks.synth.prober import Answer, Prober
 
+LONGER, MORE = 10, 1_000_000
+"""A bug hangs when its tests make more than so many times their own calls, and so many more. A
+count and not a time, for the same tasks on every machine."""
 MARGIN = 5.0
-"""Seconds beyond three times the tests' own time after which a bug counts as a hang."""
+"""Seconds of processor time beyond five times the tests' own: what ends a run that would not end.
+Only a bug that loops that long without many calls and then ends would be judged by the clock."""
 FEW = 500
 """Test files with at most so many tests are run whole at once, not the bug's own tests first. A
 count and not a time: which tests are run decides what a task holds."""
 FACTS = 6
-"""Of how many failures the facts are kept."""
+"""Of how many failures the facts are kept; of several bugs at once `MANY_FACTS`, so that each has
+one among them."""
+MANY_FACTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Bug:
     """A bug that breaks tests, and the state with those tests hidden."""
 
-    candidate: Candidate
+    candidates: tuple[Candidate, ...]
+    """One, or several put in at once."""
     sources: Mapping[str, tuple[str, str]]
     """Source file → text before and after the bug."""
     tests: Mapping[str, tuple[str, str]]
     """Test file → pristine text and text without the hidden tests."""
     fail_to_pass: tuple[str, ...]
     pass_to_pass: tuple[str, ...]
-    failures: tuple[Mapping[str, Any], ...]
+    failures: Mapping[str, Mapping[str, Any]]
+    """Test id → what its failure shows; of the first few."""
+    parts: tuple[Bug, ...] = ()
+    """Of several candidates: each as it was alone."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """The first of its candidates."""
+        return self.candidates[0]
+
+    def made_of(self, parts: tuple[Bug, ...]) -> Bug:
+        """The same bug, knowing its parts."""
+        return replace(self, parts=parts)
 
 
 def attempt(
-    candidate: Candidate, prober: Prober, baseline: Baseline, *, functions: int
+    candidates: tuple[Candidate, ...], prober: Prober, baseline: Baseline, *, functions: int
 ) -> Bug | str:
-    """Try a candidate in the prober's copy, which is as before afterwards.
+    """Try candidates, all at once, in the prober's copy, which is as before afterwards.
 
     Args:
-        candidate: the bug.
+        candidates: one bug, or several in places that do not overlap.
         prober: where to run.
         baseline: the pristine package.
-        functions: most test functions that it may break.
+        functions: most test functions that each of them may break.
 
     Returns:
         The bug, or in a word why it is discarded.
     """
-    tests = baseline.tests_for(candidate)
+    tests = sorted({test for one in candidates for test in baseline.tests_for(one)})
     if not tests:
         return "untested"
-    data = (prober.root / candidate.path).read_bytes()
-    mutated = candidate.apply(data)
-    with changed(prober.root, {candidate.path: mutated}):
-        answer = _break(tests, prober, baseline)
+    before = {one.path: (prober.root / one.path).read_bytes() for one in candidates}
+    mutated = {path: apply_all(candidates, path, data) for path, data in before.items()}
+    facts = FACTS if len(candidates) == 1 else MANY_FACTS
+    with changed(prober.root, mutated):
+        answer = _break(tests, prober, baseline, facts)
         if isinstance(answer, str):
             return answer
         failed = sorted(answer.failed() & baseline.stable)
-        reason = _unfit(answer, failed, tests, baseline, functions)
+        reason = _unfit(answer, failed, tests, baseline, functions * len(candidates))
         if reason:
             return reason
         relevant = sorted({file_of(test) for test in answer.outcomes} & set(baseline.by_file))
@@ -77,31 +97,37 @@ def attempt(
         if state.died or state.failed() or not visible <= state.passed():
             return "inseparable"
     return Bug(
-        candidate,
-        {candidate.path: (data.decode(), mutated.decode())},
+        candidates,
+        {path: (data.decode(), mutated[path].decode()) for path, data in before.items()},
         hidden,
         tuple(failed),
         tuple(passing),
-        tuple(answer.failures[test] for test in sorted(answer.failures) if test in failed),
+        {test: answer.failures[test] for test in sorted(answer.failures) if test in failed},
     )
 
 
-def _break(tests: list[str], prober: Prober, baseline: Baseline) -> Answer | str:
+def apply_all(candidates: Iterable[Candidate], path: str, data: bytes) -> bytes:
+    """A file with all the bugs in it that are in that file."""
+    edits = [edit for one in candidates if one.path == path for edit in one.edits]
+    return apply_edits(data, edits)
+
+
+def _break(tests: list[str], prober: Prober, baseline: Baseline, facts: int) -> Answer | str:
     """Run the candidate's tests, then the whole files of those that failed."""
     files = sorted({file_of(test) for test in tests})
     whole = [t for path in files for t in baseline.by_file[path]]
     if len(whole) > FEW or len(files) > 4:
         answer = prober.run(tests, timeout=_timeout(baseline, tests))
         failed = answer.failed() & baseline.stable
-        if answer.died:
-            return answer.died
+        if answer.died or _hangs(answer, tests, baseline):
+            return answer.died or "timeout"
         if not failed:
             return "survived"
         files = sorted({file_of(test) for test in failed})
         whole = [t for path in files for t in baseline.by_file[path]]
-    answer = prober.run(files, timeout=_timeout(baseline, whole), details=FACTS)
-    if answer.died:
-        return answer.died
+    answer = prober.run(files, timeout=_timeout(baseline, whole), details=facts)
+    if answer.died or _hangs(answer, answer.outcomes, baseline):
+        return answer.died or "timeout"
     return answer if answer.failed() & baseline.stable else "survived"
 
 
@@ -142,7 +168,11 @@ def _removed(test: str, failed: Iterable[str]) -> bool:
 
 
 def _timeout(baseline: Baseline, tests: Iterable[str]) -> float:
-    return MARGIN + 3 * baseline.cost(tests)
+    return MARGIN + 5 * baseline.cost(tests)
+
+
+def _hangs(answer: Answer, tests: Iterable[str], baseline: Baseline) -> bool:
+    return sum(answer.calls.values()) > LONGER * baseline.work(tests) + MORE
 
 
 @contextmanager

@@ -35,6 +35,16 @@ EXAMPLES = {
     "removed_keyword": ("    g(a, key=b)", "    g(a)"),
     "flipped_constant": ("    return True", "    return False"),
     "changed_default": ("    return a", "    return a"),
+    "removed_body": ("    c = a\n    # why\n    return c", "    pass"),
+    "emptied_branch": (
+        "    if a:\n        b()\n        a()\n    else:\n        a()",
+        "    if a:\n        pass\n    else:\n        a()",
+    ),
+    "removed_block": ("    for x in a:\n        b()\n    return b", "    return b"),
+    "removed_handler": (
+        "    try:\n        b()\n    except KeyError:\n        b = 1\n        a()",
+        "    try:\n        b()\n    except KeyError:\n        raise",
+    ),
 }
 
 
@@ -53,6 +63,30 @@ def test_each_operator_makes_its_edit_and_keeps_the_rest(name):
 def test_every_registered_operator_has_an_example():
     candidates("m.py", b"")
     assert set(operators.names()) == set(EXAMPLES)
+
+
+def test_blocks_are_left_alone_where_no_whole_lines_can_go():
+    blocks = ["removed_body", "emptied_branch", "removed_block", "removed_handler"]
+    data = (
+        b"def f(a): return a\n"
+        b"def g(a):\n    'Doc.'\n    return a\n"
+        b"def h(a):\n    if a: return 1\n    elif not a:\n        return 2\n"
+        b"def i(a):\n    try: a()\n    except ValueError:\n        raise\n"
+    )
+    assert [c.operator for c in candidates("m.py", data, blocks)] == ["removed_body"] * 2
+    decorated = b"def f(a):\n    @a\n    def g():\n        return 1\n    return g\n"
+    (body,) = candidates("m.py", decorated, ["removed_body"])
+    assert body.apply(decorated) == b"def f(a):\n    pass\n"
+
+
+def test_block_edits_always_span_lines():
+    """What makes single-line tasks (quickstart's among them) stays as it was without them."""
+    blocks = ["removed_body", "emptied_branch", "removed_block", "removed_handler"]
+    for path in sorted(Path(swe_env.tasks.synth.__file__).parent.glob("*.py")):
+        data = path.read_bytes()
+        for candidate in candidates(path.name, data, blocks):
+            (edit,) = candidate.edits
+            assert b"\n" in edit.text + data[edit.start : edit.end]
 
 
 def test_real_files_change_only_within_the_edit_and_still_parse():

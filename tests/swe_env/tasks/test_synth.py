@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import subprocess
 
 import pytest
 
-from swe_env.errors import TaskError
+from swe_env.errors import ConfigError, TaskError
 from swe_env.repos import base
 from swe_env.tasks import load
+from swe_env.tasks.mutate import Candidate, Edit
+from swe_env.tasks.synth.baseline import measure
+from swe_env.tasks.synth.package import prepare
+from swe_env.tasks.synth.prober import Prober
+from swe_env.tasks.synth.trial import Bug, attempt, changed
 from swe_env.tasks.validate import validate
+from swe_env.types import Source
 
 pytestmark = pytest.mark.network
 
@@ -79,16 +86,12 @@ def test_unstable_id(x):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    root = tmp_path_factory.mktemp("synth")
-    patch.setenv("SWE_ENV_CACHE", str(root / "cache"))
-    folder = root / "shapes"
+def made(tmp_path_factory, cached):
+    folder = tmp_path_factory.mktemp("synth") / "shapes"
     folder.mkdir()
     (folder / "shapes.py").write_text(MODULE)
     (folder / "test_shapes.py").write_text(TESTS)
-    yield folder, load(f"synth:{folder}?limit=4")
-    patch.undo()
+    return folder, load(f"synth:{folder}?limit=4&detail=line")
 
 
 def test_every_task_holds(made):
@@ -140,10 +143,153 @@ def test_ids_are_stable_and_untested_code_is_left_alone(made):
 
 def test_the_same_seed_gives_the_same_tasks_and_another_others(made, monkeypatch, tmp_path):
     folder, tasks = made
-    assert load(f"synth:{folder}?limit=4") == tasks  # kept
+    assert load(f"synth:{folder}?limit=4&detail=line") == tasks  # kept
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "anew"))
-    assert load(f"synth:{folder}?limit=4") == tasks  # made anew
-    assert load(f"synth:{folder}?limit=4", seed=1) != tasks
+    assert load(f"synth:{folder}?limit=4&detail=line") == tasks  # made anew
+    assert load(f"synth:{folder}?limit=4&detail=line", seed=1) != tasks
+
+
+WIDE = (
+    MODULE
+    + """
+
+def words(text, most=3):
+    parts = text.split()
+    if len(parts) > most:
+        parts = parts[:most]
+    return [part.lower() for part in parts]
+
+
+def total(prices, discount=0):
+    amount = 0
+    for price in prices:
+        amount += price
+    return amount - discount
+"""
+)
+WIDE_TESTS = """
+import pytest
+
+from shapes import area, clamp, total, words
+
+
+def test_area():
+    assert area(3, 4) == 12
+
+
+def test_negative():
+    with pytest.raises(ValueError):
+        area(-1, 2)
+
+
+@pytest.mark.parametrize("value, wanted", [(5, 5), (0, 0), (10, 10)])
+def test_inside(value, wanted):
+    assert clamp(value) == wanted
+
+
+def test_low():
+    assert clamp(-3) == 0
+
+
+def test_high():
+    assert clamp(11) == 10
+
+
+def test_words():
+    assert words("A b") == ["a", "b"]
+
+
+def test_most():
+    assert words("A b c d") == ["a", "b", "c"]
+
+
+def test_total():
+    assert total([1, 2]) == 3
+
+
+def test_discount():
+    assert total([1, 2], 1) == 2
+
+
+def test_nothing():
+    assert total([]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, cached):
+    folder = tmp_path_factory.mktemp("wide") / "shapes"
+    folder.mkdir()
+    (folder / "shapes.py").write_text(WIDE)
+    (folder / "test_shapes.py").write_text(WIDE_TESTS)
+    return folder
+
+
+def test_several_bugs_at_once_are_all_needed_and_all_told(wide):
+    (task,) = load(f"synth:{wide}?limit=1&bugs=2&operators=removed_body,removed_guard,comparison")
+    bugs = task.metadata["bugs"]
+    functions = [bug["function"] for bug in bugs]
+    assert len(set(functions)) == 2
+    told = task.problem_statement.split("\n\n")
+    assert told[0] == "2 things are wrong."
+    for number, name in enumerate(functions, start=1):
+        assert any(part.startswith(f"{number}. `{name}(") for part in told)
+    # With either of them put right alone, hidden tests still fail.
+    source = (base(task) / "shapes.py").read_text()
+    assert source.count("pass\n") == sum(bug["operator"] == "removed_body" for bug in bugs)
+    for name in functions:
+        good, bad = (ast.unparse(function(text, name)) for text in (WIDE, source))
+        assert good != bad
+        assert any(name in call for call in hidden_calls(task, name))
+
+
+def function(source, name):
+    tree = ast.parse(source)
+    return next(node for node in tree.body if getattr(node, "name", "") == name)
+
+
+def hidden_calls(task, name):
+    added = [line for line in task.test_patch.splitlines() if line.startswith("+")]
+    return [line for line in added if f"{name}(" in line]
+
+
+def test_no_two_tasks_behave_alike(wide):
+    only = "operators=comparison,removed_body,dropped_return_value"
+    tasks = load(f"synth:{wide}?limit=50&{only}")
+    seen = [(task.metadata["function"], task.FAIL_TO_PASS) for task in tasks]
+    assert len(seen) == len(set(seen))
+    kept = load(f"synth:{wide}?limit=50&alike=true&{only}")
+    assert len(kept) > len(tasks)
+    assert {task.instance_id for task in tasks} < {task.instance_id for task in kept}
+    assert {task.metadata["operator"] for task in kept} <= set(only[10:].split(","))
+    assert "removed_body" in {task.metadata["operator"] for task in kept}
+
+
+def test_an_unknown_operator_is_refused(wide):
+    with pytest.raises(ConfigError, match="Did you mean 'comparison'"):
+        load(f"synth:{wide}?operators=comparisons")
+
+
+def test_a_hang_is_told_by_calls_and_not_by_the_clock(wide):
+    """A slow run with few calls is kept, a quick run with many is a hang, on any machine."""
+    package = prepare(Source(kind="folder", location=str(wide)))
+    data = WIDE.encode()
+    start = data.index(b"return amount")
+    line = data.count(b"\n", 0, start) + 1
+    with Prober(package.checkout, package.environment) as prober:
+        baseline = measure([prober])
+
+        def tried(text):
+            edit = Edit(start, start + len(b"return amount - discount"), text)
+            bug = Candidate("shapes.py", "own", "total", line - 4, line, line, (edit,))
+            return attempt((bug,), prober, baseline, functions=10)
+
+        assert isinstance(tried(b"return __import__('time').sleep(0.2)"), Bug)
+        assert tried(b"return len([abs(n) for n in range(1_500_000)])") == "timeout"
+        endless = data.replace(b"return amount", b"while True: pass\n    return amount")
+        with changed(prober.root, {"shapes.py": endless}):
+            assert prober.run(timeout=1).died == "timeout"
+        assert not prober.run(timeout=9).failed()
 
 
 def test_a_package_whose_tests_do_not_pass_is_one_sentence(made, tmp_path):
