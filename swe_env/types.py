@@ -144,7 +144,7 @@ class ExecResult:
     """One command run in a sandbox."""
 
     exit_code: int
-    """The command's own; -1 when it was killed (`timed_out`, `limit`)."""
+    """The command's own; -1 when it was killed (`timed_out`, `limit`) or still runs."""
     output: str
     """stdout and stderr as they interleaved, decoded as UTF-8 with replacement, capped in the
     middle: head and tail are kept with the number of characters left out between them."""
@@ -153,6 +153,8 @@ class ExecResult:
     """Name of the limit that struck ("memory", "processes", "disk", "output"), or empty."""
     channel: bytes = b""
     """What the command wrote to the result channel (see `Sandbox.exec`); empty otherwise."""
+    running: bool = False
+    """The command was left running (see `Sandbox.exec`); `output` is what it wrote so far."""
 
 
 class Outcome:

@@ -144,6 +144,7 @@ class Sandbox(Protocol):
         env: Mapping[str, str] | None = None,
         channel: bool = False,
         output_limit: int | None = None,
+        keep_running: bool = False,
     ) -> ExecResult:
         """Run a command and wait for it.
 
@@ -156,6 +157,40 @@ class Sandbox(Protocol):
         With `channel` (sequence form only) the command inherits a descriptor whose number is in
         the environment variable ``SWE_ENV_CHANNEL``; what it writes there comes back in
         `ExecResult.channel`, apart from its output.
+
+        With `keep_running` (string form only) a command that is not done at the time-out is left
+        running: the result has exit code -1 and `ExecResult.running`, and `resume` goes on with
+        it. Its standard input is then an open pipe that holds `stdin` and whatever `resume` feeds;
+        without `keep_running` the input ends after `stdin`. Until it has ended, another command
+        for the shell raises `ToolError`; sequences still run.
+        """
+        ...
+
+    def resume(
+        self,
+        *,
+        stdin: bytes = b"",
+        interrupt: bool = False,
+        kill: bool = False,
+        timeout: float = 60.0,
+        output_limit: int | None = None,
+    ) -> ExecResult:
+        """Wait on for the command that `exec` left running, and return what is new.
+
+        Output since the last result; `ExecResult.running` again when it is still not done. What
+        it writes in between waits in a pipe of limited size, so a command that says much goes on
+        only while it is waited for.
+
+        Args:
+            stdin: fed to the command before waiting; a line needs its newline.
+            interrupt: first send what ctrl+c sends, SIGINT, to what the command has in the
+                foreground, the shell's own loops included. The rest of a list (``a; b``) goes on.
+            kill: instead, end it as `exec` does at a time-out.
+            timeout: seconds to wait for its end.
+            output_limit: as for `exec`.
+
+        Raises:
+            ToolError: no command is running.
         """
         ...
 

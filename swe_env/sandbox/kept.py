@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from swe_env.errors import SandboxError
+from swe_env.errors import SandboxError, ToolError
 from swe_env.sandbox.base import Files, SandboxSpec
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.diff import Ran, diff
 from swe_env.sandbox.files import DirFiles
 from swe_env.sandbox.output import Capture
 from swe_env.sandbox.running import Pipes, exit_code, wait
-from swe_env.sandbox.shell import Shell
+from swe_env.sandbox.shell import Shell, ShellResult
 from swe_env.types import ExecResult
 
 _CHANNEL = 3  # dash takes only one digit
@@ -89,35 +89,74 @@ class KeptSandbox:
         env: Mapping[str, str] | None = None,
         channel: bool = False,
         output_limit: int | None = None,
+        keep_running: bool = False,
     ) -> ExecResult:
         """See `Sandbox.exec`. With a string, `env` is exported to the shell and stays."""
-        limit = self.spec.limits.output if output_limit is None else output_limit
-        capture = Capture(limit)
+        capture = self._capture(output_limit)
         with self._lock:
             self._check()
             if isinstance(command, str):
                 if channel:
                     raise SandboxError("A result channel needs a command given as a list.")
+                if self._shell.running:
+                    raise ToolError(
+                        "A command is still running in the shell: poll it, feed it, interrupt it "
+                        "or kill it first."
+                    )
                 ran = self._shell.run(
-                    command, timeout=timeout, stdin=stdin, env=env or {}, capture=capture
+                    command,
+                    timeout=timeout,
+                    stdin=stdin,
+                    env=env or {},
+                    capture=capture,
+                    keep_running=keep_running,
                 )
-                code, timed_out, note, side = ran.exit_code, ran.timed_out, ran.note, b""
-            else:
-                argv = [self._argument(part) for part in command]
-                code, timed_out, side = self._run(argv, timeout, stdin, env or {}, channel, capture)
-                note = f"[Killed after {timeout:g} s with all it had started.]" if timed_out else ""
-            text = capture.text()
-            struck = "" if timed_out else self._struck(code, text)
+                return self._result(ran, capture)
+            if keep_running:
+                raise SandboxError("Only a command of the shell, a string, can be left running.")
+            argv = [self._argument(part) for part in command]
+            code, timed_out, side = self._run(argv, timeout, stdin, env or {}, channel, capture)
+            note = f"[Killed after {timeout:g} s with all it had started.]" if timed_out else ""
+            return self._result(ShellResult(code, timed_out, note), capture, side)
+
+    def resume(
+        self,
+        *,
+        stdin: bytes = b"",
+        interrupt: bool = False,
+        kill: bool = False,
+        timeout: float = 60.0,
+        output_limit: int | None = None,
+    ) -> ExecResult:
+        """See `Sandbox.resume`."""
+        capture = self._capture(output_limit)
+        with self._lock:
+            self._check()
+            if not self._shell.running:
+                raise ToolError("No command is running in the shell.")
+            ran = self._shell.resume(
+                stdin=stdin, interrupt=interrupt, kill=kill, timeout=timeout, capture=capture
+            )
+            return self._result(ran, capture)
+
+    def _capture(self, output_limit: int | None) -> Capture:
+        return Capture(self.spec.limits.output if output_limit is None else output_limit)
+
+    def _result(self, ran: ShellResult, capture: Capture, side: bytes = b"") -> ExecResult:
+        text, note = capture.text(), ran.note
+        over = not ran.timed_out and not ran.running
+        struck = self._struck(ran.exit_code, text) if over else ""
         if struck:
             note = "\n".join(filter(None, [f"[{_MESSAGES[struck]}]", note]))
         if note:
             text += ("" if not text or text.endswith("\n") else "\n") + note + "\n"
         return ExecResult(
-            exit_code=code,
+            exit_code=ran.exit_code,
             output=text,
-            timed_out=timed_out,
+            timed_out=ran.timed_out,
             limit=struck or ("output" if capture.cut else ""),
             channel=side,
+            running=ran.running,
         )
 
     def _run(

@@ -50,12 +50,10 @@ class Pipes:
     status: int
     side: int = -1
     """The result channel, or a shell's reports."""
-    feed: int = -1
-    """Where unwritten `outgoing` bytes go (non-blocking), or -1."""
 
     def close(self) -> None:
         """Close them all."""
-        for fd in (self.output, self.status, self.side, self.feed):
+        for fd in (self.output, self.status, self.side):
             if fd >= 0:
                 os.close(fd)
 
@@ -71,22 +69,28 @@ class Ended:
 
 
 def wait(
-    pipes: Pipes, capture: Capture, *, timeout: float, outgoing: bytes = b"", until: bytes = b""
+    pipes: Pipes,
+    capture: Capture,
+    *,
+    timeout: float,
+    outgoing: dict[int, bytes] | None = None,
+    until: bytes = b"",
 ) -> Ended:
     """Read until the process ends, the side pipe holds `until` at its end, or time is up.
 
     With `until` the side pipe's reports end the wait (a persistent shell); without, only the
-    process's own end does. Output already written is always read before returning.
+    process's own end does. Output already written is always read before returning. `outgoing`
+    holds the bytes for each (non-blocking) descriptor, and afterwards those not yet taken.
     """
+    outgoing = outgoing if outgoing is not None else {}
     ended = Ended()
     deadline = time.monotonic() + timeout
     poll = select.poll()
     for fd in (pipes.output, pipes.status, pipes.side):
         if fd >= 0:
             poll.register(fd, select.POLLIN)
-    left = memoryview(outgoing)
-    if left:
-        poll.register(pipes.feed, select.POLLOUT)
+    for fd in outgoing:
+        poll.register(fd, select.POLLOUT)
     while True:
         remaining = deadline - time.monotonic()
         events = poll.poll(max(0, remaining * 1000)) if remaining > 0 else []
@@ -105,10 +109,11 @@ def wait(
                     poll.unregister(fd)
                 elif len(ended.side) < _MOST_CHANNEL:
                     ended.side += data
-            elif fd == pipes.feed:
-                left = _write(fd, left)
-                if not left:
+            elif fd in outgoing:
+                outgoing[fd] = _write(fd, outgoing[fd])
+                if not outgoing[fd]:
                     poll.unregister(fd)
+                    del outgoing[fd]
             else:
                 ended.status = os.read(fd, 256)
         if ended.status is not None or (until and ended.side.endswith(until)):
@@ -118,10 +123,14 @@ def wait(
             return ended
 
 
-def _write(fd: int, data: memoryview) -> memoryview:
+def _write(fd: int, data: bytes) -> bytes:
+    """What of `data` the pipe did not take; nothing once nobody can read it."""
+    view = memoryview(data)
     try:
-        return data[os.write(fd, data) :]
+        while view:
+            view = view[os.write(fd, view[:_CHUNK]) :]
     except BlockingIOError:
-        return data
+        return bytes(view)
     except OSError:
-        return data[len(data) :]
+        pass
+    return b""

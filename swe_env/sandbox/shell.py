@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swe_env.errors import SandboxError
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.output import Capture
-from swe_env.sandbox.running import Ended, Pipes, exit_code, pending, wait
+from swe_env.sandbox.running import Ended, Pipes, drain, exit_code, pending, wait
 
 # High numbers: commands like to use 3 to 9 themselves, bash takes 63 and down.
+_INPUT = 96
 _REPORT = 97
 _STDIN = 98
 # bash reads its script from a pipe one line at a time, at top level, so that `declare`, `break`
 # or `return` in a command mean what they mean in any shell.
-_HELLO = 'shopt -s expand_aliases; builtin printf "%s %s %s %s\\0" {token} $$ $PPID / >&{report}\n'
+#
+# The trap is what ctrl+c does to bash itself: without it a loop would go on with its next turn,
+# and `read` with waiting. While a command runs the report's descriptor is closed, and only then
+# is the standard input not the script.
+_HELLO = (
+    "shopt -s expand_aliases; "
+    "trap '{{ [[ -e /dev/fd/{report} ]] || exec </dev/null; break 9999; }} 2>/dev/null' "
+    'INT; builtin printf "%s %s %s %s\\0" {token} $$ $PPID / >&{report}\n'
+)
 _LINE = (
-    "builtin eval {command} <{stdin} {report}>&- {closed}>&-; "
+    "builtin eval {command} <{stdin} {report}>&- {stored}>&- {input}>&-; "
     '{{ builtin printf "%s %s %s\\0" {token} "$?" "$PWD" >&{report}; }} 2>/dev/null\n'
 )
 _READY_SECONDS = 30.0
+_ROOM = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,19 @@ class ShellResult:
     timed_out: bool = False
     note: str = ""
     """What happened to the shell itself, for whoever reads the output."""
+    running: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    """A command that has not ended yet."""
+
+    token: str
+    earlier: set[int]
+    """Processes that are not its own."""
+    outgoing: dict[int, bytes]
+    """What it has not taken yet, for each of our ends."""
+    side: bytearray = field(default_factory=bytearray)
 
 
 class Shell:
@@ -59,8 +83,17 @@ class Shell:
         self._rlimits = rlimits
         self._processes = processes
         self._pipes: Pipes | None = None
+        self._script = -1
         self._stdin = -1
+        # Both ends, so that what a command leaves in it can be taken out again.
+        self._input = (-1, -1)
         self._own: set[int] = set()
+        self._running: _Running | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a command was left running."""
+        return self._running is not None
 
     def run(
         self,
@@ -70,28 +103,65 @@ class Shell:
         stdin: bytes,
         env: Mapping[str, str],
         capture: Capture,
+        keep_running: bool = False,
     ) -> ShellResult:
         """Run a command in the shell; its output goes to `capture`."""
         pipes = self._pipes or self.start()
         earlier = self._processes() - self._own
         token = secrets.token_hex(8)
-        line = self._line(command, token, stdin, env)
+        line = self._line(command, token, stdin, env, keep_running)
+        outgoing = {self._script: line}
+        if keep_running and stdin:
+            outgoing[self._input[1]] = stdin
+        running = _Running(token, earlier, outgoing)
+        return self._wait(pipes, running, capture, timeout, keep_running)
+
+    def resume(
+        self, *, stdin: bytes, interrupt: bool, kill: bool, timeout: float, capture: Capture
+    ) -> ShellResult:
+        """Go on with the command that was left running; see `Sandbox.resume`."""
+        running, pipes = self._running, self._pipes
+        assert running is not None
+        assert pipes is not None
+        if kill:
+            return self._timed_out(capture, running.earlier, "The command was killed")
+        if interrupt:
+            self._keeper.call({"op": "interrupt", "spared": sorted(running.earlier)})
+        if stdin:
+            feed = self._input[1]
+            running.outgoing[feed] = running.outgoing.get(feed, b"") + stdin
+        return self._wait(pipes, running, capture, timeout, keep_running=True)
+
+    def _wait(
+        self,
+        pipes: Pipes,
+        running: _Running,
+        capture: Capture,
+        timeout: float,
+        keep_running: bool,
+    ) -> ShellResult:
         deadline = time.monotonic() + timeout
         while True:
             ended = wait(
                 pipes,
                 capture,
                 timeout=deadline - time.monotonic(),
-                outgoing=line,
+                outgoing=running.outgoing,
                 until=b"\0",
             )
-            line = b""
-            report = _report(ended.side, token)
+            running.side += ended.side
+            report = _report(running.side, running.token)
             if report is not None and ended.status is None:
                 self.cwd = report[1]
+                self._running = None
+                if keep_running:
+                    drain(self._input[0])
                 return ShellResult(int(report[0]))
             if ended.timed_out:
-                return self._timed_out(capture, earlier, timeout)
+                if keep_running:
+                    return self._leave(pipes, running)
+                why = f"The command ran longer than {timeout:g} s and was killed"
+                return self._timed_out(capture, running.earlier, why)
             if ended.status is not None:
                 return self._died(ended)
 
@@ -101,28 +171,31 @@ class Shell:
         output, output_in = os.pipe()
         report, report_in = os.pipe()
         status, status_in = os.pipe()
+        self._script = script
         self._stdin = os.memfd_create("stdin")
-        pipes = Pipes(output=output, status=status, side=report, feed=script)
-        os.set_blocking(script, False)
-        given = [status_in, script_in, output_in, report_in, self._stdin]
-        targets = [(0, 0), (1, 1), (2, 1), (_REPORT, 2), (_STDIN, 3)]
+        self._input = os.pipe()
+        self._pipes = pipes = Pipes(output=output, status=status, side=report)
+        for fd in (script, self._input[1]):
+            os.set_blocking(fd, False)
+        given = [status_in, script_in, output_in, report_in]
+        targets = [(0, 0), (1, 1), (2, 1), (_REPORT, 2), (_STDIN, 3), (_INPUT, 4)]
         try:
             self._keeper.spawn(
                 ["bash", "--noprofile", "--norc"],
                 cwd=[self.cwd, self._workdir],
                 env=self._env,
-                fds=given,
+                fds=[*given, self._stdin, self._input[0]],
                 targets=targets,
                 rlimits=self._rlimits,
             )
-            for fd in given[:-1]:
-                os.close(fd)
+            while given:
+                os.close(given.pop())
             self._own = self._greet(pipes)
         except BaseException:
-            pipes.close()
-            os.close(self._stdin)
+            self.close()
+            for fd in given:
+                os.close(fd)
             raise
-        self._pipes = pipes
         return pipes
 
     def background_output(self) -> int:
@@ -133,13 +206,14 @@ class Shell:
         """Let go of the shell's pipes; the sandbox ends the process itself."""
         if self._pipes is not None:
             self._pipes.close()
-            os.close(self._stdin)
-            self._pipes = None
+            for fd in (self._script, self._stdin, *self._input):
+                os.close(fd)
+            self._pipes = self._running = None
 
     def _greet(self, pipes: Pipes) -> set[int]:
         token = secrets.token_hex(8)
         capture = Capture(2000)
-        hello = _HELLO.format(token=token, report=_REPORT).encode()
+        hello = {self._script: _HELLO.format(token=token, report=_REPORT).encode()}
         ended = wait(pipes, capture, timeout=_READY_SECONDS, outgoing=hello, until=b"\0")
         report = ended.side.decode("utf-8", "replace").split()
         if len(report) < 3 or report[0] != token:
@@ -147,8 +221,10 @@ class Shell:
             raise SandboxError(f"The sandbox's shell does not start: {reason or 'no answer'}.")
         return {int(report[1]), int(report[2])}
 
-    def _line(self, command: str, token: str, stdin: bytes, env: Mapping[str, str]) -> bytes:
-        if stdin:
+    def _line(
+        self, command: str, token: str, stdin: bytes, env: Mapping[str, str], keep_running: bool
+    ) -> bytes:
+        if stdin and not keep_running:
             os.ftruncate(self._stdin, 0)
             os.pwrite(self._stdin, stdin, 0)
         if "\0" in command:
@@ -156,22 +232,32 @@ class Shell:
         if env:
             names = " ".join(shlex.quote(f"{name}={value}") for name, value in env.items())
             command = f"export {names}\n{command}"
+        given = f"/dev/fd/{_STDIN}" if stdin else "/dev/null"
         line = _LINE.format(
             command=shlex.quote(command),
-            stdin=f"/dev/fd/{_STDIN}" if stdin else "/dev/null",
+            stdin=f"&{_INPUT}" if keep_running else given,
             report=_REPORT,
-            closed=_STDIN,
+            stored=_STDIN,
+            input=_INPUT,
             token=token,
         )
         return line.encode("utf-8", "surrogateescape")
 
-    def _timed_out(self, capture: Capture, earlier: set[int], timeout: float) -> ShellResult:
+    def _leave(self, pipes: Pipes, running: _Running) -> ShellResult:
+        if self._running is None:
+            # Room for what it says until somebody looks again.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipes.output, fcntl.F_SETPIPE_SZ, _ROOM)
+        self._running = running
+        return ShellResult(-1, running=True)
+
+    def _timed_out(self, capture: Capture, earlier: set[int], why: str) -> ShellResult:
         assert self._pipes is not None
         self._keeper.call({"op": "kill", "spared": sorted(earlier)})
         wait(self._pipes, capture, timeout=1.0)
         self.close()
         note = (
-            f"[The command ran longer than {timeout:g} s and was killed with all it had started. "
+            f"[{why} with all it had started. "
             f"A new shell starts in {self.cwd}; variables and functions are gone.]"
         )
         return ShellResult(-1, timed_out=True, note=note)

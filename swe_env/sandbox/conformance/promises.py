@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from swe_env.errors import SandboxError
 from swe_env.sandbox.base import Limits, Sandbox
@@ -116,6 +117,56 @@ def _changes(box: Sandbox, path: str) -> bool:
     before = box.files.read(path)
     time.sleep(0.3)
     return box.files.read(path) != before
+
+
+def running_commands_go_on(bench: Bench) -> None:
+    """Left running at the time-out, then polled, fed, interrupted, killed; the shell's state stays.
+
+    Nothing fed is left for the next command, nor is anything but what was fed ever read.
+    """
+    box = bench.start()
+    box.exec("cd pkg; x=1; sleep 300 &")
+    result = box.exec("echo on; read a; read b; echo $a-$b; x=2; (exit 5)", **_BRIEF)
+    expect(result.running and result.exit_code == -1, "it is left running", result)
+    expect(result.output == "on\n" and not result.timed_out, "its output so far", result)
+    refused(lambda: box.exec("echo two"), "another command meanwhile")
+    said(box.exec(["echo", "beside"]), "beside")
+    result = box.resume(stdin=b"one\n", timeout=0.1)
+    expect(result.running and result.output == "", "polling tells only what is new", result)
+    result = box.resume(stdin=b"two\nmore than it reads\n", timeout=20)
+    expect(not result.running, "it ends", result)
+    said(result, "one-two", 5)
+    refused(box.resume, "resuming nothing")
+    said(box.exec("pwd; echo $x; cat"), f"{box.workdir}/pkg\n2")
+    expect(box.exec("cat", **_BRIEF).running, "what was not read is gone, and so is no script")
+    said(box.resume(interrupt=True, timeout=20), "", 130)
+    big = b"x" * 300_000 + b"\n"
+    said(box.exec("head -c 300001 | wc -c", stdin=big, keep_running=True, timeout=20), "300001")
+
+
+def interrupts_reach_the_foreground(bench: Bench) -> None:
+    """ctrl+c ends programs and loops and can be caught; what runs in the background is spared."""
+    box = bench.start()
+    box.exec("x=1; (while :; do date +%s%N > early; sleep 0.05; done) & sleep 0.15")
+    catching = "sh -c 'trap \"echo caught; exit 7\" INT; echo on; while :; do sleep 0.05; done'"
+    for command, end in ((catching, ("caught", 7)), ("while :; do sleep 0.1; done", ("", 130))):
+        expect(box.exec(command, **_BRIEF).running, f"{command!r} is left running")
+        said(box.resume(interrupt=True, timeout=20), *end)
+    for command in ("while :; do :; done; echo on", "read y; echo on"):
+        expect(box.exec(command, **_BRIEF).running, f"{command!r} is left running")
+        said(box.resume(interrupt=True, timeout=20), "on")
+    expect(_changes(box, "early"), "earlier background processes survive")
+    said(box.exec("echo $x"), "1")
+    box.exec("trap '' INT; while :; do date +%s%N > deaf; sleep 0.05; done", **_BRIEF)
+    expect(box.resume(interrupt=True, timeout=0.1).running, "one that is deaf to it goes on")
+    result = box.resume(kill=True)
+    expect(result.timed_out and result.exit_code == -1 and not result.running, "killed", result)
+    expect(not _changes(box, "deaf"), "it is really killed")
+    expect(_changes(box, "early"), "earlier background processes survive a kill")
+    said(box.exec("echo on"), "on")
+
+
+_BRIEF: dict[str, Any] = {"keep_running": True, "timeout": 0.3}
 
 
 def background_processes_do_not_block(bench: Bench) -> None:
@@ -349,6 +400,8 @@ ALL: dict[str, Callable[[Bench], None]] = {
         lists_run_as_their_own_process,
         the_channel_is_apart,
         time_outs_kill,
+        running_commands_go_on,
+        interrupts_reach_the_foreground,
         background_processes_do_not_block,
         output_is_capped,
         files_read_and_write,

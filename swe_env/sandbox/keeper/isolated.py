@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.bubblewrap import INIT, arguments
 from swe_env.sandbox.keeper.cgroups import Group
 from swe_env.sandbox.keeper.layers import copy_tree
-from swe_env.sandbox.keeper.processes import kill_all
+from swe_env.sandbox.keeper.processes import interrupt_all, kill_all
 
 # Seen by this mount namespace only. It exists everywhere and holds nothing that is bound or read.
 _PRIVATE = "/sys"
@@ -68,6 +69,14 @@ class Isolated:
 
     def kill(self, spared: list[int]) -> None:
         """Kill every process in the pid namespace, apart from `spared` and theirs."""
+        self._inside(lambda: kill_all(spared, under=None))
+
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT to every process in the pid namespace, apart from `spared` and theirs."""
+        self._inside(lambda: interrupt_all(spared, under=None))
+
+    def _inside(self, act: Callable[[], None]) -> None:
+        """Have a process in the sandbox's namespaces do something, and wait for it."""
         done, doing = os.pipe()
         if os.fork() == 0:
             try:
@@ -76,7 +85,7 @@ class Isolated:
                 if child := os.fork():
                     os.waitpid(child, 0)
                 else:
-                    kill_all(spared, under=None)
+                    act()
             finally:
                 os._exit(0)
         os.close(doing)

@@ -12,7 +12,7 @@ from typing import Any
 
 from swe_env.sandbox.keeper import kernel
 from swe_env.sandbox.keeper.layers import copy_tree
-from swe_env.sandbox.keeper.processes import kill_all
+from swe_env.sandbox.keeper.processes import interrupt_all, kill_all
 
 PREFIX = "swe-env-"
 
@@ -57,6 +57,10 @@ class Plain:
     def kill(self, spared: list[int]) -> None:
         """Kill every process below the keeper, apart from `spared` and theirs."""
         kill_all(spared, under=os.getpid())
+
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT to every process below the keeper, apart from `spared` and theirs."""
+        interrupt_all(spared, under=os.getpid())
 
     def scratch(self) -> None:
         """Empty the private folder."""

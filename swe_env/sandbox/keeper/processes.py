@@ -78,6 +78,13 @@ def kill_all(spared: Collection[int], *, under: int | None, seconds: float = 10.
             time.sleep(0.0005)
 
 
+def interrupt_all(spared: Collection[int], *, under: int | None) -> None:
+    """Send SIGINT once to every process but `spared` and theirs; `under` as in `kill_all`."""
+    for pid in _victims(set(spared) | {os.getpid(), 1}, under):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+
+
 def _victims(keep: set[int], under: int | None) -> set[int]:
     rows = table(visible() if under is None else descendants(under))
     parents = {pid: parent for pid, (parent, _) in rows.items()}

@@ -31,6 +31,10 @@ class Workspace(Protocol):
         """Kill every process but these and theirs."""
         ...
 
+    def interrupt(self, spared: list[int]) -> None:
+        """Send SIGINT, as ctrl+c does, to every process but these and theirs."""
+        ...
+
     def scratch(self) -> None:
         """Empty the private folder that commands never see."""
         ...
@@ -92,6 +96,8 @@ class Keeper:
             match request["op"]:
                 case "kill":
                     workspace.kill(request["spared"])
+                case "interrupt":
+                    workspace.interrupt(request["spared"])
                 case "scratch":
                     workspace.scratch()
                 case "snapshot":
