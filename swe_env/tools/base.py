@@ -36,7 +36,8 @@ class ToolResult:
 
     text: str
     exit_code: int = 0
-    """0 success, 1 tool error or failing tests, else a command's own; -1 when killed."""
+    """0 success, 1 tool error or failing tests, else a command's own; -1 when it was killed or
+    still runs."""
     submitted: bool = False
     """Ends the episode: the work is handed in."""
 

@@ -204,9 +204,6 @@ def test_bash_keeps_its_folder_and_says_the_exit_code(desk):
     assert desk.call("bash", command="cat x.txt; echo $A").text == "hello1"
     result = desk.call("bash", command="echo bad; false")
     assert (result.text, result.exit_code) == ("bad\n[exit code 1]", 1)
-    result = desk.call("bash", command="sleep 30", timeout="0.5")
-    assert "longer than 0.5 s" in result.text
-    assert result.exit_code == -1
     assert desk.call("bash", command=" ").exit_code == 1
 
 
