@@ -20,6 +20,9 @@ DEEPEST = 200
 """Folders within folders that a walk goes into: how deep they go is the agent's to choose."""
 
 
+_Entries = list[Entry]
+
+
 class DirFiles:
     """`Files` on a folder descriptor, which stays the caller's to close until `close`.
 
@@ -138,7 +141,7 @@ class DirFiles:
                     with contextlib.suppress(OSError):
                         below.append((f"{name}/", iter(self._entries(name, os.O_NOFOLLOW))))
 
-    def _entries(self, path: str, flags: int = 0) -> list[Entry]:
+    def _entries(self, path: str, flags: int = 0) -> _Entries:
         fd = self._open(path, _FOLDER | flags)
         try:
             return _entries(fd)

@@ -12,7 +12,6 @@ from swe_env.grading.patches import apply_patch, patch_paths
 from swe_env.tools.base import ToolContext, tool
 from swe_env.tools.changes import check_syntax, remember
 
-
 _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@(.*)$")
 
 

@@ -15,8 +15,9 @@ from swe_env.types import ExecResult
 def bash(
     ctx: ToolContext, command: str = "", timeout: float | None = None, stdin: str = ""
 ) -> ToolResult:
-    """Run a command in a shell that keeps its folder and variables between calls. One that is not
-    done in time goes on: wait for more with an empty command, end it with "ctrl+c".
+    """Run a command in a shell that keeps its folder and variables between calls.
+
+    One that is not done in time goes on: wait for more with an empty command, end it with "ctrl+c".
 
     Args:
         command: What to run, as typed at a prompt; empty to wait for the command that still runs;

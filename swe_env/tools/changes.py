@@ -12,7 +12,7 @@ from swe_env.errors import ToolError
 from swe_env.tools.base import ToolContext
 from swe_env.tools.text import TextFile, is_binary, numbered, split
 
-_AROUND = 3
+AROUND = 3
 _SHOWN = 40
 _HISTORY = "changes"
 _COMPILE = "import sys; compile(sys.stdin.buffer.read(), '<edit>', 'exec', 0, 1)"
@@ -111,8 +111,8 @@ def check_syntax(ctx: ToolContext, path: str, new: bytes, old: bytes | None) -> 
         return
     line = error.lineno or 1
     lines = TextFile.decode(new).lines
-    first = max(line - _AROUND, 1)
-    shown = numbered(lines[first - 1 : line + _AROUND], first)
+    first = max(line - AROUND, 1)
+    shown = numbered(lines[first - 1 : line + AROUND], first)
     raise ToolError(
         f"the edit was not made, {path} would no longer parse: {error.msg} at line {line}:\n"
         f"{shown}\nMend new_str (look at its indentation) and try again."
@@ -148,10 +148,7 @@ def snippet(old: bytes | None, new: bytes) -> str:
     if old is None:
         return f"[{len(after)} lines]"
     before = TextFile.decode(old).lines
-    head = _common(before, after)
-    tail = _common(before[head:][::-1], after[head:][::-1])
-    first = max(head - _AROUND, 0)
-    last = min(len(after) - tail + _AROUND, len(after))
+    first, last = span(before, after)
     lines = after[first:last]
     if len(lines) <= _SHOWN:
         return numbered(lines, first + 1)
@@ -159,6 +156,13 @@ def snippet(old: bytes | None, new: bytes) -> str:
     left_out = len(lines) - 2 * half
     top, bottom = numbered(lines[:half], first + 1), numbered(lines[-half:], last - half + 1)
     return f"{top}\n[... {left_out} lines left out ...]\n{bottom}"
+
+
+def span(before: Sequence[str], after: Sequence[str], around: int = AROUND) -> tuple[int, int]:
+    """First line (from 0) and end of what changed in `after`, with lines around it."""
+    head = _common(before, after)
+    tail = _common(before[head:][::-1], after[head:][::-1])
+    return max(head - around, 0), min(len(after) - tail + around, len(after))
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

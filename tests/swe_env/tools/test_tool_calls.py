@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from swe_env.errors import ConfigError, SandboxError
 from swe_env.tools import ToolContext, ToolResult, shorten, tool, tools, toolset
+from swe_env.tools.describe import function_text
 
 
 def repeat(ctx: ToolContext, word: str, times: int = 2, places: list[int] | None = None) -> str:
@@ -113,7 +115,7 @@ def test_an_unknown_tool_is_a_result(desk):
     result = desk.call("fly")
     assert result.exit_code == 1
     assert "no tool 'fly'" in result.text
-    assert "view, edit" in result.text
+    assert "view, outline" in result.text
 
 
 def test_a_lost_sandbox_is_not_blamed_on_the_call(desk, make_tool):
@@ -171,3 +173,31 @@ def test_long_output_keeps_head_and_tail(desk):
 
 def test_submit(desk):
     assert desk.call("submit") == ToolResult("Submitted.", 0, True)
+
+
+@pytest.mark.parametrize("names", ["default", "r2e", "full"])
+def test_function_calling_and_r2e_text_say_the_same(names):
+    """Both come from one signature: reading the text back gives the schemas' own contents."""
+    schemas = toolset(names).schemas
+    text = function_text(schemas)
+    functions = re.findall(
+        r"–– BEGIN FUNCTION #(\d+): (\w+) ––\nDescription:\n(.+)\n\nParameters:\n(.*?)\n\n"
+        r"–– END FUNCTION #\1 ––",
+        text,
+        re.DOTALL,
+    )
+    assert [name for _, name, _, _ in functions] == list(toolset(names).names)
+    for (_, _, description, parameters), schema in zip(functions, schemas, strict=True):
+        function = schema["function"]
+        assert description == function["description"]
+        properties = function["parameters"]["properties"]
+        listed = re.findall(r"^  \d+\. (\w+) \((.+), (required|optional)\)$", parameters, re.M)
+        assert [(name, needed == "required") for name, _, needed in listed] == [
+            (name, name in function["parameters"]["required"]) for name in properties
+        ]
+        for name, kind, _ in listed:
+            entry = properties[name]
+            assert kind == entry.get("type", "string" if "enum" in entry else None)
+            assert entry["description"] in parameters
+            for value in entry.get("enum", ()):
+                assert f"{value}" in parameters
