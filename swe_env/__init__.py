@@ -57,14 +57,33 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'swe_env' has no attribute {name!r}")
 
 
+_IDS = {
+    "SWE-v0": "",
+    "SWE-quickstart-v0": "quickstart",
+    "SWE-bench-v0": "swebench:full",
+    "SWE-bench-Lite-v0": "swebench:lite",
+    "SWE-bench-Verified-v0": "swebench:verified",
+    "R2E-Gym-v0": "r2e:full",
+    "R2E-Gym-Subset-v0": "r2e:subset",
+    "R2E-Gym-Lite-v0": "r2e:lite",
+    "SWE-Gym-v0": "swegym:full",
+    "SWE-Gym-Lite-v0": "swegym:lite",
+    "SWE-smith-v0": "swesmith:full",
+    "SWE-rebench-v0": "swerebench:full",
+}
+"""Environment ids → the task source each stands for; an argument ``tasks`` replaces it."""
+
+
 @when_imported("gymnasium.envs.registration")
 def _register(registration: Any) -> None:
     limits = registration.WrapperSpec(
         "GradeOnTimeLimit", "swe_env.wrappers.limits:GradeOnTimeLimit", {}
     )
-    registration.register(
-        id="SWE-v0",
-        entry_point="swe_env.env:SWEEnv",
-        max_episode_steps=100,
-        additional_wrappers=(limits,),
-    )
+    for name, tasks in _IDS.items():
+        registration.register(
+            id=name,
+            entry_point="swe_env.env:SWEEnv",
+            max_episode_steps=100,
+            additional_wrappers=(limits,),
+            kwargs={"tasks": tasks} if tasks else {},
+        )

@@ -58,7 +58,10 @@ class SWEEnv(gym.Env[Observation, Action]):
     truncates with ``info["failure"] = {"kind", "message"}`` and reward 0: keep it out of scores.
     """
 
-    metadata = {"render_modes": ["ansi", "human"]}  # noqa: RUF012 - gymnasium's own form
+    metadata = {  # noqa: RUF012 - gymnasium's own form
+        "render_modes": ["ansi", "human"],
+        "render_fps": 1,  # text that follows the steps has no rate; Gymnasium asks for one
+    }
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         Args:
             tasks: task source (``quickstart``, ``jsonl:PATH``, …) or the tasks themselves.
             sandbox: ``auto``, ``local``, ``docker``, ``process``, or a registered or dotted name.
-            tools: a preset (``default``, ``r2e``) or tool names.
+            tools: a preset (``default``, ``full``, ``r2e``) or tool names, presets among them.
             reward: ``resolved``, ``fraction``, or a registered or dotted function of a TestReport.
             max_episode_steps: steps after which the episode is truncated and graded.
             command_timeout: seconds a single tool call may take.

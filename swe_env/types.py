@@ -135,7 +135,8 @@ class Observation(TypedDict):
     tool: str
     """Tool that produced it; empty for the first observation (the issue)."""
     exit_code: int
-    """0 success, 1 tool error or failing tests, else the command's own; -1 when killed."""
+    """0 success, 1 tool error or failing tests, else the command's own; -1 when it was killed or
+    still runs."""
     steps_left: int
 
 

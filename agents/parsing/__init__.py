@@ -10,6 +10,7 @@ formats: Registry[type[TextFormat]] = Registry(
     "formats",
     {
         "r2e": "agents.parsing.r2e:R2EFormat",
+        "r2e-gym": "agents.parsing.r2e:R2EGymFormat",
         "json": "agents.parsing.json_calls:JSONFormat",
         "bash": "agents.parsing.bash:BashFormat",
     },

@@ -23,6 +23,7 @@ from agents.parsing.base import (
     require_round_trip,
     written,
 )
+from swe_env.tools.describe import function_text
 from swe_env.types import Action
 
 _CALL = "<function=NAME>\n<parameter=KEY>value</parameter>\n</function>"
@@ -78,6 +79,22 @@ class R2EFormat:
                 f"Write a call like:\n{_CALL}"
             )
         return Action(tool=opening.group(1), arguments=arguments, message=text)
+
+
+class R2EGymFormat(R2EFormat):
+    """The same tags, with a prompt laid out as R2E-Gym's: every tool and parameter in full."""
+
+    name = "r2e-gym"
+
+    def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """The task, all that the schemas say of the tools, and the format."""
+        return (
+            "You are a programming agent: resolve an issue of the repository in the current "
+            "folder.\n\nYou can call these functions:\n\n"
+            f"{function_text(tools)}\n\n"
+            "Reply with your reasoning, then one function call in this form and nothing after it:"
+            f"\n\n{_CALL}\n\nA value may take several lines. Required parameters must be given."
+        )
 
 
 def _strip(value: str) -> str:

@@ -16,6 +16,11 @@ from swe_env.sandbox.beneath import OutsideError, open_beneath
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _CHUNK = 1 << 20
+DEEPEST = 200
+"""Folders within folders that a walk goes into: how deep they go is the agent's to choose."""
+
+
+_Entries = list[Entry]
 
 
 class DirFiles:
@@ -118,20 +123,33 @@ class DirFiles:
     def list(self, path: str = "") -> list[Entry]:
         """See `Files.list`."""
         with self._errors(path):
-            fd = self._open(path, _FOLDER)
-            try:
-                return _entries(fd)
-            finally:
-                os.close(fd)
+            return self._entries(path)
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Entry]]:
-        """See `Files.walk`; symbolic links are listed, not followed."""
-        with self._errors(path):
-            relative = self._relative(path)
-            fd = self._open(relative, _FOLDER)
+        """See `Files.walk`; symbolic links are listed, not followed.
+
+        Folders more than `DEEPEST` levels down, and what is unreadable or gone since it was
+        listed, are left out.
+        """
+        relative = self._relative(path)
         prefix = "/".join(part for part in relative.split("/") if part not in ("", "."))
+        below = [(f"{prefix}/" if prefix else "", iter(self.list(path)))]
+        while below:
+            above, entries = below[-1]
+            entry = next(entries, None)
+            if entry is None:
+                below.pop()
+            elif entry.name != ".git":
+                name = above + entry.name
+                yield name, entry
+                if entry.kind == "dir" and len(below) < DEEPEST:
+                    with contextlib.suppress(OSError):
+                        below.append((f"{name}/", iter(self._entries(name, os.O_NOFOLLOW))))
+
+    def _entries(self, path: str, flags: int = 0) -> _Entries:
+        fd = self._open(path, _FOLDER | flags)
         try:
-            yield from _walk(fd, f"{prefix}/" if prefix else "")
+            return _entries(fd)
         finally:
             os.close(fd)
 
@@ -214,25 +232,12 @@ def entry_of(name: str, info: os.stat_result) -> Entry:
 
 
 def _entries(fd: int) -> list[Entry]:
+    entries = []
     with os.scandir(fd) as found:
-        entries = [entry_of(item.name, item.stat(follow_symlinks=False)) for item in found]
+        for item in found:
+            with contextlib.suppress(FileNotFoundError):  # removed by whoever runs meanwhile
+                entries.append(entry_of(item.name, item.stat(follow_symlinks=False)))
     return sorted(entries, key=lambda entry: entry.name)
-
-
-def _walk(fd: int, prefix: str) -> Iterator[tuple[str, Entry]]:
-    for entry in _entries(fd):
-        if entry.name == ".git":
-            continue
-        yield prefix + entry.name, entry
-        if entry.kind == "dir":
-            try:
-                inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            except OSError:
-                continue  # unreadable, or gone since it was listed
-            try:
-                yield from _walk(inner, f"{prefix}{entry.name}/")
-            finally:
-                os.close(inner)
 
 
 def _lstat(folder: int, name: str) -> os.stat_result | None:

@@ -11,6 +11,7 @@ from swe_env.grading.runs import TestRun
 from swe_env.plugins import Registry
 from swe_env.sandbox.base import Sandbox
 from swe_env.tools import schema as schemas
+from swe_env.tools.text import printable
 from swe_env.types import PublicTask
 
 
@@ -36,7 +37,8 @@ class ToolResult:
 
     text: str
     exit_code: int = 0
-    """0 success, 1 tool error or failing tests, else a command's own; -1 when killed."""
+    """0 success, 1 tool error or failing tests, else a command's own; -1 when it was killed or
+    still runs."""
     submitted: bool = False
     """Ends the episode: the work is handed in."""
 
@@ -51,6 +53,10 @@ class Tool:
     function: Callable[..., ToolResult | str]
     samples: tuple[Mapping[str, Any], ...] = ()
     """Arguments of harmless calls: what `action_space.sample()` may draw."""
+    also: tuple[str, ...] = ()
+    """Other names that it answers to; no schema tells them."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of arguments; the empty name takes one and leaves it aside."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -63,7 +69,9 @@ class Tool:
         Raises:
             ToolError: the arguments are wrong, or the tool says why it cannot do it.
         """
-        answer = self.function(ctx, **schemas.bind(self.name, self.parameters, arguments))
+        given = {self.aliases.get(key, key): value for key, value in arguments.items()}
+        given.pop("", None)
+        answer = self.function(ctx, **schemas.bind(self.name, self.parameters, given))
         return answer if isinstance(answer, ToolResult) else ToolResult(answer)
 
 
@@ -75,6 +83,7 @@ tools: Registry[Tool] = Registry(
         name: f"swe_env.tools.{module}:{name}"
         for module, names in {
             "view": ("view",),
+            "structure": ("outline",),
             "edit": ("edit",),
             "edit_lines": ("edit_lines",),
             "apply_diff": ("apply_diff",),
@@ -93,13 +102,32 @@ presets: Registry[tuple[str, ...]] = Registry("toolsets", {"r2e": "swe_env.tools
 """Sets of tools by name."""
 
 DEFAULT = presets.register("default")(("view", "edit", "search", "bash", "run_tests", "submit"))
+FULL = presets.register("full")(
+    (
+        "view",
+        "outline",
+        "search",
+        "edit",
+        "edit_lines",
+        "apply_diff",
+        "undo",
+        "bash",
+        "run_tests",
+        "submit",
+    )
+)
 
 
 @overload
 def tool(function: ToolFunction) -> Tool: ...
 @overload
 def tool(
-    *, name: str = "", register: bool = True, samples: Sequence[Mapping[str, Any]] = ()
+    *,
+    name: str = "",
+    register: bool = True,
+    samples: Sequence[Mapping[str, Any]] = (),
+    also: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> Callable[[ToolFunction], Tool]: ...
 def tool(
     function: ToolFunction | None = None,
@@ -107,12 +135,15 @@ def tool(
     name: str = "",
     register: bool = True,
     samples: Sequence[Mapping[str, Any]] = (),
+    also: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> Tool | Callable[[ToolFunction], Tool]:
     """Make a tool of a typed function whose first argument is the `ToolContext`.
 
     The docstring's text describes the tool to the model, its ``Args`` section the arguments. The
     tool can then be asked for by its name; with ``register=False`` only by its dotted path.
-    `samples` are arguments of calls that change nothing, for ``action_space.sample()``.
+    `samples` are arguments of calls that change nothing, for ``action_space.sample()``; `also` and
+    `aliases` are names that models of another scaffold may use for the tool and its arguments.
 
     Raises:
         ConfigError: an argument has no type.
@@ -122,7 +153,15 @@ def tool(
         called = name or wrapped.__name__
         description = schemas.docstring(wrapped)[0]
         parameters = schemas.parameters(wrapped)
-        made = Tool(called, description, parameters, wrapped, tuple(samples))
+        made = Tool(
+            called,
+            description,
+            parameters,
+            wrapped,
+            tuple(samples),
+            tuple(also),
+            dict(aliases or {}),
+        )
         return tools.register(called)(made) if register else made
 
     return make if function is None else make(function)
@@ -161,14 +200,15 @@ class Toolset:
             InfrastructureError: the sandbox or the grading machinery failed, not the call.
         """
         found = next((tool for tool in self.tools if tool.name == name), None)
+        found = found or next((tool for tool in self.tools if name in tool.also), None)
         if found is None:
             known = ", ".join(self.names)
             return ToolResult(f"Error: there is no tool {name!r}. Tools: {known}.", 1)
         try:
             result = found(ctx, arguments)
         except ToolError as error:
-            return ToolResult(f"Error: {shorten(str(error), ctx.output_limit)}", 1)
-        return replace(result, text=shorten(result.text, ctx.output_limit))
+            result = ToolResult(f"Error: {error}", 1)
+        return replace(result, text=shorten(printable(result.text), ctx.output_limit))
 
 
 def toolset(names: str | Sequence[str] = "default") -> Toolset:

@@ -5,31 +5,53 @@
 from __future__ import annotations
 
 from swe_env.errors import ToolError
+from swe_env.tools import terminal
 from swe_env.tools.base import ToolContext, ToolResult, tool
+from swe_env.tools.terminal import INTERRUPT
+from swe_env.types import ExecResult
 
 
 @tool(samples=[{"command": "ls"}, {"command": "pwd"}])
-def bash(ctx: ToolContext, command: str, timeout: float | None = None) -> ToolResult:
+def bash(
+    ctx: ToolContext, command: str = "", timeout: float | None = None, stdin: str = ""
+) -> ToolResult:
     """Run a command in a shell that keeps its folder and variables between calls.
 
+    One that is not done in time goes on: wait for more with an empty command, end it with "ctrl+c".
+
     Args:
-        command: What to run, as typed at a prompt.
-        timeout: Seconds after which it is killed.
+        command: What to run, as typed at a prompt; empty to wait for the command that still runs;
+            "ctrl+c" to interrupt it, a second time to kill it.
+        timeout: Seconds to wait for its end.
+        stdin: A line typed into the command that still runs, with command empty; with a new
+            command, its input.
     """
-    if not command.strip():
-        raise ToolError("command is empty: say what to run.")
     if timeout is not None and timeout <= 0:
         raise ToolError("timeout must be more than 0 seconds.")
     seconds = min(timeout or ctx.command_timeout, ctx.command_timeout)
-    result = ctx.sandbox.exec(command, timeout=seconds, output_limit=ctx.output_limit)
+    wanted = command.strip()
+    if wanted.lower() == INTERRUPT:
+        result = terminal.interrupt(ctx)
+    elif wanted:
+        result = terminal.run(ctx, command, seconds, stdin)
+    elif stdin:
+        result = terminal.feed(ctx, stdin, seconds)
+    elif terminal.running(ctx):
+        result = terminal.poll(ctx, seconds)
+    else:
+        raise ToolError("command is empty and none is running: say what to run.")
+    return ToolResult(_text(result), result.exit_code)
+
+
+def _text(result: ExecResult) -> str:
     notes = []
-    if result.timed_out:
-        notes.append(f"[killed: it ran longer than {seconds:g} s]")
-    elif result.limit:
-        notes.append(f"[killed: it went over the {result.limit} limit]")
-    elif result.exit_code:
+    if result.running:
+        notes.append(
+            f'[still running: an empty command waits on, stdin feeds it, "{INTERRUPT}" ends it]'
+        )
+    elif result.exit_code and not result.timed_out:  # a limit or a kill is told by the sandbox
         notes.append(f"[exit code {result.exit_code}]")
     elif not result.output.strip():
         notes.append("[done, no output]")
     output = result.output.rstrip("\n")
-    return ToolResult("\n".join([output, *notes] if output else notes), result.exit_code)
+    return "\n".join([output, *notes] if output else notes)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from swe_env.errors import ToolError
 from swe_env.tools.base import ToolContext
 from swe_env.tools.text import TextFile, is_binary, numbered, split
 
-_AROUND = 3
+AROUND = 3
 _SHOWN = 40
 _HISTORY = "changes"
+_COMPILE = "import sys; compile(sys.stdin.buffer.read(), '<edit>', 'exec', 0, 1)"
 _PARSED = 2 << 20
 """Characters of a file beyond which its syntax is not checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one call did to one file."""
+
+    path: str
+    before: bytes | None
+    """None: there was no file."""
+    after: bytes
+    """Digest of what it left, empty when it removed the file."""
 
 
 def change(ctx: ToolContext, path: str, new: bytes, old: bytes | None, said: str = "") -> str:
@@ -23,40 +37,66 @@ def change(ctx: ToolContext, path: str, new: bytes, old: bytes | None, said: str
     Raises:
         ToolError: nothing would change, or a Python file would no longer parse.
     """
-    if new == old:
-        raise ToolError(f"nothing to do: the edit leaves {path} as it is.")
-    check_syntax(path, new, old)
-    ctx.sandbox.files.write(path, new)
-    remember(ctx, [(path, old)])
+    write(ctx, path, new, old)
     head = f"Created {path}." if old is None else f"Edited {path}."
     return "\n".join(part for part in (f"{head} {said}".strip(), snippet(old, new)) if part)
 
 
-def remember(ctx: ToolContext, before: Sequence[tuple[str, bytes | None]]) -> None:
-    """Keep what one call changed, for `undo`."""
-    ctx.state[_HISTORY] = (*ctx.state.get(_HISTORY, ()), tuple(before))
-
-
-def take_back(ctx: ToolContext) -> list[str]:
-    """Put the files of the last change back; their paths.
+def write(ctx: ToolContext, path: str, new: bytes, old: bytes | None) -> None:
+    """Write `new` over `old` (None: a new file).
 
     Raises:
-        ToolError: nothing was changed through the tools, or all of it is undone.
+        ToolError: nothing would change, or a Python file would no longer parse.
     """
-    history = ctx.state.get(_HISTORY, ())
-    if not history:
-        raise ToolError("there is nothing to undo: no edit was made with the editing tools.")
-    *rest, last = history
-    for path, data in last:
-        if data is not None:
-            ctx.sandbox.files.write(path, data)
-        elif ctx.sandbox.files.stat(path) is not None:
-            ctx.sandbox.files.remove(path)
-    ctx.state[_HISTORY] = tuple(rest)
-    return [path for path, _ in last]
+    if new == old:
+        raise ToolError(f"nothing to do: the edit leaves {path} as it is.")
+    check_syntax(ctx, path, new, old)
+    ctx.sandbox.files.write(path, new)
+    remember(ctx, [(path, old, new)])
 
 
-def check_syntax(path: str, new: bytes, old: bytes | None) -> None:
+def remember(ctx: ToolContext, made: Sequence[tuple[str, bytes | None, bytes | None]]) -> None:
+    """Keep what one call changed, (path, before, after) each, for `undo`."""
+    group = tuple(Change(path, before, _digest(after)) for path, before, after in made)
+    ctx.state[_HISTORY] = (*ctx.state.get(_HISTORY, ()), group)
+
+
+def take_back(ctx: ToolContext, path: str | None = None) -> list[str]:
+    """Put the files of the last change back, or that file of the last change to it; their paths.
+
+    Raises:
+        ToolError: there is no such change (any more), or a command changed the file since.
+    """
+    history = list(ctx.state.get(_HISTORY, ()))
+    files = ctx.sandbox.files
+    for place in range(len(history) - 1, -1, -1):
+        wanted = [made for made in history[place] if path in (None, made.path)]
+        if not wanted:
+            continue
+        for made in wanted:
+            now = files.read(made.path) if files.stat(made.path) is not None else None
+            if _digest(now) != made.after:
+                raise ToolError(
+                    f"{made.path} was changed since by something else, which undo would lose: "
+                    "edit it instead."
+                )
+        for made in wanted:
+            if made.before is not None:
+                files.write(made.path, made.before)
+            elif made.after:
+                files.remove(made.path)
+        history[place] = tuple(made for made in history[place] if made not in wanted)
+        ctx.state[_HISTORY] = tuple(group for group in history if group)
+        return [made.path for made in wanted]
+    of = f" to {path}" if path else ""
+    raise ToolError(f"there is nothing to undo: no edit{of} was made with the editing tools.")
+
+
+def _digest(data: bytes | None) -> bytes:
+    return b"" if data is None else hashlib.blake2b(data, digest_size=16).digest()
+
+
+def check_syntax(ctx: ToolContext, path: str, new: bytes, old: bytes | None) -> None:
     """Refuse to break a Python file that was sound; a broken one may change as it likes.
 
     Raises:
@@ -67,14 +107,22 @@ def check_syntax(path: str, new: bytes, old: bytes | None) -> None:
     error = syntax_error(new)
     if error is None or (old is not None and syntax_error(old) is not None):
         return
+    if _compiles_there(ctx, new):
+        return
     line = error.lineno or 1
     lines = TextFile.decode(new).lines
-    first = max(line - _AROUND, 1)
-    shown = numbered(lines[first - 1 : line + _AROUND], first)
+    first = max(line - AROUND, 1)
+    shown = numbered(lines[first - 1 : line + AROUND], first)
     raise ToolError(
         f"the edit was not made, {path} would no longer parse: {error.msg} at line {line}:\n"
         f"{shown}\nMend new_str (look at its indentation) and try again."
     )
+
+
+def _compiles_there(ctx: ToolContext, data: bytes) -> bool:
+    """Whether the task's own Python, which may be newer than ours, takes what ours refuses."""
+    command = ["python", "-c", _COMPILE]
+    return ctx.sandbox.exec(command, stdin=data, timeout=10.0).exit_code == 0
 
 
 def syntax_error(data: bytes) -> SyntaxError | None:
@@ -100,10 +148,7 @@ def snippet(old: bytes | None, new: bytes) -> str:
     if old is None:
         return f"[{len(after)} lines]"
     before = TextFile.decode(old).lines
-    head = _common(before, after)
-    tail = _common(before[head:][::-1], after[head:][::-1])
-    first = max(head - _AROUND, 0)
-    last = min(len(after) - tail + _AROUND, len(after))
+    first, last = span(before, after)
     lines = after[first:last]
     if len(lines) <= _SHOWN:
         return numbered(lines, first + 1)
@@ -111,6 +156,13 @@ def snippet(old: bytes | None, new: bytes) -> str:
     left_out = len(lines) - 2 * half
     top, bottom = numbered(lines[:half], first + 1), numbered(lines[-half:], last - half + 1)
     return f"{top}\n[... {left_out} lines left out ...]\n{bottom}"
+
+
+def span(before: Sequence[str], after: Sequence[str], around: int = AROUND) -> tuple[int, int]:
+    """First line (from 0) and end of what changed in `after`, with lines around it."""
+    head = _common(before, after)
+    tail = _common(before[head:][::-1], after[head:][::-1])
+    return max(head - around, 0), min(len(after) - tail + around, len(after))
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

@@ -26,7 +26,8 @@ def edit(ctx: ToolContext, path: str, old_str: str = "", new_str: str = "") -> s
     if not old_str:
         if entry is not None and (entry.kind == "dir" or entry.size):
             raise ToolError(f"{path} exists: give old_str, the passage of it to replace.")
-        return change(ctx, path, new_str.encode("utf-8", "surrogateescape"), None)
+        old = None if entry is None else files.read(path)
+        return change(ctx, path, new_str.encode("utf-8", "surrogateescape"), old)
     if entry is None:
         raise ToolError(f"there is no file {path!r} to edit: leave old_str empty to create it.")
     if old_str == new_str:

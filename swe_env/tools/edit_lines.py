@@ -24,23 +24,26 @@ def edit_lines(ctx: ToolContext, path: str, first: int, last: int, text: str = "
     if is_binary(data):
         raise ToolError(f"{path} is a binary file: it cannot be edited as text.")
     found = TextFile.decode(data)
-    lines = found.pieces
-    if first < 1 or last < first - 1 or last > len(lines) or first > len(lines) + 1:
-        raise ToolError(
-            f"lines {first} to {last} are outside {path}, which has {len(lines)} lines."
-        )
-    fresh = text.replace("\r\n", "\n")
-    at_end = last == len(lines)
-    if fresh and not fresh.endswith("\n") and not (at_end and lines and _open_ended(lines)):
-        fresh += "\n"
-    before = "".join(lines[: first - 1])
-    if fresh and before and not before.endswith("\n"):
-        before += found.newline
-    body = fresh.replace("\n", found.newline)
-    new = TextFile(before + body + "".join(lines[last:]), found.bom)
+    count = len(found.pieces)
+    if first < 1 or last < first - 1 or last > count or first > count + 1:
+        raise ToolError(f"lines {first} to {last} are outside {path}, which has {count} lines.")
+    new = TextFile(replaced(found, first, last, text), found.bom)
     return change(ctx, path, new.encode(), data)
 
 
-def _open_ended(lines: list[str]) -> bool:
-    """Whether the file has no final line end."""
-    return not lines[-1].endswith("\n")
+def replaced(found: TextFile, first: int, last: int, text: str) -> str:
+    """The file's text with lines `first` to `last` replaced; all other bytes are as they were.
+
+    New lines end as their neighbours do; only a line that gets one behind it gains an end.
+    """
+    lines = found.pieces
+    near = lines[first - 1 : first] or lines[-1:]
+    newline = "\r\n" if near and near[0].endswith("\r\n") else found.newline
+    fresh = text.replace("\r\n", "\n")
+    open_ended = last == len(lines) and bool(lines) and not lines[-1].endswith("\n")
+    if fresh and not fresh.endswith("\n") and not open_ended:
+        fresh += "\n"
+    before, after = "".join(lines[: first - 1]), "".join(lines[last:])
+    if fresh and before and not before.endswith("\n"):
+        before += newline
+    return before + fresh.replace("\n", newline) + after

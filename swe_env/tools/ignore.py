@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Entry, Files
+from swe_env.sandbox.files import DEEPEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,10 @@ class Rule:
     """Matches paths relative to the folder of the file."""
     negated: bool
     folders_only: bool
+
+
+Layer = tuple[str, list[Rule]]
+"""A folder, and the rules of its .gitignore."""
 
 
 def parse(text: str) -> list[Rule]:
@@ -67,20 +73,38 @@ def _translate(pattern: str) -> str:
 
 def visible(files: Files, path: str = "") -> Iterator[tuple[str, Entry]]:
     """(relative path, entry) of the files below a folder that git would not ignore, sorted."""
-    layers: list[tuple[str, list[Rule]]] = []
+    layers: list[Layer] = []
     parts = path.strip("/").split("/") if path.strip("/") else []
     for depth in range(len(parts)):
         folder = "/".join(parts[:depth])
         if rules := _rules(files, folder):
             layers.append((folder, rules))
-    yield from _below(files, "/".join(parts), layers)
+    root = "/".join(parts)
+    entries, layers = _listing(files, root, layers)
+    below = [(root, iter(entries), layers)]
+    while below:
+        folder, rest, layers = below[-1]
+        entry = next(rest, None)
+        if entry is None:
+            below.pop()
+            continue
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.name == ".git" or _ignored(path, entry.kind == "dir", layers):
+            continue
+        if entry.kind == "dir" and len(below) < DEEPEST:
+            # Unreadable, or gone since it was listed: left out.
+            with contextlib.suppress(ToolError):
+                entries, inner = _listing(files, path, layers)
+                below.append((path, iter(entries), inner))
+        elif entry.kind == "file":
+            yield path, entry
 
 
 def hidden(files: Files, paths: Iterable[str]) -> set[str]:
     """Those of these files that git would ignore, were they untracked."""
-    known: dict[str, tuple[bool, list[tuple[str, list[Rule]]]]] = {}
+    known: dict[str, tuple[bool, list[Layer]]] = {}
 
-    def folder_of(path: str) -> tuple[bool, list[tuple[str, list[Rule]]]]:
+    def folder_of(path: str) -> tuple[bool, list[Layer]]:
         folder = path.rpartition("/")[0]
         if folder not in known:
             gone, layers = folder_of(folder) if folder else (False, [])
@@ -97,20 +121,12 @@ def hidden(files: Files, paths: Iterable[str]) -> set[str]:
     return found
 
 
-def _below(
-    files: Files, folder: str, layers: list[tuple[str, list[Rule]]]
-) -> Iterator[tuple[str, Entry]]:
+def _listing(files: Files, folder: str, layers: list[Layer]) -> tuple[list[Entry], list[Layer]]:
+    """A folder's entries, and the rules that hold for them."""
     entries = files.list(folder)
     if any(entry.name == ".gitignore" for entry in entries) and (rules := _rules(files, folder)):
         layers = [*layers, (folder, rules)]
-    for entry in entries:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name == ".git" or _ignored(path, entry.kind == "dir", layers):
-            continue
-        if entry.kind == "dir":
-            yield from _below(files, path, layers)
-        elif entry.kind == "file":
-            yield path, entry
+    return entries, layers
 
 
 def _rules(files: Files, folder: str) -> list[Rule]:
@@ -121,7 +137,7 @@ def _rules(files: Files, folder: str) -> list[Rule]:
     return parse(data.decode("utf-8", "replace"))
 
 
-def _ignored(path: str, folder: bool, layers: list[tuple[str, list[Rule]]]) -> bool:
+def _ignored(path: str, folder: bool, layers: list[Layer]) -> bool:
     """The last rule that matches decides; deeper files come after."""
     for root, rules in reversed(layers):
         relative = path[len(root) + 1 :] if root else path

@@ -26,14 +26,15 @@ def replace(found: TextFile, path: str, old: str, new: str) -> Replacement:
     Raises:
         ToolError: there is no such place, or there are several; says where.
     """
-    if found.newline == "\r\n":
-        old, new = _crlf(old), _crlf(new)
-    places = _places(found.text, old)
+    old, new = old.replace("\r\n", "\n"), new.replace("\r\n", "\n")
+    written = {old, _crlf(old)} if "\r\n" in found.text else {old}
+    places = sorted((place, form) for form in written for place in _places(found.text, form))
     if len(places) == 1:
-        start = places[0]
-        return Replacement(found.text[:start] + new + found.text[start + len(old) :])
+        start, form = places[0]
+        fresh = _crlf(new) if _newline_at(found, start) == "\r\n" else new
+        return Replacement(found.text[:start] + fresh + found.text[start + len(form) :])
     if len(places) > 1:
-        lines = _line_numbers(found.text, places)
+        lines = _line_numbers(found.text, [place for place, _ in places])
         raise ToolError(
             f"old_str occurs {len(places)} times in {path}, at lines {lines}: add the lines "
             "around it until it names one place."
@@ -43,6 +44,13 @@ def replace(found: TextFile, path: str, old: str, new: str) -> Replacement:
 
 def _crlf(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\n", "\r\n")
+
+
+def _newline_at(found: TextFile, place: int) -> str:
+    """How the line ends that holds this place, or in a last line without an end, the one before."""
+    end = found.text.find("\n", place)
+    end = end if end >= 0 else found.text.rfind("\n", 0, place)
+    return "\r\n" if end > 0 and found.text[end - 1] == "\r" else "\n"
 
 
 def _places(text: str, part: str) -> list[int]:
@@ -87,7 +95,8 @@ def _loosely(found: TextFile, path: str, old: str, new: str) -> Replacement:
         fresh.pop(0)
     while fresh and not fresh[-1].strip():
         fresh.pop()
-    body = found.newline.join(fresh) + (found.newline if ended and fresh else "")
+    newline = "\r\n" if replaced[0].endswith("\r\n") else found.newline if not ended else "\n"
+    body = newline.join(fresh) + (newline if ended and fresh else "")
     text = "".join(lines[:start]) + body + "".join(lines[start + size :])
     return Replacement(text, "Only white space differed from old_str; new_str was re-indented.")
 

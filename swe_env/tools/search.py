@@ -16,50 +16,81 @@ from swe_env.tools.contents import contents, text_or_none
 _SECONDS = 10.0
 """Longest that a regular expression may search, all files together."""
 _SHOWN = 100
+_AROUND = 10
 _LONG = 200
 
-_Find = Callable[[bytes, int], int]
+Find = Callable[[bytes, int], int]
 """(data, from where) → where the first match begins, or -1."""
 
 
 @tool(samples=({"query": "def "}, {"query": "import"}))
-def search(ctx: ToolContext, query: str, path: str = "", regex: bool = False) -> str:
+def search(
+    ctx: ToolContext, query: str, path: str = "", regex: bool = False, context: int = 0
+) -> str:
     """Find the lines that contain a text, in all files below a folder or in one file.
 
     Args:
         query: The text to find, upper and lower case as they are.
         path: Folder or file to search, relative to the repository's root; empty for all.
         regex: Take the query as a Python regular expression.
+        context: Lines to show before and after each, up to 10.
     """
     if not query:
         raise ToolError("query is empty: say what to find.")
-    find = _regex(query) if regex else _literal(query)
+    find = expression(query) if regex else literal(query)
     whole = None if regex or "\n" in query else _whole_lines(query)
     path = posixpath.normpath(path) if path else ""
     path = "" if path == "." else path
     shown: list[str] = []
-    total = found_in = 0
-    for name, data in _contents(ctx, path):
+    listed = total = found_in = 0
+    around = min(max(context, 0), _AROUND)
+    for name, data in contents_of(ctx, path):
         if find(data, 0) < 0:
             continue
         found_in += 1
-        if len(shown) == _SHOWN:
+        if listed == _SHOWN:
             total += len(whole.findall(data)) if whole else _count(data, find)
             continue
-        hits = list(_hits(data, find))
-        total += len(hits)
-        for number, line in hits[: _SHOWN - len(shown)]:
-            text = line.decode("utf-8", "replace").strip("\r\n")
-            text = text if len(text) <= _LONG else f"{text[:_LONG]}[... {len(text) - _LONG} more]"
-            shown.append(f"{name}:{number}: {text}")
+        found = list(hits(data, find))
+        total += len(found)
+        some = found[: _SHOWN - listed]
+        listed += len(some)
+        if around and some and shown:
+            shown.append("--")
+        shown += _in_context(name, data, some, around) if around else _lines(name, some)
     if not total:
         return f"No line contains {query!r}{f' in {path}' if path else ''}."
-    if total > len(shown):
-        shown.append(f"[... {total - len(shown)} more lines left out, {found_in} files in all ...]")
+    if total > listed:
+        shown.append(f"[... {total - listed} more lines left out, {found_in} files in all ...]")
     return "\n".join(shown)
 
 
-def _literal(query: str) -> _Find:
+def _lines(name: str, hits: list[tuple[int, bytes]], mark: str = ":") -> list[str]:
+    return [f"{name}{mark}{number}{mark} {_text(line)}" for number, line in hits]
+
+
+def _in_context(name: str, data: bytes, hits: list[tuple[int, bytes]], around: int) -> list[str]:
+    """The lines with those around them, as grep marks them: ``:`` found, ``-`` around."""
+    every = data.split(b"\n")
+    numbers = {number for number, _ in hits}
+    near = {n + step for n in numbers for step in range(-around, around + 1)}
+    shown: list[str] = []
+    last = 0
+    for number in sorted(n for n in near if 0 < n <= len(every)):
+        if last and number > last + 1:
+            shown.append("--")
+        last = number
+        shown += _lines(name, [(number, every[number - 1])], ":" if number in numbers else "-")
+    return shown
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").strip("\r\n")
+    return text if len(text) <= _LONG else f"{text[:_LONG]}[... {len(text) - _LONG} more]"
+
+
+def literal(query: str) -> Find:
+    """Finds a text as it stands."""
     wanted = query.encode("utf-8", "surrogateescape")
     return lambda data, position: data.find(wanted, position)
 
@@ -69,8 +100,12 @@ def _whole_lines(query: str) -> re.Pattern[bytes]:
     return re.compile(re.escape(query.encode("utf-8", "surrogateescape")) + rb"[^\n]*")
 
 
-def _regex(query: str) -> _Find:
-    """The model's own expression, which may be one that never ends."""
+def expression(query: str) -> Find:
+    """Finds the model's own regular expression, which may be one that never ends.
+
+    Raises:
+        ToolError: it is none; when it is used, it took too long.
+    """
     import regex
 
     try:
@@ -94,7 +129,12 @@ def _regex(query: str) -> _Find:
     return find
 
 
-def _contents(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
+def contents_of(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
+    """(path, bytes) of the text files to search: a file, or what git would not ignore in a folder.
+
+    Raises:
+        ToolError: there is nothing at that path.
+    """
     files = ctx.sandbox.files
     entry = files.stat(path)
     if entry is None:
@@ -105,7 +145,7 @@ def _contents(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
         yield path, data
 
 
-def _hits(data: bytes, find: _Find) -> Iterator[tuple[int, bytes]]:
+def hits(data: bytes, find: Find) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line with a match, once."""
     number, counted, position = 1, 0, 0
     while (match := find(data, position)) >= 0:
@@ -120,8 +160,8 @@ def _hits(data: bytes, find: _Find) -> Iterator[tuple[int, bytes]]:
             return
 
 
-def _count(data: bytes, find: _Find) -> int:
-    """How many lines have a match: `_hits` where only their number matters."""
+def _count(data: bytes, find: Find) -> int:
+    """How many lines have a match: `hits` where only their number matters."""
     count = position = 0
     while (match := find(data, position)) >= 0:
         count += 1

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import islice
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
@@ -18,6 +19,8 @@ _WHOLE = 400
 """Lines up to which a file is shown whole."""
 _ENTRIES = 300
 _DEPTH = 2
+_LOOKED_AT = 5000
+"""Entries among which a missing path's likeness is looked for."""
 
 
 @tool(samples=({}, {"path": "."}))
@@ -37,7 +40,7 @@ def view(
     files = ctx.sandbox.files
     entry = files.stat(path)
     if entry is None:
-        raise ToolError(f"there is no file or folder {path!r}.{_near(files, path)}")
+        raise ToolError(f"there is no file or folder {path!r}.{near(files, path)}")
     if entry.kind == "dir":
         if symbol or view_range:
             raise ToolError(f"{path or 'the root'} is a folder: give the path of a file.")
@@ -118,10 +121,10 @@ def _list(files: Files, path: str, depth: int, listed: list[str]) -> None:
             _list(files, f"{path}/{entry.name}" if path else entry.name, depth + 1, listed)
 
 
-def _near(files: Files, path: str) -> str:
+def near(files: Files, path: str) -> str:
     """A hint: files of the same name elsewhere, or of a similar name beside it."""
     name = path.rstrip("/").rpartition("/")[2]
-    every = [found for found, entry in files.walk() if entry.kind == "file"]
+    every = [found for found, entry in islice(files.walk(), _LOOKED_AT) if entry.kind == "file"]
     same = [found for found in every if found.rpartition("/")[2] == name]
-    near = same or difflib.get_close_matches(path, every, n=3, cutoff=0.7)
-    return f" Did you mean {', '.join(sorted(near)[:3])}?" if near else ""
+    close = same or difflib.get_close_matches(path, every, n=3, cutoff=0.7)
+    return f" Did you mean {', '.join(sorted(close)[:3])}?" if close else ""

@@ -25,7 +25,7 @@ plain_code = st.lists(
 ).map("".join)
 
 
-@pytest.mark.parametrize("name", ["r2e", "json"])
+@pytest.mark.parametrize("name", ["r2e", "r2e-gym", "json"])
 @given(call=calls)
 def test_what_renders_reads_back_the_same(name, call):
     fmt = get_format(name)
@@ -38,7 +38,7 @@ def test_what_renders_reads_back_the_same(name, call):
     assert found["message"] == text
 
 
-@pytest.mark.parametrize("name", ["r2e", "json"])
+@pytest.mark.parametrize("name", ["r2e", "r2e-gym", "json"])
 @given(values=st.dictionaries(names, plain_code, max_size=3))
 def test_code_is_never_refused(name, values):
     fmt = get_format(name)
@@ -176,10 +176,10 @@ def test_a_call_ends_with_the_formats_stop(name):
     fmt = get_format(name)
     text = fmt.render({"tool": "bash", "arguments": {"command": "ls"}})
     assert text.endswith(fmt.stop)
-    assert fmt.stop == ("</function>" if name == "r2e" else "")
+    assert fmt.stop == ("</function>" if name.startswith("r2e") else "")
 
 
 def test_an_unknown_format_names_a_near_one():
     with pytest.raises(ConfigError, match="Did you mean 'r2e'"):
         get_format("r2")
-    assert formats.names() == ["bash", "json", "r2e"]
+    assert formats.names() == ["bash", "json", "r2e", "r2e-gym"]

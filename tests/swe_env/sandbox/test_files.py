@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -138,3 +139,26 @@ def test_view_is_quick(files):
         files.read("long.py")
         times.append(time.perf_counter() - start)
     assert sorted(times)[25] < 0.0005
+
+
+def test_a_walk_survives_any_depth_and_what_vanishes_meanwhile(files):
+    """The agent chooses how deep its folders go, and its processes go on while a tool walks."""
+    fd = os.open(files.path / "a", os.O_RDONLY)
+    for _ in range(400):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    (files.path / "b").mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    walked = []
+    for path, _ in files.walk():
+        if path == "b":
+            (files.path / "b").rmdir()
+        walked.append(path)
+    assert "a/file" in walked
+    assert "/".join(["a", *"d" * 150]) in walked
+    assert walked[-1] == "b"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    subprocess.run(["rm", "-rf", files.path / "a"], check=True)

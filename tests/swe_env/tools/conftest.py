@@ -32,7 +32,7 @@ class Desk:
             command_timeout=30,
             run_tests=lambda targets: run_tests(self.box, targets=targets, timeout=60),
         )
-        self.tools = toolset(["default", "edit_lines", "apply_diff", "undo"])
+        self.tools = toolset("full")
 
     def call(self, name: str, **arguments: Any) -> ToolResult:
         return self.tools.call(self.ctx, name, arguments)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
 
 import pytest
 
-from swe_env.errors import ConfigError, SandboxError
+from swe_env.errors import ConfigError, SandboxError, ToolError
 from swe_env.tools import ToolContext, ToolResult, shorten, tool, tools, toolset
+from swe_env.tools.describe import function_text
+from swe_env.tools.schema import bind
 
 
 def repeat(ctx: ToolContext, word: str, times: int = 2, places: list[int] | None = None) -> str:
@@ -113,7 +118,7 @@ def test_an_unknown_tool_is_a_result(desk):
     result = desk.call("fly")
     assert result.exit_code == 1
     assert "no tool 'fly'" in result.text
-    assert "view, edit" in result.text
+    assert "view, outline" in result.text
 
 
 def test_a_lost_sandbox_is_not_blamed_on_the_call(desk, make_tool):
@@ -171,3 +176,71 @@ def test_long_output_keeps_head_and_tail(desk):
 
 def test_submit(desk):
     assert desk.call("submit") == ToolResult("Submitted.", 0, True)
+
+
+@pytest.mark.parametrize("names", ["default", "r2e", "full"])
+def test_function_calling_and_r2e_text_say_the_same(names):
+    """Both come from one signature: reading the text back gives the schemas' own contents."""
+    schemas = toolset(names).schemas
+    text = function_text(schemas)
+    functions = re.findall(
+        r"–– BEGIN FUNCTION #(\d+): (\w+) ––\nDescription:\n(.+)\n\nParameters:\n(.*?)\n\n"
+        r"–– END FUNCTION #\1 ––",
+        text,
+        re.DOTALL,
+    )
+    assert [name for _, name, _, _ in functions] == list(toolset(names).names)
+    for (_, _, description, parameters), schema in zip(functions, schemas, strict=True):
+        function = schema["function"]
+        assert description == function["description"]
+        properties = function["parameters"]["properties"]
+        listed = re.findall(r"^  \d+\. (\w+) \((.+), (required|optional)\)$", parameters, re.M)
+        assert [(name, needed == "required") for name, _, needed in listed] == [
+            (name, name in function["parameters"]["required"]) for name in properties
+        ]
+        for name, kind, _ in listed:
+            entry = properties[name]
+            assert kind == entry.get("type", "string" if "enum" in entry else None)
+            assert entry["description"] in parameters
+            for value in entry.get("enum", ()):
+                assert f"{value}" in parameters
+
+
+ODD = [
+    *("", ".", "..", "/", "/testbed", "a.py", "d", "d/l.txt", "pipe", "gone", "a.py/x", "~"),
+    *("a\0b", "x" * 5000, "é\n", "\udcff", "-1", "[1, 2]", "null", "    return 1", "def f"),
+    *(0, -1, 1, 10**30, 1.5, True, None, [], {}, [1, -1], [1, 2, 3], ["a"], {"a": 1}),
+    *("view", "create", "str_replace", "insert", "undo_edit"),
+]
+
+
+def fits(parameter, value):
+    try:
+        bind("tool", (parameter,), {parameter.name: value})
+    except ToolError:
+        return False
+    return True
+
+
+def test_no_call_whatever_it_holds_raises(desk):
+    """All tools that start no process, with every kind of value in every argument."""
+    desk.put("a.py", "def f():\n    return 1\n")
+    desk.put("d/l.txt", b"\xff\r\n\0")
+    os.mkfifo(f"{desk.box.workdir}/pipe")
+    drawn = random.Random(0)
+    answers = set()
+    for names in ("full", "r2e"):
+        desk.tools = toolset(names)
+        for found in desk.tools.tools:
+            if found.name in ("bash", "execute_bash", "run_tests", "apply_diff"):
+                continue
+            right = {p.name: [value for value in ODD if fits(p, value)] for p in found.parameters}
+            for _ in range(150):
+                wanted = [p.name for p in found.parameters if p.required or drawn.random() < 0.5]
+                pools = {name: right[name] if drawn.random() < 0.95 else ODD for name in wanted}
+                given = {name: drawn.choice(pool) for name, pool in pools.items()}
+                result = desk.call(found.name, **given)
+                result.text.encode()
+                answers.add((found.name, result.exit_code))
+    for name in ("view", "edit", "edit_lines", "file_editor", "search"):
+        assert {(name, 0), (name, 1)} <= answers

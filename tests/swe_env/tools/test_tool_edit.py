@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from swe_env.tools.matching import reindent
+from swe_env import sandbox as sandboxes
+from swe_env.errors import ToolError
+from swe_env.sandbox import SandboxSpec
+from swe_env.tools.edit_lines import replaced
+from swe_env.tools.matching import reindent, replace
 from swe_env.tools.text import TextFile, split
 
 SOURCE = """\
@@ -216,3 +222,119 @@ def test_reindenting_keeps_steps_inside_new_text():
         "\t\tif c:",
         "\t\t    d",
     ]
+
+
+LINES = st.lists(
+    st.tuples(
+        st.text("ab \t\x0c\ré\udcff", max_size=6).filter(lambda line: not line.endswith("\r")),
+        st.sampled_from(["\n", "\r\n"]),
+    ),
+    max_size=8,
+)
+
+
+def mixed(lines, ended):
+    """A file with line ends of both kinds, with or without a last one."""
+    text = "".join(line + end for line, end in lines)
+    return TextFile(text if ended or not lines else text[: -len(lines[-1][1])], bom=ended)
+
+
+@given(LINES, st.booleans(), st.data())
+def test_an_edit_keeps_every_byte_outside_its_passage(lines, ended, data):
+    found = mixed(lines, ended)
+    start = data.draw(st.integers(0, max(len(found.text) - 1, 0)))
+    old = found.text[start : data.draw(st.integers(start + 1, len(found.text) + 1))]
+    assume(old.strip() and not old.startswith("\n") and not old.endswith("\r"))
+    new = data.draw(st.text("xy \n", max_size=6))
+    shown = old.replace("\r\n", "\n")  # what `view` shows of it
+    with contextlib.suppress(ToolError):
+        made = replace(found, "a.txt", shown, new)
+        check_outside(found, made, start, old)
+
+
+def check_outside(found, made, start, old):
+    if made.said:  # white space aside: whole lines around the passage
+        first, last = found.text.rfind("\n", 0, start) + 1, found.text.find("\n", start + len(old))
+        head, tail = found.text[:first], found.text[last:] if last >= 0 else ""
+    else:
+        head, tail = found.text[:start], found.text[start + len(old) :]
+    assert made.text.startswith(head)
+    assert made.text.endswith(tail)
+    fresh = TextFile(made.text, found.bom).encode()
+    assert fresh[: len(TextFile(head, found.bom).encode())] == TextFile(head, found.bom).encode()
+
+
+@given(LINES, st.booleans(), st.text("xy\n", max_size=6), st.data())
+def test_replacing_lines_keeps_every_other_line(lines, ended, text, data):
+    found = mixed(lines, ended)
+    pieces = found.pieces
+    first = data.draw(st.integers(1, len(pieces) + 1))
+    last = data.draw(st.integers(first - 1, len(pieces)))
+    made = replaced(found, first, last, text)
+    before, after = "".join(pieces[: first - 1]), "".join(pieces[last:])
+    assert made.startswith(before)
+    assert made.endswith(after)
+    middle = made[len(before) : len(made) - len(after)]
+    assert middle.replace("\r\n", "\n").strip("\n") == text.strip("\n")
+
+
+def test_new_lines_end_as_their_neighbours_do(desk):
+    desk.put("a.txt", b"a\nb\nc\r\nd\r\n")
+    assert desk.call("edit", path="a.txt", old_str="d", new_str="d\ne").exit_code == 0
+    assert desk.call("edit", path="a.txt", old_str="a\nb", new_str="a\nx\nb").exit_code == 0
+    assert desk.call("edit_lines", path="a.txt", first=4, last=4, text="y\nz").exit_code == 0
+    assert desk.get("a.txt") == b"a\nx\nb\ny\r\nz\r\nd\r\ne\r\n"
+
+
+def test_undo_does_not_lose_what_a_command_changed_since(desk):
+    desk.put("a.py", "a = 1\n")
+    desk.call("edit", path="a.py", old_str="1", new_str="2")
+    desk.call("bash", command="echo 'b = 3' >> a.py")
+    result = desk.call("undo")
+    assert result.exit_code == 1
+    assert "changed since" in result.text
+    assert desk.get("a.py") == b"a = 2\nb = 3\n"
+
+
+def test_undo_of_a_file_that_was_there_empty_leaves_it_empty(desk):
+    desk.put("a.py", "")
+    desk.call("edit", path="a.py", new_str="a = 1\n")
+    assert desk.call("undo").exit_code == 0
+    assert desk.get("a.py") == b""
+
+
+def test_the_tasks_own_python_has_the_last_word_on_syntax(desk, tmp_path):
+    """It may be newer than ours: what it compiles is no broken file. Here one that takes all."""
+    newer = tmp_path / "bin" / "python"
+    newer.parent.mkdir()
+    newer.write_text("#!/bin/sh\ncat > /dev/null\n")
+    newer.chmod(0o755)
+    edit = {"path": "a.py", "old_str": "a = 1", "new_str": "type a (1)"}
+    desk.put("a.py", "a = 1\n")
+    assert desk.call("edit", **edit).exit_code == 1
+    desk.box.close()
+    env = {"PATH": f"{newer.parent}:/usr/bin:/bin"}
+    desk.box = sandboxes.get("process")(SandboxSpec(base=tmp_path / "base", env=env))
+    desk.ctx.sandbox = desk.box
+    desk.put("a.py", "a = 1\n")
+    assert desk.call("edit", **edit).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "diff",
+    [
+        "--- a/a.py\n+++ b/a.py\n@@ -1,9 +1,7 @@\n a = 1\n\n-b = 2\n+b = 3\n",
+        "--- a/a.py\n+++ b/a.py\n@@ -40,3 +40,3 @@ def\n a = 1\n \n-b = 2\n+b = 3\n\n\n",
+        "Here:\ndiff --git a/a.py b/a.py\n--- a/a.py\n+++ b/a.py\n@@ -3,0 +3 @@\n-b = 2\n+b = 3",
+    ],
+)
+def test_a_diff_with_wrong_counts_or_places_is_applied_where_its_lines_are(desk, diff):
+    desk.put("a.py", "a = 1\n\nb = 2\n")
+    assert desk.call("apply_diff", diff=diff).exit_code == 0
+    assert desk.get("a.py") == b"a = 1\n\nb = 3\n"
+
+
+def test_a_diff_cannot_lead_outside_or_into_git(desk):
+    for path in ("../out.txt", "/tmp/out.txt", ".git/config", "x/../../out.txt"):
+        diff = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x\n"
+        assert desk.call("apply_diff", diff=diff).exit_code == 1
