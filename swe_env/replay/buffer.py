@@ -26,6 +26,7 @@ from swe_env.replay.frames import (
     replaced,
     scan,
     unpack,
+    unpack_text,
 )
 from swe_env.replay.index import Entry, Index, Positions, Saved
 from swe_env.replay.storage import Appender, open_storage
@@ -132,6 +133,15 @@ class ReplayBuffer(Records):
             data = self._bytes(entry)
             check(data)
             return data
+
+    def text(self, entry: Entry) -> tuple[Row, bytes]:
+        """One record as JSON, with its row.
+
+        Raises:
+            ReplayError: it is damaged; names shard and offset.
+        """
+        with self._named(entry):
+            return unpack_text(self._bytes(entry))
 
     @contextmanager
     def _named(self, entry: Entry) -> Iterator[None]:

@@ -6,7 +6,8 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swe_env.errors import ConfigError, ReplayError
-from swe_env.replay.frames import Row
+from swe_env.replay.frames import Row, decode
 from swe_env.replay.index import Condition, Entry, Index, Positions
 from swe_env.replay.sampling import (
     Codes,
@@ -27,6 +28,9 @@ from swe_env.replay.sampling import (
 from swe_env.replay.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
+_THREADS = 4
+_BATCH = 256
+"""Records that `sample` fetches at once: their texts are in memory together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,14 @@ class Records(ABC):
 
         Raises:
             ReplayError: they are damaged; names shard and offset.
+        """
+
+    @abstractmethod
+    def text(self, entry: Entry) -> tuple[Row, bytes]:
+        """One record as JSON, with its row.
+
+        Raises:
+            ReplayError: it is damaged; names shard and offset.
         """
 
     def __len__(self) -> int:
@@ -131,16 +143,38 @@ class Records(ABC):
         rng = np.random.default_rng(seed)
         if replacement:
             drawn = with_replacement(rng, len(ordered), n, groups=groups, weights=weights)
-            found = (self._try(index.entry(int(p))) for p in ordered[drawn])
-            return [trajectory for trajectory in found if trajectory is not None]
+            return self._read_many([index.entry(int(p)) for p in ordered[drawn]])
+        order = ordered[without_replacement(rng, len(ordered), groups=groups, weights=weights)]
         sampled: list[Trajectory] = []
-        for k in without_replacement(rng, len(ordered), groups=groups, weights=weights):
-            if len(sampled) == n:
-                break
-            trajectory = self._try(index.entry(int(ordered[k])))
-            if trajectory is not None:
-                sampled.append(trajectory)
+        taken = 0
+        while len(sampled) < n and taken < len(order):
+            wanted = order[taken : taken + n - len(sampled)]
+            taken += len(wanted)
+            sampled += self._read_many([index.entry(int(p)) for p in wanted])
         return sampled
+
+    def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory]:
+        """Those that can be read, in order; threads fetch, check and decompress them."""
+        if len(entries) < _THREADS:
+            tried = map(self._try, entries)
+            return [trajectory for trajectory in tried if trajectory is not None]
+        found: list[Trajectory] = []
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(entries), _BATCH):
+                batch = entries[start : start + _BATCH]
+                for entry, text in zip(batch, pool.map(self._text, batch), strict=True):
+                    try:
+                        found.append(decode(*text) if text is not None else self.read(entry))
+                    except ReplayError as error:
+                        log.warning("Skipped: %s", error)
+        return found
+
+    def _text(self, entry: Entry) -> tuple[Row, bytes] | None:
+        """A record before it is decoded; None where something is wrong, which `read` then says."""
+        try:
+            return self.text(entry)
+        except ReplayError:
+            return None
 
     def _strata(self, positions: Positions, balance: str | Sequence[str]) -> Codes | None:
         names = [balance] if isinstance(balance, str) else list(balance)
@@ -202,7 +236,11 @@ class Records(ABC):
         return View(self, index, positions[firsts])
 
     def split(
-        self, seed: int = 0, *, by: Callable[[str], str] | None = None, **parts: float
+        self,
+        parts: Mapping[str, float],
+        *,
+        seed: int = 0,
+        by: Callable[[str], str] | None = None,
     ) -> dict[str, View]:
         """Disjoint views of whole tasks: no task is in two of them.
 
@@ -211,15 +249,15 @@ class Records(ABC):
         either. The shares are therefore met on average, not exactly.
 
         Args:
+            parts: name → share, for example ``{"train": 0.9, "test": 0.1}``, scaled to sum 1.
             seed: of the assignment.
             by: instance id → what must stay together (a repository, say); the id itself by default.
-            parts: name → share, for example ``train=0.9, test=0.1``; shares are scaled to sum 1.
 
         Raises:
             ConfigError: there are no parts, a share is not above 0, or a part got nothing.
         """
         if not parts or any(not share > 0 for share in parts.values()):
-            raise ConfigError(f"A split needs parts with shares above 0, not {parts}.")
+            raise ConfigError(f"A split needs parts with shares above 0, not {dict(parts)}.")
         index, positions = self.snapshot()
         codes = index.table["instance_id"][positions]
         bounds = np.cumsum(list(parts.values())) / sum(parts.values())
@@ -315,6 +353,10 @@ class View(Records):
     def raw(self, entry: Entry) -> bytes:
         """One record's bytes (see `Records.raw`)."""
         return self._source.raw(entry)
+
+    def text(self, entry: Entry) -> tuple[Row, bytes]:
+        """One record as JSON (see `Records.text`)."""
+        return self._source.text(entry)
 
     def __repr__(self) -> str:
         return f"View({len(self)} records of {self._source!r})"
