@@ -7,8 +7,11 @@ smaller set, which favours them. What they do:
 
 - Minari (HDF5): an episode's texts, actions with their tokens as JSON; appended one by one and in
   batches of 256; read with `iterate_episodes` by index, texts only (nothing is decoded).
-- HF datasets (Arrow): nested rows through `ArrowWriter`, flushed at the end; read with
-  ``dataset[indices]``.
+- HF datasets (Arrow): nested rows through `ArrowWriter`, one by one (each in the file before the
+  next, as with `append`) and in batches of 256 held in memory; read with ``dataset[indices]``, as
+  columns and made into trajectories again.
+
+Appending is from a `Trajectory` to the file for all of them.
 
     python benchmarks/buffer.py --records 100000 --out benchmarks/results/buffer.json
 
@@ -88,29 +91,26 @@ def ours(folder: Path, options: Any) -> dict[str, Any]:
         "append_per_s": round(options.records / spent, 1),
         "append_per_s_of_processor_time": round(options.records / spent_cpu, 1),
         "close_s": round(closed, 3),
-        "open_s": round(median(lambda _: ReplayBuffer(folder), options.repeats), 3),
+        **timed("open", lambda _: ReplayBuffer(folder), options.repeats),
     }
     buffer = ReplayBuffer(folder)
-    found["first_sample_ms"] = ms(clock(lambda: buffer.sample(SAMPLE, seed=1_000)))
-    found["sample_256_ms"] = ms(
-        median(lambda k: buffer.sample(SAMPLE, seed=k), options.repeats, before=None)
+    found |= timed("first_sample_256", lambda k: buffer.sample(SAMPLE, seed=1_000 + k), 1)
+    found |= timed("sample_256", lambda k: buffer.sample(SAMPLE, seed=k), options.repeats)
+    found |= timed(
+        "sample_256_cold",
+        lambda k: buffer.sample(SAMPLE, seed=100 + k),
+        options.repeats,
+        before=lambda: drop_pages(folder),
     )
-    found["sample_256_cold_ms"] = ms(
-        median(
-            lambda k: buffer.sample(SAMPLE, seed=100 + k),
-            options.repeats,
-            before=lambda: drop_pages(folder),
-        )
+    found |= timed(
+        "sample_256_balanced_by_task",
+        lambda k: buffer.sample(SAMPLE, seed=k, balance="instance_id"),
+        options.repeats,
     )
-    found["sample_256_balanced_by_task_ms"] = ms(
-        median(lambda k: buffer.sample(SAMPLE, seed=k, balance="instance_id"), options.repeats)
-    )
-    found["filter_resolved_ms"] = ms(
-        median(lambda _: buffer.filter(resolved=True), options.repeats)
-    )
+    found |= timed("filter_resolved", lambda _: buffer.filter(resolved=True), options.repeats)
     found["resolved"] = len(buffer.filter(resolved=True))
     (folder / "index").unlink()
-    found["open_without_index_s"] = round(clock(lambda: ReplayBuffer(folder)), 3)
+    found |= timed("open_without_index", lambda _: ReplayBuffer(folder), 1)
     return found
 
 
@@ -120,6 +120,7 @@ def ours(folder: Path, options: Any) -> dict[str, Any]:
 def minari_peer(folder: Path, options: Any) -> dict[str, Any]:
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     import minari
+    import msgspec
     from gymnasium.spaces import Text
     from minari.data_collector import EpisodeBuffer
 
@@ -132,7 +133,7 @@ def minari_peer(folder: Path, options: Any) -> dict[str, Any]:
                     "message": step.message,
                     "tool": step.tool_calls[0].function_name,
                     "arguments": step.tool_calls[0].arguments,
-                    "tokens": dataclasses.asdict(step.metrics),
+                    "tokens": msgspec.to_builtins(step.metrics),
                 }
             )
             for step in steps
@@ -150,33 +151,43 @@ def minari_peer(folder: Path, options: Any) -> dict[str, Any]:
             infos={},
         )
 
-    episodes = [episode(k, t) for k, t in enumerate(trajectories(options.peer_records))]
-    half = len(episodes) // 2
+    records = list(trajectories(options.peer_records))
+    half = len(records) // 2
     space = Text(max_length=1_000_000, charset="".join(map(chr, range(32, 127))))
     dataset = minari.create_dataset_from_buffers(
-        "bench/swe-v0", episodes[:1], observation_space=space, action_space=space
+        "bench/swe-v0", [episode(0, records[0])], observation_space=space, action_space=space
     )
-    single = clock(lambda: [dataset.storage.update_episodes([e]) for e in episodes[1:half]])
-    batched = clock(
-        lambda: [
-            dataset.storage.update_episodes(episodes[k : k + SAMPLE])
-            for k in range(half, len(episodes), SAMPLE)
-        ]
-    )
+    storage = dataset.storage
+
+    def one_by_one() -> None:
+        for k in range(1, half):
+            storage.update_episodes([episode(k, records[k])])
+
+    def in_batches() -> None:
+        for start in range(half, len(records), SAMPLE):
+            batch = enumerate(records[start : start + SAMPLE], start)
+            storage.update_episodes([episode(k, t) for k, t in batch])
+
+    single, single_cpu = both(one_by_one)
+    batched, batched_cpu = both(in_batches)
     opened = clock(lambda: minari.load_dataset("bench/swe-v0"))
     dataset = minari.load_dataset("bench/swe-v0")
 
     def read(seed: int) -> None:
-        indices = random.Random(seed).sample(range(len(episodes)), min(SAMPLE, len(episodes)))
+        indices = random.Random(seed).sample(range(len(records)), min(SAMPLE, len(records)))
         assert sum(len(e.actions) for e in dataset.iterate_episodes(indices)) > 0
 
     return {
         "version": minari.__version__,
-        "records": len(episodes),
+        "records": len(records),
         "append_one_by_one_per_s": round((half - 1) / single, 1),
-        "append_in_batches_of_256_per_s": round((len(episodes) - half) / batched, 1),
-        "open_s": round(opened, 3),
-        "read_256_ms": ms(median(read, options.repeats)),
+        "append_one_by_one_per_s_of_processor_time": round((half - 1) / single_cpu, 1),
+        "append_in_batches_of_256_per_s": round((len(records) - half) / batched, 1),
+        "append_in_batches_of_256_per_s_of_processor_time": round(
+            (len(records) - half) / batched_cpu, 1
+        ),
+        "open_ms": ms(opened),
+        **timed("read_256", read, options.repeats),
     }
 
 
@@ -185,6 +196,8 @@ def datasets_peer(folder: Path, options: Any) -> dict[str, Any]:
     import datasets
     import msgspec
     from datasets.arrow_writer import ArrowWriter
+
+    from swe_env.replay import Trajectory
 
     def flat(trajectory: Any) -> dict[str, Any]:
         row: dict[str, Any] = msgspec.to_builtins(trajectory)
@@ -195,31 +208,49 @@ def datasets_peer(folder: Path, options: Any) -> dict[str, Any]:
             step["tool_calls"] = json.dumps(step["tool_calls"])
         return row
 
-    rows = [flat(t) for t in trajectories(options.peer_records)]
+    records = list(trajectories(options.peer_records))
     path = str(folder / "rows.arrow")
 
-    def append() -> None:
-        writer = ArrowWriter(path=path, writer_batch_size=SAMPLE)
-        for row in rows:
-            writer.write(row)
+    def append(batch: int) -> None:
+        writer = ArrowWriter(path=path, writer_batch_size=batch)
+        for record in records:
+            writer.write(flat(record))
         writer.finalize()
         writer.close()
 
-    appended = clock(append)
+    single, single_cpu = both(lambda: append(1))
+    batched, batched_cpu = both(lambda: append(SAMPLE))
     opened = clock(lambda: datasets.Dataset.from_file(path))
     dataset = datasets.Dataset.from_file(path)
 
-    def read(seed: int) -> None:
-        indices = random.Random(seed).sample(range(len(rows)), min(SAMPLE, len(rows)))
-        assert len(dataset[indices]["instance_id"]) == len(indices)
+    def read(seed: int) -> dict[str, Any]:
+        indices = random.Random(seed).sample(range(len(records)), min(SAMPLE, len(records)))
+        columns: dict[str, Any] = dataset[indices]
+        assert len(columns["instance_id"]) == len(indices)
+        return columns
+
+    def read_as_trajectories(seed: int) -> None:
+        columns = read(seed)
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            row["steps"] = [
+                {**step, "tool_calls": json.loads(step["tool_calls"])} for step in row["steps"]
+            ]
+            for name in ("failure", "report", "provenance", "tools"):
+                row[name] = json.loads(row[name])
+            Trajectory.from_dict(row)
 
     return {
         "version": datasets.__version__,
-        "records": len(rows),
+        "records": len(records),
         "gigabytes_on_disk": round(Path(path).stat().st_size / 1e9, 3),
-        "append_per_s": round(len(rows) / appended, 1),
-        "open_s": round(opened, 3),
-        "read_256_ms": ms(median(read, options.repeats)),
+        "append_one_by_one_per_s": round(len(records) / single, 1),
+        "append_one_by_one_per_s_of_processor_time": round(len(records) / single_cpu, 1),
+        "append_in_batches_of_256_per_s": round(len(records) / batched, 1),
+        "append_in_batches_of_256_per_s_of_processor_time": round(len(records) / batched_cpu, 1),
+        "open_ms": ms(opened),
+        **timed("read_256", read, options.repeats),
+        **timed("read_256_as_trajectories", read_as_trajectories, options.repeats),
     }
 
 
@@ -346,22 +377,37 @@ def record_bytes() -> int:
 
 
 def clock(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+    return both(work)[0]
+
+
+def both(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of processor time."""
+    begin, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - processor
 
 
-def median(
-    work: Callable[[int], object], repeats: int, *, before: Callable[[], None] | None = None
-) -> float:
+def timed(
+    name: str,
+    work: Callable[[int], object],
+    repeats: int,
+    *,
+    before: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Median milliseconds by the clock, and of processor time (others on the machine disturb it
+    less; several threads add up)."""
     times = []
     for k in range(repeats):
         if before is not None:
             before()
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         work(k)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        times.append((time.perf_counter() - begin, time.process_time() - processor))
+    walls, processors = zip(*times, strict=True)
+    return {
+        f"{name}_ms": ms(statistics.median(walls)),
+        f"{name}_processor_ms": ms(statistics.median(processors)),
+    }
 
 
 def ms(seconds: float) -> float:
@@ -381,7 +427,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "load_at_start": [round(value, 2) for value in os.getloadavg()],
+        "processes_wanting_a_cpu_at_start": [round(value, 2) for value in os.getloadavg()],
         "free_gigabytes": round(shutil.disk_usage(folder).free / 1e9),
     }
 

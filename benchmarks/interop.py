@@ -197,22 +197,23 @@ def trl(folder: Path) -> dict[str, Any]:
             "json", data_files=path, split="train", cache_dir=str(folder / "cache")
         )
 
+    torch.manual_seed(0)
+    tiny = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(tiny).save_pretrained(folder / "tiny")  # the reference is loaded from a path
+
     def step(name: str, kind: str) -> dict[str, Any]:
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                max_position_embeddings=4096,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        model = LlamaForCausalLM.from_pretrained(folder / "tiny")
         before = [p.detach().clone() for p in model.parameters()]
         config = getattr(trl, f"{name}Config")(
             output_dir=str(folder / f"out-{name}"),
