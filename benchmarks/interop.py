@@ -2,9 +2,10 @@
 
 A small buffer is exported with `swe buffer export`, then each peer, in a virtual environment that
 this script makes under `--venvs`, does with the files what its users do: TRL's DPO, KTO and SFT
-trainers take a step on a tiny random model, Minari loads its dataset, Harbor's ATIF models validate
-every document, SWE-bench's harness reads the predictions. mini-swe-agent runs real episodes with
-its deterministic models, and what it wrote is imported with `swe buffer import`.
+trainers take a step on a tiny random model, LLaMA-Factory converts every row, Minari loads its
+dataset, Harbor's ATIF models validate every document, SWE-bench's harness reads the predictions.
+mini-swe-agent runs real episodes with its deterministic models, and what it wrote is imported with
+`swe buffer import`.
 
     python benchmarks/interop.py --out benchmarks/results/interop.json
 
@@ -275,6 +276,29 @@ def tiny_tokenizer() -> Any:
     return fast
 
 
+def llamafactory(folder: Path) -> dict[str, Any]:
+    """Its own reader of ``dataset_info.json`` and its converter, on every row."""
+    from importlib.metadata import version
+
+    from llamafactory.data.converter import SharegptDatasetConverter
+    from llamafactory.data.parser import get_dataset_list
+
+    found: dict[str, Any] = {"llamafactory": version("llamafactory")}
+    for kind in ("preference", "kto", "sft"):
+        where = folder / f"llamafactory-{kind}"
+        (entry,) = get_dataset_list([f"llamafactory-{kind}"], str(where))
+        assert entry.ranking is (kind == "preference")
+        convert = SharegptDatasetConverter(entry, None)
+        lines = (where / f"llamafactory-{kind}.jsonl").read_text().splitlines()
+        for line in lines:
+            row = convert(json.loads(line))
+            assert row["_prompt"], "it skipped the row as abnormal"
+            assert len(row["_response"]) == (1 if kind == "sft" else 2)
+            assert row["_system"] == "You fix bugs. One call a turn."
+        found[kind] = len(lines)
+    return found
+
+
 def minari(folder: Path) -> dict[str, Any]:
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
     import minari
@@ -468,6 +492,7 @@ PEERS: dict[str, tuple[Callable[[Path], dict[str, Any]], Callable[..., dict[str,
     "minari": (minari, None),
     "mini": (mini, imported),
     "trl": (trl, None),
+    "llamafactory": (llamafactory, None),
 }
 """Peer → what runs in its environment, and what is checked here afterwards."""
 

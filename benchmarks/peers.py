@@ -20,7 +20,12 @@ REQUIREMENTS = {
     "mini": ("mini-swe-agent==2.4.6",),
     "swebench": ("swebench==5.0.2",),
     "harbor": ("harbor==0.26.0",),
+    "llamafactory": ("trl==1.16.0", "torch==2.13.0", "peft", "omegaconf", *OURS),
 }
+ALONE = {"llamafactory": ("llamafactory==0.9.5",)}
+"""Installed without their dependencies: LLaMA-Factory pins versions of other years."""
+STUBS = {"llamafactory": ("torchaudio",)}
+"""Modules that are imported for other data than text, put there empty."""
 PYTHON = {"harbor": "python3.12"}
 """Interpreter by peer, where this one's version won't do."""
 
@@ -29,12 +34,17 @@ def python(name: str, venvs: Path) -> Path:
     """The interpreter of a peer's environment, which is made if it is missing."""
     folder = venvs / name
     interpreter, done = folder / "bin" / "python", folder / ".installed"
-    wanted = "\n".join(REQUIREMENTS[name])
+    alone = ALONE.get(name, ())
+    wanted = "\n".join((*REQUIREMENTS[name], *alone))
     if not done.exists() or done.read_text() != wanted:
         base = os.environ.get(f"PYTHON_{name.upper()}") or PYTHON.get(name) or sys.executable
         subprocess.run([base, "-m", "venv", str(folder)], check=True)
         pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-compile"]
         subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
+        if alone:
+            subprocess.run([*pip, "--no-deps", *alone], check=True)
+        for module in STUBS.get(name, ()):
+            (next(folder.glob("lib/python*/site-packages")) / f"{module}.py").touch()
         done.write_text(wanted)
     return interpreter
 
