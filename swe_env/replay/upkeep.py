@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 1 << 30
 """`compact` joins shards up to this size."""
+_LARGE = 64 << 20
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ def compact(
     seen: set[str] | None = set() if deduplicate else None
     sizes = {s: n for s, n in buffer.shards().items() if s not in hurt}
     for group in _groups(sizes, shard_bytes):
+        group = _worthwhile(group, sizes, doubled)
         if len(group) > 1 or group[0] in doubled or not sizes[group[0]]:
             _rewrite(buffer, group, done, seen=seen)
         elif seen is not None:
@@ -156,6 +158,18 @@ def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
         total += size
     if group:
         yield group
+
+
+def _worthwhile(group: list[str], sizes: dict[str, int], doubled: set[str]) -> list[str]:
+    """The group without a large shard that would be copied for the sake of a few small ones.
+
+    Compacting again and again then copies each record only a few times.
+    """
+    large = max(group, key=sizes.__getitem__)
+    rest = [shard for shard in group if shard != large]
+    if sizes[large] <= max(_LARGE, sum(sizes[shard] for shard in rest)) or large in doubled:
+        return group
+    return rest or group
 
 
 def _rewrite(

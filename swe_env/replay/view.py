@@ -29,8 +29,8 @@ from swe_env.replay.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 _THREADS = 4
-_BATCH = 256
-"""Records that `sample` fetches at once: their texts are in memory together."""
+_GROUP = 32
+"""Records that one of the threads fetches at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,22 +159,33 @@ class Records(ABC):
             tried = map(self._try, entries)
             return [trajectory for trajectory in tried if trajectory is not None]
         found: list[Trajectory] = []
+        groups = [entries[k : k + _GROUP] for k in range(0, len(entries), _GROUP)]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(entries), _BATCH):
-                batch = entries[start : start + _BATCH]
-                for entry, text in zip(batch, pool.map(self._text, batch), strict=True):
-                    try:
-                        found.append(decode(*text) if text is not None else self.read(entry))
-                    except ReplayError as error:
-                        log.warning("Skipped: %s", error)
+            for start in range(0, len(groups), _THREADS):
+                some = groups[start : start + _THREADS]
+                for group, texts in zip(some, pool.map(self._texts, some), strict=True):
+                    for entry, text in zip(group, texts, strict=True):
+                        found += self._decoded(entry, text)
         return found
 
-    def _text(self, entry: Entry) -> tuple[Row, bytes] | None:
-        """A record before it is decoded; None where something is wrong, which `read` then says."""
+    def _texts(self, entries: Sequence[Entry]) -> list[tuple[Row, bytes] | None]:
+        """Records before they are decoded; None where something is wrong with one."""
+        found: list[tuple[Row, bytes] | None] = []
+        for entry in entries:
+            try:
+                found.append(self.text(entry))
+            except ReplayError:
+                found.append(None)
+        return found
+
+    def _decoded(self, entry: Entry, text: tuple[Row, bytes] | None) -> list[Trajectory]:
         try:
-            return self.text(entry)
+            if text is not None:
+                return [decode(*text)]
         except ReplayError:
-            return None
+            pass
+        tried = self._try(entry)  # which says what is wrong, and where
+        return [] if tried is None else [tried]
 
     def _strata(self, positions: Positions, balance: str | Sequence[str]) -> Codes | None:
         names = [balance] if isinstance(balance, str) else list(balance)

@@ -19,9 +19,7 @@ def folder(tmp_path):
     """Two tasks with two resolved and two unresolved attempts, one failure, one unfinished."""
     with ReplayBuffer(tmp_path / "buffer") as buffer:
         for k in range(8):
-            buffer.append(
-                make_trajectory(f"t-{k % 2}", k, resolved=k % 4 < 2, text=f"<view {k}>")
-            )
+            buffer.append(make_trajectory(f"t-{k % 2}", k, resolved=k % 4 < 2, text=f"<view {k}>"))
         buffer.append(make_trajectory("t-0", 8, failure="sandbox"))
         buffer.append(make_trajectory("t-1", 9, finished=False))
     return tmp_path / "buffer"

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -97,3 +98,14 @@ def test_a_damaged_record_is_replaced_by_the_next_in_the_draw(tmp_path, caplog):
     assert len(buffer.sample(11, seed=0)) == 11
     assert shard.name in caplog.text
     assert len(buffer.sample(12, seed=0)) == 11
+
+
+def test_a_record_of_another_schema_is_named_by_a_large_sample_too(tmp_path, caplog):
+    newer = dataclasses.replace(make_trajectory("new"), schema_version=2)
+    with ReplayBuffer(tmp_path) as buffer:
+        buffer.extend([*(make_trajectory("a", k) for k in range(80)), newer])
+    assert len(buffer.sample(80, seed=0)) == 80
+    assert len(buffer.sample(81, seed=0)) == 80
+    offset = int(buffer.column("offset")[-1])
+    assert f"at byte {offset}" in caplog.text
+    assert "schema version 2" in caplog.text
