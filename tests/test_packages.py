@@ -118,6 +118,7 @@ def test_the_command_line_has_exactly_these_commands(tmp_path):
         "demo",
         "demo-adapter",
         "tasks",
+        "buffer",
     ]
 
 

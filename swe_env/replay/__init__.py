@@ -10,13 +10,16 @@ from swe_env.replay.trajectory import (
     ToolCall,
     Trajectory,
 )
+from swe_env.replay.upkeep import Merged, Rewritten, compact, merge, repair
 from swe_env.replay.view import Stats, View
 
 __all__ = [
     "Agent",
     "Damage",
+    "Merged",
     "Metrics",
     "ReplayBuffer",
+    "Rewritten",
     "Row",
     "Stats",
     "Step",
@@ -24,4 +27,7 @@ __all__ = [
     "ToolCall",
     "Trajectory",
     "View",
+    "compact",
+    "merge",
+    "repair",
 ]

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ _DTYPE = np.dtype(
     + [(name, "<i8") for name in ("n_agent_steps", "n_tokens", "schema_version")]
 )
 COLUMNS = tuple(_DTYPE.names or ())
-_FORMAT = 1
+_FORMAT = 2
 
 Positions = npt.NDArray[np.intp]
 Condition = Any
@@ -68,8 +69,14 @@ class Index:
             return self
         table = np.concatenate([self.table, np.array(lines, _DTYPE)])
         texts = tuple(codes)
-        names = np.array(texts)[table["shard"]]
-        return Index(table[np.lexsort((table["offset"], names))], texts)
+        # Order by the texts' ranks, not the texts: sorting numbers is many times quicker.
+        ranks = np.empty(len(texts), np.int64)
+        ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
+        shards, offsets = ranks[table["shard"]], table["offset"]
+        ahead, same = shards[1:] > shards[:-1], shards[1:] == shards[:-1]
+        if not (ahead | (same & (offsets[1:] > offsets[:-1]))).all():
+            table = table[np.lexsort((offsets, shards))]
+        return Index(table, texts)
 
     def without(self, shards: Collection[str]) -> Index:
         """A new index with the records of some shards left out."""
@@ -80,7 +87,7 @@ class Index:
         """One line."""
         line = dict(zip(COLUMNS, self.table[position].item(), strict=True))
         line.update({name: self.texts[line[name]] for name in _TEXT})
-        place = {name: line.pop(name) for name in ("shard", "offset", "length")}
+        place = {name: line.pop(name) for name in _PLACE}
         line["id"] = line["id"].decode()
         return Entry(Row(**line), **place)
 
@@ -90,16 +97,25 @@ class Index:
         Raises:
             ConfigError: there is no such column.
         """
-        if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COLUMNS)}."
-            raise ConfigError(f"A replay buffer has no column {name!r}. {hint}")
-        values = self.table[name] if positions is None else self.table[name][positions]
+        values = self.codes(name) if positions is None else self.codes(name)[positions]
         if name in _TEXT:
             return (
                 np.array(self.texts, dtype=object)[values] if self.texts else values.astype(object)
             )
         return values.astype("U32") if name == "id" else values
+
+    def codes(self, name: str) -> npt.NDArray[Any]:
+        """One column as it is kept: texts as numbers, equal for equal texts.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name, COLUMNS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COLUMNS)}."
+            raise ConfigError(f"A replay buffer has no column {name!r}. {hint}")
+        found: npt.NDArray[Any] = self.table[name]
+        return found
 
     def select(self, positions: Positions, conditions: Mapping[str, Condition]) -> Positions:
         """Those of `positions` that meet every condition."""
@@ -109,9 +125,7 @@ class Index:
 
     def _mask(self, name: str, positions: Positions, condition: Condition) -> npt.NDArray[np.bool_]:
         """Conditions are asked once for each distinct value, not for each record."""
-        if name not in COLUMNS:
-            self.column(name)
-        values, inverse = np.unique(self.table[name][positions], return_inverse=True)
+        values, inverse = np.unique(self.codes(name)[positions], return_inverse=True)
         fits = _test(condition)
         plain = [self._plain(name, value) for value in values.tolist()]
         return np.array([fits(value) for value in plain], bool)[inverse]
@@ -124,8 +138,19 @@ class Index:
     def by_id(self) -> Positions:
         """Positions sorted by trajectory id: an order that no writer's timing changes."""
         if self._by_id is None:
-            self._by_id = np.lexsort((self.table["offset"], self.table["id"]))
+            ids = np.ascontiguousarray(self.table["id"])
+            # The first half tells almost all ids apart; equal ones are compared in full.
+            heads = ids.view(">u8").reshape(len(ids), 4)[:, 0].astype(np.uint64)
+            order = np.argsort(heads)
+            if (heads[order][1:] == heads[order][:-1]).any():
+                order = np.lexsort((self.table["offset"], ids))
+            self._by_id = order
         return self._by_id
+
+    def find(self, identity: str) -> Entry | None:
+        """The first line with that trajectory id."""
+        found = np.flatnonzero(self.table["id"] == identity.encode())
+        return self.entry(int(found[0])) if len(found) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +160,8 @@ class Saved:
     index: Index
     scanned: dict[str, int]
     damages: tuple[Damage, ...]
+    replaced: frozenset[str] = frozenset()
+    """Shards whose records lie in another one now, though they are not deleted yet."""
 
 
 def dump(saved: Saved) -> bytes:
@@ -145,6 +172,7 @@ def dump(saved: Saved) -> bytes:
         "texts": saved.index.texts,
         "scanned": saved.scanned,
         "damages": saved.damages,
+        "replaced": sorted(saved.replaced),
         "table": saved.index.table.tobytes(),
     }
     data = zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(document))
@@ -159,16 +187,20 @@ def load(data: bytes) -> Saved | None:
     if document["format"] != _FORMAT or tuple(document["columns"]) != COLUMNS:
         return None
     index = Index(np.frombuffer(document["table"], _DTYPE), tuple(document["texts"]))
-    return Saved(index, document["scanned"], tuple(Damage(**d) for d in document["damages"]))
+    damages = tuple(Damage(**damage) for damage in document["damages"])
+    return Saved(index, document["scanned"], damages, frozenset(document["replaced"]))
+
+
+_PLACE = ("shard", "offset", "length")
+_FIELDS = attrgetter(*(name if name in _PLACE else f"row.{name}" for name in COLUMNS))
+_TEXT_AT = tuple(COLUMNS.index(name) for name in _TEXT)
 
 
 def _line(entry: Entry, codes: dict[str, int]) -> tuple[Any, ...]:
-    row = entry.row
-    values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS if hasattr(row, name)}
-    values.update(shard=entry.shard, offset=entry.offset, length=entry.length, id=row.id.encode())
-    for name in _TEXT:
-        values[name] = codes.setdefault(values[name], len(codes))
-    return tuple(values[name] for name in COLUMNS)
+    values = list(_FIELDS(entry))
+    for at in _TEXT_AT:
+        values[at] = codes.setdefault(values[at], len(codes))
+    return tuple(values)
 
 
 def _test(condition: Condition) -> Callable[[Any], bool]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -13,11 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from swe_env.errors import ConfigError, ReplayError
-from swe_env.replay.frames import Row
+from swe_env.replay.frames import Row, decode
 from swe_env.replay.index import Condition, Entry, Index, Positions
+from swe_env.replay.sampling import (
+    Codes,
+    Floats,
+    checked_weights,
+    group_codes,
+    with_replacement,
+    without_replacement,
+)
 from swe_env.replay.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
+_THREADS = 4
+_GROUP = 32
+"""Records that one of the threads fetches at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +46,8 @@ class Stats:
     """Infrastructure failures by kind: no evidence about the agent."""
     truncations: dict[str, int]
     agents: dict[str, int]
+    schemas: dict[int, int]
+    """Records by schema version; those of a newer one are kept and not read."""
     agent_steps: int
     tokens: int
     bytes: int
@@ -52,6 +67,22 @@ class Records(ABC):
 
         Raises:
             ReplayError: it is damaged or of an unknown schema; names shard and offset.
+        """
+
+    @abstractmethod
+    def raw(self, entry: Entry) -> bytes:
+        """One record's bytes as they were appended, whatever its schema.
+
+        Raises:
+            ReplayError: they are damaged; names shard and offset.
+        """
+
+    @abstractmethod
+    def text(self, entry: Entry) -> tuple[Row, bytes]:
+        """One record as JSON, with its row.
+
+        Raises:
+            ReplayError: it is damaged; names shard and offset.
         """
 
     def __len__(self) -> int:
@@ -75,33 +106,101 @@ class Records(ABC):
             return View(self, index, positions[key])
         return self.read(index.entry(int(positions[key])))
 
-    def sample(self, n: int, seed: int, *, replacement: bool = False) -> list[Trajectory]:
-        """`n` records drawn uniformly; the same ones for the same set of records and seed.
+    def sample(
+        self,
+        n: int,
+        seed: int,
+        *,
+        replacement: bool = False,
+        balance: str | Sequence[str] = (),
+        weight: str | npt.ArrayLike | None = None,
+    ) -> list[Trajectory]:
+        """`n` records drawn at random; the same ones for the same set of records and seed.
 
         The draw goes by the records' content ids, so neither the number of writers nor their timing
         changes it. Damaged records are logged and replaced by the next in the draw.
 
+        Args:
+            n: how many.
+            seed: of the draw.
+            replacement: a record may come several times.
+            balance: column or columns whose values come equally often, as far as there are enough
+                records: ``"instance_id"`` for tasks, ``"resolved"`` for successes and failures.
+            weight: a column of numbers, or one number for each record in order: how likely a
+                record is drawn. One of weight 0 never is.
+
         Raises:
-            ConfigError: there are fewer than `n` records and `replacement` is off.
+            ConfigError: there are fewer than `n` records and `replacement` is off, there is no such
+                column, or a weight is no number or negative.
         """
         index, positions = self.snapshot()
         order = index.by_id()
         ordered = order if len(positions) == len(order) else order[np.isin(order, positions)]
-        if n > len(ordered) and not (replacement and len(ordered)):
-            raise ConfigError(f"Cannot sample {n} of {len(ordered)} records without replacement.")
+        groups, weights = self._strata(ordered, balance), self._weights(ordered, weight)
+        drawable = len(ordered) if weights is None else np.count_nonzero(weights)
+        if n > drawable and not (replacement and drawable):
+            raise ConfigError(f"Cannot sample {n} of {drawable} records without replacement.")
         rng = np.random.default_rng(seed)
         if replacement:
-            drawn = ordered[rng.integers(len(ordered), size=n)]
-            found = (self._try(index.entry(int(p))) for p in drawn)
-            return [trajectory for trajectory in found if trajectory is not None]
+            drawn = with_replacement(rng, len(ordered), n, groups=groups, weights=weights)
+            return self._read_many([index.entry(int(p)) for p in ordered[drawn]])
+        order = ordered[without_replacement(rng, len(ordered), groups=groups, weights=weights)]
         sampled: list[Trajectory] = []
-        for position in rng.permutation(ordered):
-            if len(sampled) == n:
-                break
-            trajectory = self._try(index.entry(int(position)))
-            if trajectory is not None:
-                sampled.append(trajectory)
+        taken = 0
+        while len(sampled) < n and taken < len(order):
+            wanted = order[taken : taken + n - len(sampled)]
+            taken += len(wanted)
+            sampled += self._read_many([index.entry(int(p)) for p in wanted])
         return sampled
+
+    def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory]:
+        """Those that can be read, in order; threads fetch, check and decompress them."""
+        if len(entries) < _THREADS:
+            tried = map(self._try, entries)
+            return [trajectory for trajectory in tried if trajectory is not None]
+        found: list[Trajectory] = []
+        groups = [entries[k : k + _GROUP] for k in range(0, len(entries), _GROUP)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(groups), _THREADS):
+                some = groups[start : start + _THREADS]
+                for group, texts in zip(some, pool.map(self._texts, some), strict=True):
+                    for entry, text in zip(group, texts, strict=True):
+                        found += self._decoded(entry, text)
+        return found
+
+    def _texts(self, entries: Sequence[Entry]) -> list[tuple[Row, bytes] | None]:
+        """Records before they are decoded; None where something is wrong with one."""
+        found: list[tuple[Row, bytes] | None] = []
+        for entry in entries:
+            try:
+                found.append(self.text(entry))
+            except ReplayError:
+                found.append(None)
+        return found
+
+    def _decoded(self, entry: Entry, text: tuple[Row, bytes] | None) -> list[Trajectory]:
+        try:
+            if text is not None:
+                return [decode(*text)]
+        except ReplayError:
+            pass
+        tried = self._try(entry)  # which says what is wrong, and where
+        return [] if tried is None else [tried]
+
+    def _strata(self, positions: Positions, balance: str | Sequence[str]) -> Codes | None:
+        names = [balance] if isinstance(balance, str) else list(balance)
+        index, _ = self.snapshot()
+        return group_codes([index.codes(name)[positions] for name in names]) if names else None
+
+    def _weights(self, positions: Positions, weight: str | npt.ArrayLike | None) -> Floats | None:
+        if weight is None:
+            return None
+        index, own = self.snapshot()
+        if isinstance(weight, str):
+            return checked_weights(index.column(weight, positions), len(positions))
+        weights = np.zeros(len(index))
+        weights[own] = checked_weights(weight, len(own))
+        return weights[positions]
 
     def filter(
         self, predicate: Callable[[Row], bool] | None = None, /, **columns: Condition
@@ -132,10 +231,72 @@ class Records(ABC):
         names = index.texts
         return {names[codes[g[0]]]: View(self, index, positions[g]) for g in groups}
 
+    def unique(self, *columns: str) -> View:
+        """The first record of each combination of the columns' values; by default of each id.
+
+        Two records have the same id when all but their times is the same.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        index, positions = self.snapshot()
+        if not len(positions):
+            return View(self, index, positions)
+        codes = group_codes([index.codes(name)[positions] for name in columns or ("id",)])
+        firsts = np.sort(np.unique(codes, return_index=True)[1])
+        return View(self, index, positions[firsts])
+
+    def split(
+        self,
+        parts: Mapping[str, float],
+        *,
+        seed: int = 0,
+        by: Callable[[str], str] | None = None,
+    ) -> dict[str, View]:
+        """Disjoint views of whole tasks: no task is in two of them.
+
+        Which part a task goes to depends on its name and the seed alone, so it stays there however
+        the buffer grows, and two buffers split with the same seed don't leak into each other
+        either. The shares are therefore met on average, not exactly.
+
+        Args:
+            parts: name → share, for example ``{"train": 0.9, "test": 0.1}``, scaled to sum 1.
+            seed: of the assignment.
+            by: instance id → what must stay together (a repository, say); the id itself by default.
+
+        Raises:
+            ConfigError: there are no parts, a share is not above 0, or a part got nothing.
+        """
+        if not parts or any(not share > 0 for share in parts.values()):
+            raise ConfigError(f"A split needs parts with shares above 0, not {dict(parts)}.")
+        index, positions = self.snapshot()
+        codes = index.table["instance_id"][positions]
+        bounds = np.cumsum(list(parts.values())) / sum(parts.values())
+        where = np.zeros(len(index.texts), np.intp)
+        for code in np.unique(codes).tolist():
+            name = index.texts[code]
+            place = _fraction(f"{seed}:{by(name) if by else name}")
+            where[code] = min(int(np.searchsorted(bounds, place, side="right")), len(parts) - 1)
+        chosen = where[codes]
+        found = {name: View(self, index, positions[chosen == k]) for k, name in enumerate(parts)}
+        empty = [name for name, view in found.items() if not len(view)]
+        if empty:
+            raise ConfigError(
+                f"No task of {len(np.unique(codes))} fell into {', '.join(empty)}: "
+                "give it a larger share, another seed, or more tasks."
+            )
+        return found
+
     def has(self, identity: str) -> bool:
         """Whether a record of that trajectory id is here."""
         index, positions = self.snapshot()
         return bool((index.table["id"][positions] == identity.encode()).any())
+
+    def entries(self) -> Iterator[Entry]:
+        """The records' index rows and where they lie, in order; bodies are not read."""
+        index, positions = self.snapshot()
+        for position in positions:
+            yield index.entry(int(position))
 
     def rows(self) -> Iterator[Row]:
         """The records' index rows, in order; bodies are not read."""
@@ -170,6 +331,7 @@ class Records(ABC):
             failures=counts("failure"),
             truncations=counts("truncation"),
             agents=counts("agent"),
+            schemas=dict(sorted(Counter(table["schema_version"].tolist()).items())),
             agent_steps=int(table["n_agent_steps"].sum()),
             tokens=int(table["n_tokens"].sum()),
             bytes=int(table["length"].sum()),
@@ -199,5 +361,19 @@ class View(Records):
         """One record (see `Records.read`)."""
         return self._source.read(entry)
 
+    def raw(self, entry: Entry) -> bytes:
+        """One record's bytes (see `Records.raw`)."""
+        return self._source.raw(entry)
+
+    def text(self, entry: Entry) -> tuple[Row, bytes]:
+        """One record as JSON (see `Records.text`)."""
+        return self._source.text(entry)
+
     def __repr__(self) -> str:
         return f"View({len(self)} records of {self._source!r})"
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -2,8 +2,10 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,7 +249,52 @@ def test_a_full_disk_keeps_nothing_of_the_record(tmp_path, trajectories):
     assert list(ReplayBuffer(tmp_path)) == [trajectories[0], trajectories[2]]
 
 
-def test_a_remote_url_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="cannot lie on s3://"):
-        ReplayBuffer("s3://bucket/buffer")
-    assert ReplayBuffer(f"file://{tmp_path}/b").path == f"{tmp_path}/b"
+def test_durable_waits_for_the_disk_and_plain_does_not(tmp_path, trajectories, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    ReplayBuffer(tmp_path / "plain").extend(trajectories)
+    assert synced == []
+    buffer = ReplayBuffer(tmp_path / "durable", durable=True)
+    buffer.append(trajectories[0])
+    (shard,) = map(str, (tmp_path / "durable").glob("*.zst"))
+    assert synced == [shard, str(tmp_path / "durable")]  # the bytes, and the file's name
+    buffer.append(trajectories[1])
+    buffer.extend(trajectories[2:])  # once for all of them
+    assert synced[2:] == [shard, shard]
+
+
+def test_what_an_iterable_gave_before_it_raised_is_kept(tmp_path, trajectories):
+    def broken():
+        yield from trajectories[:3]
+        raise RuntimeError("the source broke")
+
+    for kind in ("plain", "durable"):
+        buffer = ReplayBuffer(tmp_path / kind, durable=kind == "durable")
+        with pytest.raises(RuntimeError, match="the source broke"):
+            buffer.extend(broken())
+        assert list(ReplayBuffer(tmp_path / kind)) == trajectories[:3]
+
+
+def test_an_interrupt_in_the_middle_of_a_write_leaves_no_half_record(
+    tmp_path, trajectories, monkeypatch
+):
+    buffer = ReplayBuffer(tmp_path)
+    buffer.append(trajectories[0])
+    real = os.write
+
+    def interrupted(descriptor, data):
+        real(descriptor, data[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            buffer.append(trajectories[1])
+    buffer.append(trajectories[2])
+    assert list(buffer) == [trajectories[0], trajectories[2]]
+    assert ReplayBuffer(tmp_path).verify() == []

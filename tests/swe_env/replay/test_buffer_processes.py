@@ -1,15 +1,20 @@
 """The buffer under real processes: many writers at once, and writers killed at any moment."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from swe_env.replay import ReplayBuffer
 from tests.swe_env.replay.conftest import make_trajectory
 
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
@@ -87,3 +92,52 @@ def test_sigkill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
     assert all("unfinished" in damage.reason for damage in buffer.verify())
     (tmp_path / "index").unlink(missing_ok=True)
     assert len(ReplayBuffer(tmp_path)) == len(buffer)
+
+
+FILL = """
+import json, os, sys
+from swe_env.errors import ReplayError
+from swe_env.replay import ReplayBuffer
+from tests.swe_env.replay.test_buffer_processes import expected
+
+folder, spare = sys.argv[1], sys.argv[1] + "/spare"
+open(spare, "wb").write(os.urandom(40_000))
+buffer, kept, refused = ReplayBuffer(folder + "/buffer"), [], ""
+for attempt in range(10_000):
+    try:
+        kept.append(buffer.append(expected("filler", attempt)))
+    except ReplayError as error:
+        refused = str(error)
+        break
+buffer.close()  # the index finds no room either
+full = [row.id for row in ReplayBuffer(folder + "/buffer").rows()]
+damages = [str(damage) for damage in ReplayBuffer(folder + "/buffer").verify()]
+os.unlink(spare)
+kept.append(buffer.append(expected("after", 0)))
+found = list(ReplayBuffer(folder + "/buffer"))
+assert found == [expected("filler", k) for k in range(len(kept) - 1)] + [expected("after", 0)]
+print(json.dumps({"kept": kept, "full": full, "refused": refused, "damages": damages}))
+"""
+
+
+def test_a_full_disk_keeps_whole_records_and_goes_on_when_there_is_room(tmp_path):
+    """On a tmpfs of 256 KB, in a mount namespace of its own."""
+    inside = 'mount -t tmpfs -o size=256k tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    space = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "-r"]
+    if subprocess.run([*space, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be made here: needs root or user namespaces")
+    done = subprocess.run(
+        [*space, "sh", "-c", inside, "sh", str(tmp_path), sys.executable, FILL],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "No space left on device; nothing of it was kept" in found["refused"]
+    assert len(found["kept"]) > 20
+    assert found["full"] == found["kept"][:-1]
+    assert found["damages"] == []
+    assert "could not be saved" in done.stderr

@@ -1,0 +1,98 @@
+"""A trajectory as chat messages: what the policy wrote as assistant, what it read as the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Step, Trajectory
+
+Message = dict[str, Any]
+"""``{"role", "content"}``, with ``tool_calls`` where the call is not part of the text."""
+
+APART = "apart"
+"""Value of ``agent.settings["calls"]`` in records whose messages don't spell their calls out."""
+
+
+def messages(trajectory: Trajectory) -> list[Message]:
+    """The conversation, up to the last thing the assistant said.
+
+    A policy that writes its calls as text has them in the message already, and its observations are
+    user messages. Where the message is empty or the record says that calls stand apart from it
+    (function calling, most imported records), they become ``tool_calls`` and the observation a
+    ``tool`` message.
+    """
+    found: list[Message] = []
+    for step in trajectory.steps:
+        apart = step.source == "agent" and _calls_apart(trajectory, step)
+        found.append(_said(step, apart))
+        if step.observation is not None:
+            role = "tool" if apart else "user"
+            found.append({"role": role, "content": step.observation.content})
+    if trajectory.agent_steps:
+        # Nobody answers the last observation, and training data ends with the assistant.
+        while found[-1]["role"] != "assistant":
+            found.pop()
+    return found
+
+
+def first_state(trajectory: Trajectory) -> list[Message]:
+    """What stands before the first action: system prompt and issue."""
+    found: list[Message] = []
+    for step in trajectory.steps:
+        if step.source == "agent":
+            break
+        found.append({"role": step.source, "content": step.message})
+    return found
+
+
+def verdict(trajectory: Trajectory) -> bool:
+    """Whether the task was resolved.
+
+    Raises:
+        ConfigError: the record has no verdict (never graded, or the machinery failed).
+    """
+    if trajectory.failure is not None or trajectory.report is None:
+        raise ConfigError(
+            f"Attempt {trajectory.attempt} at {trajectory.instance_id} has no verdict: "
+            "leave it out."
+        )
+    return trajectory.resolved
+
+
+def same_start(chosen: Trajectory, rejected: Trajectory) -> list[Message]:
+    """The first state that both share.
+
+    Raises:
+        ConfigError: they don't share it (system prompt, issue, tools), so their difference says
+            nothing about the policy.
+    """
+    prompt = first_state(chosen)
+    if prompt != first_state(rejected) or chosen.tools != rejected.tools:
+        raise ConfigError(
+            f"{chosen.instance_id} and {rejected.instance_id} don't start from the same state "
+            "(system prompt, issue, tools): they cannot be a preference pair."
+        )
+    return prompt
+
+
+def _calls_apart(trajectory: Trajectory, step: Step) -> bool:
+    if not step.tool_calls:
+        return False
+    return not step.message or trajectory.agent.settings.get("calls") == APART
+
+
+def _said(step: Step, apart: bool) -> Message:
+    said: Message = {
+        "role": "assistant" if step.source == "agent" else step.source,
+        "content": step.message,
+    }
+    if apart:
+        said["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {"name": call.function_name, "arguments": call.arguments},
+            }
+            for call in step.tool_calls
+        ]
+    return said

@@ -1,0 +1,5 @@
+"""Other agents' trajectories as ours."""
+
+from swe_env.replay.imports.read import FORMATS, Imported, read
+
+__all__ = ["FORMATS", "Imported", "read"]

@@ -1,0 +1,97 @@
+"""In which order records are drawn: uniform, balanced over groups, weighted, or both of these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from swe_env.errors import ConfigError
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.intp]
+
+
+def without_replacement(
+    rng: np.random.Generator,
+    size: int,
+    *,
+    groups: Codes | None = None,
+    weights: Floats | None = None,
+) -> npt.NDArray[np.intp]:
+    """An order in which to draw from `size` records; the first n are a sample of n.
+
+    With `groups` the draw goes round: one record of each group in random order, then one more of
+    each, until the small ones are used up. With `weights` (at least 0) a record comes early as
+    often as its weight says (Efraimidis and Spirakis, 2006), and one of weight 0 never.
+    """
+    if weights is None:
+        order = rng.permutation(size)
+    else:
+        keys = rng.exponential(size=size)
+        able = np.flatnonzero(weights > 0)
+        order = able[np.argsort(keys[able] / weights[able], kind="stable")]
+    if groups is None:
+        return order
+    rounds = _occurrence(groups[order])
+    return order[np.lexsort((rng.random(len(order)), rounds))]
+
+
+def with_replacement(
+    rng: np.random.Generator,
+    size: int,
+    n: int,
+    *,
+    groups: Codes | None = None,
+    weights: Floats | None = None,
+) -> npt.NDArray[np.intp]:
+    """`n` independent draws; with `groups` each group is as likely as the next."""
+    if groups is None and weights is None:
+        return rng.integers(size, size=n)
+    chances = np.ones(size) if weights is None else weights
+    if groups is not None:
+        totals = np.bincount(groups, weights=chances)
+        chances = np.divide(chances, totals[groups], out=np.zeros(size), where=chances > 0)
+    return rng.choice(size, size=n, p=chances / chances.sum())
+
+
+def group_codes(columns: list[npt.NDArray[Any]]) -> Codes:
+    """One number per distinct combination of the columns' values."""
+    codes = np.zeros(len(columns[0]), np.intp)
+    for column in columns:
+        values, inverse = np.unique(column, return_inverse=True)
+        codes = codes * len(values) + inverse
+        codes = np.unique(codes, return_inverse=True)[1]  # small again, so that it cannot overflow
+    return codes
+
+
+def checked_weights(values: npt.ArrayLike, size: int) -> Floats:
+    """Weights as floats.
+
+    Raises:
+        ConfigError: there is not one for each record, or one is negative or not a number, or none
+            is above 0.
+    """
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Weights must be numbers: {error}.") from error
+    if weights.shape != (size,):
+        raise ConfigError(f"There are {weights.size} weights for {size} records: give one each.")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ConfigError("Weights must be finite and at least 0.")
+    if size and not weights.any():
+        raise ConfigError("Every weight is 0: nothing could be drawn.")
+    return weights
+
+
+def _occurrence(codes: Codes) -> Codes:
+    """For each element how many equal ones come before it."""
+    order = np.argsort(codes, kind="stable")
+    ordered = codes[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(codes) else order
+    lengths = np.diff(np.r_[starts, len(codes)])
+    found = np.empty(len(codes), np.intp)
+    found[order] = np.arange(len(codes)) - np.repeat(starts, lengths)
+    return found
