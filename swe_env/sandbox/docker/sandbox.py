@@ -24,6 +24,7 @@ from swe_env.sandbox.output import Capture
 from swe_env.types import ExecResult
 
 _KILL_SECONDS = 20.0
+_KILLED = 137
 _DISK_SHARE = 10
 """The disk is looked at for at most one part in this many of the time."""
 
@@ -308,12 +309,18 @@ class DockerSandbox:
     def _struck(self, ended: Ended, output: str) -> str:
         if self._disk_struck:
             return "disk"
-        for name, count in ended.struck.items():
+        counters = ended.struck
+        if ended.exit_code == _KILLED and not counters:
+            # The shell itself was the victim, so it read no counter: a failing command does.
+            with contextlib.suppress(SandboxError):
+                failed = self._apart(["false"], _KILL_SECONDS, b"", {}, False, Capture(0))
+                counters = failed.struck
+        for name, count in counters.items():
             if count > self._seen.get(name, 0):
                 self._seen[name] = count
                 return name
         told = limit_told(ended.exit_code, output)
-        return "" if told in ended.struck else told  # a counter knows better
+        return "" if told in counters else told  # a counter knows better
 
     def _over(self) -> bool:
         """Whether the writable layer has outgrown its limit; looked at seldom, as it takes time."""
