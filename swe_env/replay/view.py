@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -28,9 +30,8 @@ from swe_env.replay.sampling import (
 from swe_env.replay.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
-_THREADS = 4
-_GROUP = 32
-"""Records that one of the threads fetches at a time."""
+_BATCH = 512
+"""Records that `sample` fetches at once: their texts are in memory together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,9 @@ class Stats:
 
 class Records(ABC):
     """The reading half that `ReplayBuffer` and `View` share."""
+
+    readers: int
+    """Threads that fetch the records of a sample."""
 
     @abstractmethod
     def snapshot(self) -> tuple[Index, Positions]:
@@ -155,17 +159,16 @@ class Records(ABC):
 
     def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory]:
         """Those that can be read, in order; threads fetch, check and decompress them."""
-        if len(entries) < _THREADS:
-            tried = map(self._try, entries)
-            return [trajectory for trajectory in tried if trajectory is not None]
         found: list[Trajectory] = []
-        groups = [entries[k : k + _GROUP] for k in range(0, len(entries), _GROUP)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(groups), _THREADS):
-                some = groups[start : start + _THREADS]
-                for group, texts in zip(some, pool.map(self._texts, some), strict=True):
-                    for entry, text in zip(group, texts, strict=True):
-                        found += self._decoded(entry, text)
+        with ThreadPoolExecutor(self.readers) as pool, _no_collection():
+            for start in range(0, len(entries), _BATCH):
+                batch = entries[start : start + _BATCH]
+                size = -(-len(batch) // self.readers)
+                groups = [batch[k : k + size] for k in range(0, len(batch), size)]
+                # All are fetched before one is decoded: decoding lets no other thread run.
+                texts = [text for group in pool.map(self._texts, groups) for text in group]
+                for entry, text in zip(batch, texts, strict=True):
+                    found += self._decoded(entry, text)
         return found
 
     def _texts(self, entries: Sequence[Entry]) -> list[tuple[Row, bytes] | None]:
@@ -350,6 +353,7 @@ class View(Records):
 
     def __init__(self, source: Records, index: Index, positions: Positions) -> None:
         self._source = source
+        self.readers = source.readers
         self._index = index
         self._positions = positions
 
@@ -377,3 +381,19 @@ def _fraction(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Cyclic garbage collection waits: records are many objects without a cycle.
+
+    It would run every few records and take a tenth of a sample's time.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
