@@ -29,7 +29,9 @@ def run(
     out: Annotated[Path, typer.Option(help="The job's folder; run again to continue it.")],
     attempts: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Episodes in flight.")] = 1,
-    buffer: Annotated[Path | None, typer.Option(help="Replay buffer to append to.")] = None,
+    buffer: Annotated[
+        str | None, typer.Option(help="Replay buffer to append to: a folder or an fsspec URL.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     policy_option: Annotated[
         list[str] | None, typer.Option("--policy-option", "-p", help="NAME=VALUE, repeatable.")
