@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each use all cores wait for one another; read when torch is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from swe_env.types import Recipe, Source, Task
 

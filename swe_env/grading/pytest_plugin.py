@@ -32,6 +32,8 @@ import time
 
 _PHASE_TEXT = 4000
 _DETAIL_LINES = 14
+OTHERS = []
+"""Globals of a program that shares this one's channel (`unit_plugin`)."""
 _PARTS = ("_pytest", "pluggy", "pytest", "unittest", "pathlib", "importlib", "ast", "builtins")
 
 
@@ -68,7 +70,7 @@ def asked_by(frame):
 
     pytest's plugin machinery, which may stand in between, is looked through.
     """
-    own = [globals()]
+    own = [globals(), *OTHERS]
     own += [vars(module) for name, module in list(sys.modules.items()) if name[:6] == "pluggy"]
     while frame is not None and any(frame.f_globals is known for known in own):
         frame = frame.f_back

@@ -235,7 +235,8 @@ def run_program(words):
 
 def main():
     """Key and settings from standard input, then the runner."""
-    request = b""
+    key, request = bytearray(32), b""
+    os.readv(0, [key])
     while not request.endswith(b"\n"):
         block = os.read(0, 65536)
         if not block:
@@ -244,8 +245,11 @@ def main():
     settings = json.loads(request.decode("utf-8"))
     support = {"__name__": "swe_env_support"}
     exec(settings.pop("support"), support)
+    support["OTHERS"].append(globals())
+    honest = support["honest_file"](settings["distrusted"])
     number = int(os.environ.pop("SWE_ENV_CHANNEL"))
-    send = support["Channel"](bytes.fromhex(settings.pop("key")), number).send
+    send = support["Channel"](key, number, honest).send
+    key[:] = bytes(32)
     send("boot", python=list(sys.version_info[:3]))
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
@@ -268,7 +272,6 @@ def main():
         traceback.print_exc()
         os._exit(3)
     before.update(functions(reporter.prefixes))
-    honest = support["honest_file"](settings["distrusted"])
     code = run_program(settings["words"])
     now = dict(functions(reporter.prefixes))
     for place, old in before.items():

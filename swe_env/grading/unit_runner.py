@@ -88,7 +88,6 @@ class UnitRunner:
         parsed = parse_command(command)
         key = os.urandom(32)
         request = {
-            "key": key.hex(),
             "support": plugin_source(),
             "kind": self.kind,
             "cwd_first": parsed.module,
@@ -99,7 +98,7 @@ class UnitRunner:
         result = sandbox.exec(
             ["sh", "-c", START, "sh", *parsed.python, "-s", "-c", _plugin_source()],
             timeout=timeout,
-            stdin=msgspec.json.encode(request) + b"\n",
+            stdin=key + msgspec.json.encode(request) + b"\n",
             env=parsed.env,
             channel=True,
             output_limit=OUTPUT,
