@@ -190,7 +190,9 @@ def _writing(scene: Scene) -> str:
     if any(Path(place).exists() for place in places) or Path.home().joinpath("made").exists():
         return "a file of this machine was written"
     seen = scene.open().exec("ls calc.py .git/HEAD; ls ~ /tmp").output
-    return "" if seen == ".git/HEAD\ncalc.py\n/root:\n\n/tmp:\n" else f"another sandbox sees {seen}"
+    words = seen.split()  # in /tmp may stand a folder that is hidden there
+    whole = {".git/HEAD", "calc.py"} <= set(words) and "made" not in words
+    return "" if whole else f"another sandbox sees {seen}"
 
 
 def _git_of_the_host(scene: Scene) -> str:

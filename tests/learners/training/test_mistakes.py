@@ -41,6 +41,7 @@ def test_unknown_loss(settings):
 def test_no_buffer_and_an_empty_one(settings, tmp_path):
     fails(settings, "There is no replay buffer", buffer=str(tmp_path / "nowhere"))
     empty = write_buffer(tmp_path / "empty", [])
+    Path(empty).mkdir(exist_ok=True)  # a buffer makes its folder at the first append
     fails(settings, "is empty: record some rollouts", NoSignal, buffer=empty)
 
 

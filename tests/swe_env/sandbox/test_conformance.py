@@ -8,6 +8,9 @@ from swe_env.sandbox import SandboxSpec, check_sandbox, get
 from swe_env.sandbox.conformance import isolation, promises
 from swe_env.sandbox.process import ProcessFactory, ProcessSandbox
 
+# Some checks count this machine's mounts: not beside tests of a container engine, which makes some.
+pytestmark = pytest.mark.xdist_group("mounts")
+
 
 @pytest.fixture(autouse=True)
 def _quiet():

@@ -17,7 +17,7 @@ from swe_env.sandbox.conformance import isolation, promises
 from swe_env.sandbox.docker import DockerFactory, owner, served
 from swe_env.sandbox.docker.engine import connect
 
-pytestmark = pytest.mark.xdist_group("docker")
+pytestmark = pytest.mark.xdist_group("mounts")
 
 
 @pytest.fixture

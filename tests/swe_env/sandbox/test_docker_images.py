@@ -23,7 +23,7 @@ from swe_env.sandbox.docker.container import Container, Setup
 from swe_env.sandbox.docker.engine import connect
 from swe_env.types import Image
 
-pytestmark = pytest.mark.xdist_group("docker")
+pytestmark = pytest.mark.xdist_group("mounts")
 SECRET = "the answer of the future"
 
 

@@ -255,7 +255,8 @@ def test_an_edit_keeps_every_byte_outside_its_passage(lines, ended, data):
 def check_outside(found, made, start, old):
     if made.said:  # white space aside: whole lines around the passage
         first, last = found.text.rfind("\n", 0, start) + 1, found.text.find("\n", start + len(old))
-        head, tail = found.text[:first], found.text[last:] if last >= 0 else ""
+        # A passage of whole lines that becomes nothing takes its last line's end with it.
+        head, tail = found.text[:first], found.text[last + 1 :] if last >= 0 else ""
     else:
         head, tail = found.text[:start], found.text[start + len(old) :]
     assert made.text.startswith(head)
