@@ -54,7 +54,9 @@ def main() -> None:
     named = options.packages.split(",") if options.packages else [name for name, *_ in PACKAGES]
     out = Path(options.out)
     rows = [package(source, out, options) for source in PACKAGES if source[0] in named]
-    result = {**summary(rows), "packages": rows, "options": vars(options), **machine()}
+    # Where the files lie is of no interest to whoever reads the result.
+    asked = {name: value for name, value in vars(options).items() if name not in ("out", "result")}
+    result = {**summary(rows), "packages": rows, "options": asked, **machine()}
     print(json.dumps(result, indent=2))
     if options.result and set(named) == {name for name, *_ in PACKAGES}:
         path = Path(options.result)

@@ -57,7 +57,7 @@ def _probe(bwrap: str) -> str:
         except SandboxError as error:
             return (
                 f"The local sandbox does not start with {bwrap}: {error} "
-                "It needs user namespaces and overlayfs (Linux 5.11, as an ordinary user 6.6)."
+                "It needs user namespaces and overlayfs (Linux 5.12, as an ordinary user 6.6)."
             )
     _proven.add(bwrap)
     return ""
