@@ -1,10 +1,10 @@
 """`attend`: attention for sampling on a CPU, where PyTorch's own is built for long queries.
 
-A decoding step asks one query a row. With 900 keys and 3 x 3 heads of 64, PyTorch's CPU kernel took
-7.8 ms in bfloat16 and 4.0 ms in float32 for 8 rows, 14.8 and 2.7 ms for 32; two matrix products over
-the grouped heads in float32 took 0.5 and 2.7 ms (least of 8 calls, 2 busy cores with AVX-512). So the
-gain over float32 goes as the caches outgrow the processor's; over bfloat16 it stays. Keys and values
-are therefore kept in float32 there, which rounds less than the model's own type.
+A decoding step asks one query a row. With 900 keys and 3 x 3 heads of 64, PyTorch's CPU kernel
+took 7.8 ms in bfloat16 and 4.0 ms in float32 for 8 rows, 14.8 and 2.7 ms for 32; two matrix
+products over the grouped heads in float32 took 0.5 and 2.7 ms (least of 8 calls, 2 busy cores with
+AVX-512). So the gain over float32 goes as the caches outgrow the processor's; over bfloat16 it
+stays. Keys and values are kept in float32 there, which rounds less than the model's own type.
 """
 
 from __future__ import annotations
