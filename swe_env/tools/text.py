@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass
-from operator import add
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
 
 _PROBE = 8192
-_MARGINS = [f"{n:6d}\t" for n in range(1, 4001)]
+_MARGINS = [f"\n{n:6d}\t" for n in range(1, 4001)]
 """What stands before a line: to format the numbers takes most of the time of a long view."""
 
 
@@ -90,7 +89,11 @@ def numbered(lines: list[str], first: int = 1) -> str:
     """Lines with their numbers, as `view` shows them."""
     last = first - 1 + len(lines)
     if last > len(_MARGINS):
-        margins = [f"{n:6d}\t" for n in range(first, last + 1)]
+        margins = [f"\n{n:6d}\t" for n in range(first, last + 1)]
     else:
         margins = _MARGINS[first - 1 : last]
-    return printable("\n".join(map(add, margins, lines)))
+    # One join over margins and lines in turn: no string is made for a line on its own.
+    parts = [""] * (2 * len(lines))
+    parts[::2] = margins
+    parts[1::2] = lines
+    return printable("".join(parts)[1:])
