@@ -118,7 +118,7 @@ def main() -> None:
     result = {
         "machine": machine("swe-env", "gymnasium"),
         "checkout": {
-            "source": task.source.location if task.source else "",
+            "source": Path(task.source.location).name if task.source else "",
             "version": task.base_commit or (task.source.version if task.source else ""),
             "files": tracked.stdout.count(b"\n"),
         },
