@@ -9,6 +9,8 @@ from itertools import groupby, pairwise
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
+from swe_env.syntax import parse
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
@@ -177,7 +179,7 @@ def _parses(path: str, old: str, new: str) -> bool:
 
 def _valid(text: str) -> bool:
     try:
-        ast.parse(text)
+        parse(text)
     except (SyntaxError, ValueError):
         return False
     return True
@@ -186,7 +188,7 @@ def _valid(text: str) -> bool:
 def enclosing(text: str, line: int) -> tuple[str, int, int] | None:
     """(dotted name, first line, last line) of the function or method around a line, if any."""
     try:
-        tree = ast.parse(text)
+        tree = parse(text)
     except (SyntaxError, ValueError):
         return None
     body: list[ast.stmt] = tree.body

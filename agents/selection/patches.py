@@ -7,11 +7,12 @@ import functools
 import hashlib
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator
 
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
+
+from swe_env.syntax import parse
 
 _PREFIXES = ("", "if _:\n    pass\n", "try:\n    pass\n", "match _:\n    case 0:\n        pass\n")
 _SUFFIXES = ("", "\n    pass", "\ndef _(): pass")
@@ -101,14 +102,12 @@ def _normalise(text: str, python: bool) -> str:
 
 def _tree(code: str) -> str | None:
     """The code's syntax tree, also of an ``elif`` or a decorator alone; None when it has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape in someone's code is not ours to report
-        for prefix in _PREFIXES:
-            for suffix in _SUFFIXES:
-                try:
-                    return ast.dump(ast.parse(prefix + code + suffix))
-                except (SyntaxError, ValueError, RecursionError, MemoryError):
-                    continue
+    for prefix in _PREFIXES:
+        for suffix in _SUFFIXES:
+            try:
+                return ast.dump(parse(prefix + code + suffix))
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                continue
     return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
+from swe_env.syntax import parse
 
 _RULES = frozenset({"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"})
 """Files that only say how tests run: any change is put back."""
@@ -206,7 +207,7 @@ def _equals(data: bytes | None) -> set[str]:
     if data is None or not (b"__eq__" in data or b"__ne__" in data):
         return set()
     try:
-        tree = ast.parse(data)
+        tree = parse(data)
     except (SyntaxError, ValueError):
         return set()
     answers = {"__eq__": True, "__ne__": False}

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Iterator
 from typing import Literal
 
 from swe_env.errors import ToolError
+from swe_env.syntax import parse
 from swe_env.tools.base import ToolContext, ToolResult, tool
 from swe_env.tools.changes import AROUND, span, take_back, write
 from swe_env.tools.edit_lines import replaced
@@ -160,9 +160,7 @@ def _clipped(ctx: ToolContext, head: str, lines: list[str]) -> str:
 def _condense(found: TextFile) -> list[tuple[int, str]] | None:
     """Numbered lines without the bodies of long functions; None when it does not parse."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(found.text)
+        tree = parse(found.text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     kept: list[tuple[int, str]] = []

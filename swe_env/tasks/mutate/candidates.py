@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from swe_env.plugins import Registry
+from swe_env.syntax import parse
 from swe_env.tasks.mutate.base import (
     Edit,
     FunctionNode,
@@ -63,7 +64,7 @@ def candidates(path: str, data: bytes, names: Sequence[str] | None = None) -> li
     """
     try:
         data.decode("utf-8")
-        tree = ast.parse(data)
+        tree = parse(data)
     except (UnicodeDecodeError, SyntaxError, ValueError):
         return []
     if data.startswith(b"\xef\xbb\xbf") or b"\r" in data.replace(b"\r\n", b""):
@@ -190,7 +191,7 @@ def _names(function: FunctionNode) -> tuple[str, ...]:
 def _shape(body: bytes) -> str | None:
     """The AST of a function's text, or None when it does not parse: equal shapes are equal bugs."""
     try:
-        tree = ast.parse(b"if 1:\n" + body if body[:1] in b" \t" else body)
+        tree = parse(b"if 1:\n" + body if body[:1] in b" \t" else body)
     except (SyntaxError, ValueError):
         return None
     return ast.dump(tree)

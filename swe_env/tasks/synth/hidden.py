@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
+from swe_env.syntax import parse
 from swe_env.tasks.mutate.base import FunctionNode, Text
 
 
@@ -26,7 +27,7 @@ def without_tests(source: str, functions: Iterable[tuple[str, ...]]) -> str | No
     A function goes as a whole with its decorators; a class left empty gets ``pass``. (None: a
     test that a class inherits, or one made at run time.)
     """
-    tree = ast.parse(source)
+    tree = parse(source)
     text = Text(source.encode())
     wanted = set(functions)
     cuts: dict[tuple[int, int], bytes] = {}

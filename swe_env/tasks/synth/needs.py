@@ -7,6 +7,8 @@ import configparser
 from dataclasses import dataclass
 from pathlib import Path
 
+from swe_env.syntax import parse
+
 _EXTRAS = ("test", "tests", "testing")
 _FILES = (
     "requirements-test.txt",
@@ -74,7 +76,7 @@ def _cfg(path: Path) -> Needs:
 def _py(path: Path) -> Needs:
     """The literal arguments of the call of ``setup``."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return Needs()
     for node in ast.walk(tree):
