@@ -48,7 +48,7 @@ def run_rollouts(
     policy: Policy,
     tasks: str | Sequence[Task],
     *,
-    attempts: int = 1,
+    attempts: int | Mapping[str, int] = 1,
     workers: int = 1,
     out: str | os.PathLike[str],
     buffer: ReplayBuffer | str | os.PathLike[str] | None = None,
@@ -70,7 +70,8 @@ def run_rollouts(
     Args:
         policy: who acts; called from `workers` threads.
         tasks: a task source or the tasks themselves.
-        attempts: episodes per task; may be raised when a job is continued.
+        attempts: episodes per task, or of each task by its ``instance_id``; may be raised when a
+            job is continued.
         workers: episodes in flight.
         out: the job's folder.
         buffer: a replay buffer (or its path) that gets every trajectory once, too.
@@ -84,12 +85,14 @@ def run_rollouts(
         stale_after: seconds after which a silent run's attempts are taken over.
 
     Raises:
-        ConfigError: the folder holds a job with another configuration.
+        ConfigError: the folder holds a job with another configuration; `attempts` names a task
+            that is not there, or leaves one out.
     """
-    if attempts < 1 or workers < 1:
+    loaded = _load(tasks)
+    counts = _counts(attempts, loaded)
+    if min(counts.values()) < 1 or workers < 1:
         raise ConfigError("run_rollouts needs at least one attempt and one worker.")
     budget = budget or Budget()
-    loaded = _load(tasks)
     folder = JobFolder(out)
     config = _config(policy, tasks, loaded, attempts, seed, env_kwargs, budget)
     folder.configure(config, growing=frozenset({"attempts"}))
@@ -97,7 +100,9 @@ def run_rollouts(
     leases = Leases(folder.path, stale_after=stale_after)
     run = _Run(
         policy=policy,
-        items=[(task.instance_id, k) for k in range(attempts) for task in loaded],
+        items=[
+            (name, k) for k in range(max(counts.values())) for name in counts if k < counts[name]
+        ],
         folder=folder,
         leases=leases,
         buffer=store,
@@ -310,6 +315,19 @@ def _load(tasks: str | Sequence[Task]) -> list[Task]:
     return loaded
 
 
+def _counts(attempts: int | Mapping[str, int], tasks: list[Task]) -> dict[str, int]:
+    """instance_id → attempts, in the order of the tasks."""
+    names = [task.instance_id for task in tasks]
+    if isinstance(attempts, int):
+        return dict.fromkeys(names, attempts)
+    if wrong := sorted(set(names) ^ set(attempts)):
+        raise ConfigError(
+            f"attempts must give a number for each task and no other; {wrong[0]!r} is "
+            f"{'missing' if wrong[0] in names else 'not among the tasks'}."
+        )
+    return {name: attempts[name] for name in names}
+
+
 def _maker(
     tasks: list[Task], env_kwargs: Mapping[str, Any] | None
 ) -> Callable[[], gym.Env[Observation, Action]]:
@@ -323,14 +341,14 @@ def _config(
     policy: Policy,
     spec: str | Sequence[Task],
     tasks: list[Task],
-    attempts: int,
+    attempts: int | Mapping[str, int],
     seed: int,
     env_kwargs: Mapping[str, Any] | None,
     budget: Budget,
 ) -> dict[str, Any]:
     """What identifies a job, as plain data."""
     config: dict[str, Any] = {
-        "attempts": attempts,
+        "attempts": attempts if isinstance(attempts, int) else dict(attempts),
         "seed": seed,
         "policy": asdict(policy.agent),
         "tasks": {

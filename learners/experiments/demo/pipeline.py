@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from agents.policies.base import Policy
-from agents.rollouts import LiveProgress, RolloutReport, run_rollouts
+from agents.rollouts import Budget, LiveProgress, RolloutReport, run_rollouts
 from learners.experiments.demo.dev import DevWatch
 from learners.experiments.demo.settings import ADAPTER, DemoSettings
 from learners.experiments.stages import Stages
 from swe_env import tasks as sources
 from swe_env.errors import ConfigError, TaskError
+from swe_env.replay import ReplayBuffer
 from swe_env.types import Task
 
-STAGES = 8
+STAGES = 7
+BUFFERS = {"heldout": "adapter", "train": "train", "dev": "dev-0"}
+"""Where the attempts of the adapter to start from lie, by split of their tasks."""
 
 
 def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
@@ -52,14 +58,15 @@ class _Demo:
             stages.run("start", "Take the SFT adapter to start from", self._start)["adapter"]
         )
         stages.run("base", "The bare model on held-out tasks", lambda: self._heldout("base", None))
-        stages.run(
-            "adapter",
-            "Before: N attempts on held-out tasks",
-            lambda: self._heldout("adapter", start),
+        before = stages.run(
+            "before",
+            "Before: N attempts on held-out tasks, a few on training tasks",
+            lambda: self._before(start),
         )
-        stages.run("rollouts", "Attempts at training tasks", lambda: self._training_rollouts(start))
         trained = stages.run(
-            "train", f"Preference training ({self.settings.loss})", lambda: self._train(start)
+            "train",
+            f"Preference training ({self.settings.loss})",
+            lambda: self._train(start, before["dev"]),
         )
         stages.run(
             "trained",
@@ -78,13 +85,13 @@ class _Demo:
         found = sources.load(self.settings.tasks, seed=self.settings.seed, progress=Bar())
         train = [task for task in found if task.metadata["split"] == "train"]
         heldout = [task for task in found if task.metadata["split"] == "heldout"]
-        dev = _spread(train, self.settings.dev_tasks)
+        dev = _smallest(train, self.settings.dev_tasks)
         names = {task.instance_id for task in dev}
         rest = [task for task in train if task.instance_id not in names]
         splits = {
-            "train": _spread(rest, self.settings.train_tasks),
+            "train": _smallest(rest, self.settings.train_tasks),
             "dev": dev,
-            "heldout": _spread(heldout, self.settings.heldout_tasks),
+            "heldout": _smallest(heldout, self.settings.heldout_tasks),
         }
         splits["used"] = [task for tasks in splits.values() for task in tasks]
         for name, tasks in {"all": found, **splits}.items():
@@ -133,25 +140,42 @@ class _Demo:
         return {"adapter": str(self.out / "sft"), "from": "oracle trajectories of this run"}
 
     def _heldout(self, arm: str, adapter: Path | None) -> dict[str, Any]:
-        attempts = (
-            self.settings.base_attempts if adapter is None else self.settings.heldout_attempts
-        )
-        return self._sample(adapter, "heldout", arm, attempts)
+        settings = self.settings
+        attempts = settings.base_attempts if adapter is None else settings.heldout_attempts
+        return _figures(self._sample(adapter, {"heldout": attempts}, arm))
 
-    def _training_rollouts(self, adapter: Path) -> dict[str, Any]:
-        return self._sample(adapter, "train", "train", self.settings.train_attempts)
+    def _before(self, adapter: Path) -> dict[str, Any]:
+        """All that the adapter to start from attempts: one run, so that the batch stays full."""
+        settings = self.settings
+        attempts = {
+            "heldout": settings.heldout_attempts,
+            "train": settings.train_attempts,
+            "dev": settings.dev_attempts,
+        }
+        report = self._sample(adapter, attempts, "before")
+        everything = list(ReplayBuffer(self._buffer("before")))
+        found = {}
+        for split in attempts:
+            names = {task.instance_id for task in self._tasks(split)}
+            buffer = self._buffer(BUFFERS[split])
+            shutil.rmtree(buffer, ignore_errors=True)  # of a run that was stopped here
+            with ReplayBuffer(buffer) as part:
+                part.extend(t for t in everything if t.instance_id in names)
+            kept = tuple(result for result in report.results if result.instance_id in names)
+            found[split] = _figures(replace(report, results=kept))
+        return found
 
-    def _train(self, start: Path) -> dict[str, Any]:
+    def _train(self, start: Path, dev: dict[str, Any]) -> dict[str, Any]:
         from learners.experiments.training import train_once
         from learners.training import NoSignal, TrainConfig
 
         settings = self.settings
 
         def measure(adapter: Path, step: int) -> float:
-            found = self._sample(adapter, "dev", f"dev-{step}", settings.dev_attempts)
-            return float(found["resolved"] / max(1, found["attempts"]))
+            report = self._sample(adapter, {"dev": settings.dev_attempts}, f"dev-{step}")
+            return _rate(_figures(report))
 
-        watch = DevWatch(self.out / "dev-adapters", measure, measure(start, 0))
+        watch = DevWatch(self.out / "dev-adapters", measure, _rate(dev))
         folder = self.out / "train"
         config = TrainConfig(
             loss=settings.loss,
@@ -203,11 +227,15 @@ class _Demo:
     def _buffer(self, name: str) -> Path:
         return self.out / "buffers" / name
 
-    def _sample(self, adapter: Path | None, split: str, name: str, attempts: int) -> dict[str, Any]:
-        """Roll the local model out; figures of the run."""
+    def _sample(
+        self, adapter: Path | None, attempts: Mapping[str, int], name: str
+    ) -> RolloutReport:
+        """Roll the local model out, so often at each task of each split."""
         from agents.policies.transformers import TransformersPolicy
 
         settings = self.settings
+        tasks = {split: self._tasks(split) for split in attempts}
+        counts = {t.instance_id: attempts[split] for split, some in tasks.items() for t in some}
         with TransformersPolicy(
             settings.model,
             adapter,
@@ -217,17 +245,10 @@ class _Demo:
             max_new_tokens=settings.max_new_tokens,
             max_batch=settings.workers,
         ) as policy:
-            report = self._roll(policy, self._tasks(split), name, attempts)
-        return {
-            "resolved": report.resolved,
-            "attempts": len(report.scored),
-            "failures": dict(report.failures),
-            "truncations": dict(report.truncations),
-            "tokens": sum(result.tokens for result in report.results),
-        }
+            return self._roll(policy, [t for some in tasks.values() for t in some], name, counts)
 
     def _roll(
-        self, policy: Policy, tasks: Sequence[Task], name: str, attempts: int
+        self, policy: Policy, tasks: Sequence[Task], name: str, attempts: int | Mapping[str, int]
     ) -> RolloutReport:
         report = run_rollouts(
             policy,
@@ -239,8 +260,10 @@ class _Demo:
             env_kwargs={
                 "sandbox": self.settings.sandbox,
                 "max_episode_steps": self.settings.max_episode_steps,
+                "output_limit": self.settings.output_limit,
                 "grade_cache": True,
             },
+            budget=Budget(tokens=self.settings.episode_tokens),
             seed=self.settings.seed,
             progress=LiveProgress(name),
         )
@@ -249,8 +272,37 @@ class _Demo:
         return report
 
 
-def _spread(tasks: list[Task], count: int) -> list[Task]:
-    """`count` of the tasks, evenly from all of the list, which is ordered by package."""
-    if count >= len(tasks):
-        return tasks
-    return [tasks[k * len(tasks) // count] for k in range(count)]
+def _figures(report: RolloutReport) -> dict[str, Any]:
+    return {
+        "resolved": report.resolved,
+        "attempts": len(report.scored),
+        "failures": dict(report.failures),
+        "truncations": dict(report.truncations),
+        "tokens": sum(result.tokens for result in report.results),
+    }
+
+
+def _rate(figures: dict[str, Any]) -> float:
+    """pass@1."""
+    return float(figures["resolved"] / max(1, figures["attempts"]))
+
+
+def _smallest(tasks: Sequence[Task], count: int) -> list[Task]:
+    """`count` of the tasks, package by package in turn, those of the smallest fixes first."""
+    ordered = sorted(tasks, key=lambda task: (_changed(task.patch), task.instance_id))
+    turn: Counter[str] = Counter()
+    places = []
+    for task in ordered:
+        places.append((turn[task.repo], task.repo))
+        turn[task.repo] += 1
+    chosen = sorted(zip(places, ordered, strict=True), key=lambda pair: pair[0])[:count]
+    return [task for _, task in chosen]
+
+
+def _changed(patch: str) -> int:
+    """Characters that a unified diff changes."""
+    lines = [line for line in patch.splitlines() if line[:3] not in ("---", "+++")]
+    old, new = ("\n".join(line[1:] for line in lines if line[:1] == sign) for sign in "-+")
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    spans = [span for kind, *span in matcher.get_opcodes() if kind != "equal"]
+    return sum(max(i2 - i1, j2 - j1) for i1, i2, j1, j2 in spans)

@@ -22,12 +22,13 @@ class DemoSettings:
     the oracle trajectories of the training tasks (weaker, for there are few of them)."""
     sandbox: str = "auto"
 
-    train_tasks: int = 12
-    heldout_tasks: int = 4
-    """How many of each split are attempted; the oracle proves them first."""
+    train_tasks: int = 8
+    heldout_tasks: int = 3
+    """How many of each split are attempted, those whose fix changes the fewest characters: a model
+    of 135M parameters can mend little more. The oracle proves them first."""
     dev_tasks: int = 2
     """Training packages' tasks kept out of training, to stop on."""
-    dev_attempts: int = 4
+    dev_attempts: int = 2
     train_attempts: int = 3
     """Attempts at each training task; they become the preference data."""
     heldout_attempts: int = 8
@@ -38,6 +39,10 @@ class DemoSettings:
     max_episode_steps: int = 10
     max_new_tokens: int = 160
     """Tokens of one reply."""
+    episode_tokens: int = 400
+    """Tokens of all replies of an episode; most need 200, one that rambles holds up the rest."""
+    output_limit: int = 2400
+    """Characters of one observation: the model's view of a file costs more than its replies."""
     temperature: float = 0.7
     top_k: int = 20
     top_p: float = 0.95

@@ -78,6 +78,20 @@ def test_a_second_start_does_only_what_is_missing(tmp_path):
     assert {t.trajectory_id for t in ReplayBuffer(tmp_path / "c")} == set(ids(more).values())
 
 
+def test_each_task_may_have_its_own_number_of_attempts(tmp_path):
+    tasks = make_tasks(2)
+    one, two = (task.instance_id for task in tasks)
+    report = roll(tmp_path / "job", tasks, attempts={one: 1, two: 3}, workers=2)
+    assert {name: count for name, (count, _) in report.counts().items()} == {one: 1, two: 3}
+    more = roll(tmp_path / "job", tasks, attempts={one: 2, two: 3}, workers=2)
+    assert (more.skipped, len(more.results)) == (4, 5)
+    even = roll(tmp_path / "even", tasks, attempts=3)
+    assert ids(report).items() <= ids(even).items()
+    for wrong, said in (({one: 1}, "missing"), ({one: 1, two: 1, "x": 1}, "not among the tasks")):
+        with pytest.raises(ConfigError, match=said):
+            roll(tmp_path / "wrong", tasks, attempts=wrong)
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     tasks = make_tasks(2)
     roll(tmp_path, tasks)
