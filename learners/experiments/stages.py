@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -59,12 +62,20 @@ class Stages:
             self._console.print(head)
             started = time.perf_counter()
             result = work()
+            _give_back()
             record = {"title": title, "seconds": time.perf_counter() - started, "result": result}
             write_atomically(path, msgspec.json.encode(record))
             self._console.print(f"      [dim]{record['seconds']:.0f} s[/]")
         self.records[name] = record
         found: dict[str, Any] = record["result"]
         return found
+
+
+def _give_back() -> None:
+    """Return the memory of models that are gone: glibc keeps what other threads freed."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -141,8 +141,11 @@ class _Demo:
 
     def _heldout(self, arm: str, adapter: Path | None) -> dict[str, Any]:
         settings = self.settings
-        attempts = settings.base_attempts if adapter is None else settings.heldout_attempts
-        return _figures(self._sample(adapter, {"heldout": attempts}, arm))
+        if adapter is None:
+            attempts, tokens = settings.base_attempts, settings.base_tokens
+        else:
+            attempts, tokens = settings.heldout_attempts, settings.episode_tokens
+        return _figures(self._sample(adapter, {"heldout": attempts}, arm, tokens))
 
     def _before(self, adapter: Path) -> dict[str, Any]:
         """All that the adapter to start from attempts: one run, so that the batch stays full."""
@@ -228,7 +231,7 @@ class _Demo:
         return self.out / "buffers" / name
 
     def _sample(
-        self, adapter: Path | None, attempts: Mapping[str, int], name: str
+        self, adapter: Path | None, attempts: Mapping[str, int], name: str, tokens: int = 0
     ) -> RolloutReport:
         """Roll the local model out, so often at each task of each split."""
         from agents.policies.transformers import TransformersPolicy
@@ -245,10 +248,16 @@ class _Demo:
             max_new_tokens=settings.max_new_tokens,
             max_batch=settings.workers,
         ) as policy:
-            return self._roll(policy, [t for some in tasks.values() for t in some], name, counts)
+            chosen = [task for some in tasks.values() for task in some]
+            return self._roll(policy, chosen, name, counts, tokens or settings.episode_tokens)
 
     def _roll(
-        self, policy: Policy, tasks: Sequence[Task], name: str, attempts: int | Mapping[str, int]
+        self,
+        policy: Policy,
+        tasks: Sequence[Task],
+        name: str,
+        attempts: int | Mapping[str, int],
+        tokens: int = 0,
     ) -> RolloutReport:
         report = run_rollouts(
             policy,
@@ -263,7 +272,7 @@ class _Demo:
                 "output_limit": self.settings.output_limit,
                 "grade_cache": True,
             },
-            budget=Budget(tokens=self.settings.episode_tokens),
+            budget=Budget(tokens=tokens),
             seed=self.settings.seed,
             progress=LiveProgress(name),
         )

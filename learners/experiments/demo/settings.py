@@ -35,6 +35,8 @@ class DemoSettings:
     """N: attempts at each held-out task, before and after."""
     base_attempts: int = 1
     """Attempts of the bare model, which cannot speak the format: few are enough to show it."""
+    base_tokens: int = 160
+    """Tokens of all replies of such an attempt."""
 
     max_episode_steps: int = 10
     max_new_tokens: int = 160

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -44,21 +45,22 @@ def generate(
     """
     count = workers or min(8, os.cpu_count() or 1)
     with ExitStack() as stack:
-        roots = package.recipe.pythonpath
-        probers = [
-            stack.enter_context(
-                Prober(package.checkout, package.environment, roots=roots, seed=seed)
-            )
-            for seed in (0, 1)
-        ]
+        start = functools.partial(
+            Prober,
+            package.checkout,
+            package.environment,
+            roots=package.recipe.pythonpath,
+            options=settings.pytest_options,
+        )
+        probers = [stack.enter_context(start(seed=seed)) for seed in (0, 1)]
         try:
             baseline = measure(probers)
         except TaskError as error:
             raise TaskError(f"{package.label} cannot be made into tasks: {error}.") from error
         probers.pop().close()
         for _ in range(count - 1):
-            prober = Prober(package.checkout, package.environment, roots=roots, seed=0)
-            probers.append(stack.enter_context(prober))
+            prober = stack.enter_context(start(seed=0))
+            probers.append(prober)
             prober.run(timeout=SUITE_TIMEOUT, warm=True)
         ordered = _ordered(package, baseline, settings)
         tasks = _collect(package, baseline, settings, ordered, probers, progress)

@@ -21,7 +21,6 @@ from swe_env.tasks.synth.baseline import UNSTABLE
 from swe_env.tasks.synth.collect import in_order
 from swe_env.tasks.synth.package import Package, described, is_test
 from swe_env.tasks.synth.prober import Answer, Prober
-from swe_env.tasks.synth.record import TEST_COMMAND
 from swe_env.tasks.synth.settings import Progress, Settings
 from swe_env.tasks.synth.trial import FACTS
 from swe_env.types import Source, Task
@@ -158,7 +157,8 @@ def _try(history: History, source: Source, fix: _Fix, settings: Settings) -> Tas
             targets = [path for path in fix.targets if (tree / path).is_file()]
             if not targets:
                 return "change no test"
-            with Prober(tree, package.environment, roots=package.recipe.pythonpath) as prober:
+            roots, options = package.recipe.pythonpath, settings.pytest_options
+            with Prober(tree, package.environment, roots=roots, options=options) as prober:
                 after = prober.run(targets, timeout=TIMEOUT)
                 _undo(prober.root, history, fix)
                 before = prober.run(targets, timeout=TIMEOUT, details=FACTS)
@@ -216,7 +216,7 @@ def _task(
         FAIL_TO_PASS=tuple(mended),
         PASS_TO_PASS=tuple(kept),
         environment=package.recipe,
-        test_command=TEST_COMMAND,
+        test_command=settings.test_command,
         metadata={
             "generator": "history",
             "seed": settings.seed,

@@ -13,10 +13,9 @@ from types import TracebackType
 import msgspec
 
 from swe_env.errors import TaskError
+from swe_env.tasks.synth.settings import Settings
 
 _SCRIPT = Path(__file__).with_name("probe.py")
-PYTEST_OPTIONS = ("--rootdir=.", "-o", "addopts=", "-p", "no:cacheprovider")
-"""Fixed for every run, so that ids and selection do not depend on the package's own options."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -49,7 +48,13 @@ class Prober:
     """Runs tests in an own copy of a checkout; files are changed and put back between runs."""
 
     def __init__(
-        self, checkout: Path, environment: Path, *, roots: Sequence[str] = (".",), seed: int = 0
+        self,
+        checkout: Path,
+        environment: Path,
+        *,
+        roots: Sequence[str] = (".",),
+        options: Sequence[str] = Settings().pytest_options,
+        seed: int = 0,
     ) -> None:
         """Copy the checkout and start the server.
 
@@ -57,8 +62,10 @@ class Prober:
             checkout: pristine files.
             environment: Python environment with pytest and coverage.
             roots: folders of the checkout on PYTHONPATH.
+            options: of every run of pytest.
             seed: PYTHONHASHSEED.
         """
+        self._options = tuple(options)
         self._temporary = tempfile.TemporaryDirectory(prefix="swe-env-probe-")
         work = Path(self._temporary.name).resolve()
         self.root = work / "testbed"
@@ -112,7 +119,7 @@ class Prober:
         Raises:
             TaskError: the server itself broke.
         """
-        options = ["-q", "--tb=no", *PYTEST_OPTIONS, f"--basetemp={self._basetemp}"]
+        options = ["-q", "--tb=no", *self._options, f"--basetemp={self._basetemp}"]
         request = {
             "cwd": str(self.root),
             "args": [*options, "--continue-on-collection-errors", *targets],

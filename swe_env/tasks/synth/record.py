@@ -11,12 +11,10 @@ from swe_env.tasks.leaks import leaked
 from swe_env.tasks.mutate import Candidate, Text
 from swe_env.tasks.statement import Place, several, write
 from swe_env.tasks.synth.package import Package
-from swe_env.tasks.synth.prober import PYTEST_OPTIONS
 from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.trial import Bug
 from swe_env.types import Task
 
-TEST_COMMAND = " ".join(["python -m pytest", *PYTEST_OPTIONS])
 SYMPTOMS = 3
 """Failing behaviours that a statement tells at most, where it does not quote the line."""
 
@@ -43,7 +41,7 @@ def task_of(package: Package, settings: Settings, bug: Bug) -> Task | None:
         FAIL_TO_PASS=bug.fail_to_pass,
         PASS_TO_PASS=bug.pass_to_pass,
         environment=package.recipe,
-        test_command=TEST_COMMAND,
+        test_command=settings.test_command,
         metadata={
             "generator": "synth",
             "seed": settings.seed,

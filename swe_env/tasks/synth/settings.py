@@ -32,6 +32,9 @@ class Settings:
     """Most tasks from one operator; 0 for no limit."""
     tests: int = 10
     """Most test functions a bug may break."""
+    ignored_tests: str = ""
+    """Test files that are not run, with commas between: slow ones, which every attempt would pay
+    for. They stay in the checkout; ``--ignore`` in the test command leaves them out."""
     operators: str = ""
     """Names of the mutation operators to use, with commas between; empty for all."""
     bugs: int = 1
@@ -42,3 +45,14 @@ class Settings:
     history: int = 0
     """How many commits of a git repository to look through for real fixes, newest first; with 0,
     bugs are made."""
+
+    @property
+    def pytest_options(self) -> tuple[str, ...]:
+        """Of every run, so that ids and selection do not depend on the package's own options."""
+        ignored = (f"--ignore={path}" for path in self.ignored_tests.split(",") if path)
+        return ("--rootdir=.", "-o", "addopts=", "-p", "no:cacheprovider", *ignored)
+
+    @property
+    def test_command(self) -> str:
+        """What runs the visible tests."""
+        return " ".join(["python -m pytest", *self.pytest_options])

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from swe_env.env import SWEEnv
 from swe_env.errors import ConfigError, TaskError
 from swe_env.repos import base
 from swe_env.tasks import load
@@ -307,3 +308,25 @@ def test_a_package_that_pytest_itself_needs_is_refused(tmp_path):
     (folder / "pluggy/__init__.py").write_text("")
     with pytest.raises(TaskError, match="the answer would lie in the environment"):
         load(f"synth:{folder}")
+
+
+def test_ignored_test_files_are_in_no_list_and_no_run(tmp_path, cached):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    (folder / "shapes.py").write_text(WIDE)
+    (folder / "test_shapes.py").write_text(WIDE_TESTS)
+    (folder / "test_slow.py").write_text("def test_slow():\n    assert True\n")
+    only = "limit=1&operators=comparison"
+    for ignored, command in (("", "no:cacheprovider"), ("test_slow.py", "--ignore=test_slow.py")):
+        (task,) = load(f"synth:{folder}?{only}&ignored_tests={ignored}")
+        assert task.test_command.endswith(f" {command}")
+        assert run_tests(task) == (0 if ignored else 1)
+
+
+def run_tests(task):
+    """How often the slow test is named when the visible tests are run."""
+    env = SWEEnv(tasks=[task], sandbox="process")
+    env.reset(seed=0)
+    said = env.step({"tool": "bash", "arguments": {"command": f"{task.test_command} -v"}})[0]
+    env.close()
+    return said["text"].count("test_slow.py::test_slow")
