@@ -1,6 +1,7 @@
 """Episodes: one, or many at once; resumable and safe to kill."""
 
 from agents.rollouts.again import Difference, regrade, replay
+from agents.rollouts.branching import branch, run_branches
 from agents.rollouts.engine import attempt_seed, run_rollouts
 from agents.rollouts.episode import Budget, run_episode
 from agents.rollouts.progress import LiveProgress, Progress
@@ -14,8 +15,10 @@ __all__ = [
     "Progress",
     "RolloutReport",
     "attempt_seed",
+    "branch",
     "regrade",
     "replay",
+    "run_branches",
     "run_episode",
     "run_rollouts",
 ]

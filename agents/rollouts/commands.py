@@ -1,4 +1,4 @@
-"""`swe run`: roll a policy out on tasks."""
+"""`swe run`, `swe replay`, `swe regrade`: roll a policy out on tasks, and do so again."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def run(
         cpu_slots=cpu_slots,
         progress=LiveProgress(policy),
     )
+    finish(report, json)
+
+
+def finish(report: RolloutReport, json: bool) -> None:
+    """Print what came of a run, and leave with its exit code."""
     if json:
         sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
     else:

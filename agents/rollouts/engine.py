@@ -19,7 +19,7 @@ import gymnasium as gym
 import msgspec
 
 from agents.policies.base import Policy
-from agents.rollouts.episode import Budget, Stopped, run_episode
+from agents.rollouts.episode import Budget, Start, Stopped, run_episode
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
 from agents.rollouts.progress import NoProgress, Progress
@@ -98,7 +98,7 @@ def run_rollouts(
     folder.configure(config, growing=frozenset({"attempts"}))
     store = buffer if isinstance(buffer, ReplayBuffer) or buffer is None else ReplayBuffer(buffer)
     leases = Leases(folder.path, stale_after=stale_after)
-    run = _Run(
+    run = Run(
         policy=policy,
         items=[
             (name, k) for k in range(max(counts.values())) for name in counts if k < counts[name]
@@ -127,7 +127,7 @@ Item = tuple[str, int]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
+class Run:
     """One run over a job's folder."""
 
     policy: Policy
@@ -142,6 +142,8 @@ class _Run:
     progress: Progress
     make_env: Callable[[], gym.Env[Observation, Action]]
     provenance: dict[str, Any]
+    start: Callable[[], Start] | None = None
+    """Where its episodes go on, if not from the beginning (`run_episode`)."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _drain: threading.Event = field(default_factory=threading.Event)
     _kill: threading.Event = field(default_factory=threading.Event)
@@ -150,6 +152,7 @@ class _Run:
     _todo: deque[tuple[float, Item]] = field(default_factory=deque)
 
     def run(self, workers: int) -> RolloutReport:
+        """Do what is not done yet, from this many threads."""
         started = time.monotonic()
         self._find_finished()
         self.progress.start(total=len(self.items))
@@ -265,6 +268,7 @@ class _Run:
                 log=lines.append,
                 stop=self._kill.is_set,
                 provenance=self.provenance,
+                start=self.start,
             )
             failure = trajectory.failure
             if failure is None or failure.kind in LASTING_FAILURES or trial == self.retries:

@@ -35,6 +35,17 @@ class Budget:
     """Turns in a row that failed with the same words: ``stuck``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where an episode goes on that began as another one: its `reset` leads there."""
+
+    parent: Trajectory
+    turns: tuple[Turn, ...]
+    """The parent's first turns, as they were taken again."""
+    tokens: bool
+    """Their token ids are the policy's own kind, so that it and the record can go on from them."""
+
+
 class Stopped(Exception):
     """The run was told to stop at once; the episode leaves no result."""
 
@@ -55,6 +66,7 @@ def run_episode(
     log: Callable[[str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     provenance: Mapping[str, Any] | None = None,
+    start: Callable[[], Start] | None = None,
 ) -> Trajectory:
     """Run one episode and give its record back; `env` is left open.
 
@@ -74,13 +86,14 @@ def run_episode(
         log: takes one line for each step.
         stop: asked between steps; True ends the episode without a result.
         provenance: entries for the record.
+        start: asked after the reset where in the episode that is; None for its beginning.
 
     Raises:
         Stopped: `stop` said so.
     """
     return _Run(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
-        log or logger.debug, stop, dict(provenance or {}),
+        log or logger.debug, stop, dict(provenance or {}), start,
     ).run()  # fmt: skip
 
 
@@ -99,11 +112,13 @@ class _Run:
         log: Callable[[str], None],
         stop: Callable[[], bool],
         provenance: dict[str, Any],
+        start: Callable[[], Start] | None,
     ) -> None:
         self.env, self.policy, self.budget, self.gate = env, policy, budget, gate
         self.instance_id, self.attempt, self.seed = instance_id, attempt, seed
         self.log, self.stop = log, stop
         self.provenance = provenance
+        self.start = start
         self.records: list[Trajectory] = []
         self.turns: list[Turn] = []
         self.tokens = 0
@@ -144,6 +159,10 @@ class _Run:
         # Held by reference, so that what is learnt on the way still reaches the record.
         recorder.provenance = self.provenance
         first, _ = recorder.reset(seed=self.seed, options={"instance_id": self.instance_id})
+        if self.start is not None:
+            start = self.start()
+            recorder.continue_from(start.parent, len(start.turns), tokens=start.tokens)
+            self.turns = list(start.turns)
         return recorder, first
 
     def _play(self, recorder: RecordTrajectory, first: Observation) -> None:

@@ -44,7 +44,9 @@ class AttemptResult:
             truncation=trajectory.truncation,
             failure=trajectory.failure.kind if trajectory.failure else "",
             steps=len(steps),
-            tokens=sum(len(s.metrics.completion_token_ids) for s in steps if s.metrics),
+            tokens=sum(
+                len(s.metrics.completion_token_ids) for s in trajectory.own_steps if s.metrics
+            ),
             seconds=float(trajectory.provenance.get("seconds", 0.0)),
         )
 
