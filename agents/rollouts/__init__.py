@@ -2,6 +2,7 @@
 
 from agents.rollouts.again import Difference, regrade, replay
 from agents.rollouts.branching import branch, run_branches
+from agents.rollouts.budget import JobBudget
 from agents.rollouts.engine import attempt_seed, run_rollouts
 from agents.rollouts.episode import Budget, run_episode
 from agents.rollouts.progress import LiveProgress, Progress
@@ -11,6 +12,7 @@ __all__ = [
     "AttemptResult",
     "Budget",
     "Difference",
+    "JobBudget",
     "LiveProgress",
     "Progress",
     "RolloutReport",

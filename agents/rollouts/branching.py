@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from agents.policies.base import Policy
-from agents.rollouts.engine import Run, attempt_seed
+from agents.rollouts.budget import JobBudget, Meter
+from agents.rollouts.engine import Run, attempt_seed, limits
 from agents.rollouts.episode import Budget
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
@@ -84,6 +85,7 @@ def run_branches(
     workers: int = 8,
     seed: int = 0,
     budget: Budget | None = None,
+    job_budget: JobBudget | None = None,
     retries: int = 2,
     cpu_slots: int | None = None,
     sandbox: str | None = None,
@@ -103,6 +105,7 @@ def run_branches(
         workers: branches in flight.
         seed: every branch's seed is derived from it, the parent's id and the step.
         budget: limits of one branch; only its own steps count.
+        job_budget: limits of all branches together (see `run_rollouts`).
         retries: how often a branch is tried again after an infrastructure failure.
         cpu_slots: environments that work at the same time (default: CPU count).
         sandbox: where to run; None for the kind that was used then.
@@ -130,6 +133,7 @@ def run_branches(
         buffer=store,
         seed=attempt_seed(seed, trajectory.trajectory_id, at_step),
         budget=budget,
+        meter=Meter(job_budget or JobBudget()),
         retries=retries,
         slots=threading.Semaphore(cpu_slots or os.cpu_count() or 1),
         progress=progress or NoProgress(),
@@ -177,7 +181,7 @@ def _config(trunk: Trunk, policy: Policy, n: int, seed: int, budget: Budget) -> 
         "policy": asdict(policy.agent),
         "branch": {"parent": trunk.trajectory.trajectory_id, "at_step": trunk.at_step},
         "env": trunk.settings,
-        "budget": asdict(budget),
+        "budget": limits(budget),
     }
     plain: dict[str, Any] = msgspec.to_builtins(config)
     return plain
