@@ -21,6 +21,7 @@ COMMANDS = (
     "swe_env.replay.commands",
     "swe_env.commands",
     "agents.rollouts.commands",
+    "agents.rollouts.branch_commands",
     "agents.viewer.commands",
     "learners.training.commands",
     "learners.experiments.commands",

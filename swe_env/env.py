@@ -22,7 +22,7 @@ from swe_env.repos import sandbox_spec
 from swe_env.sandbox import get as get_sandbox
 from swe_env.sandbox.base import WORKDIR, Limits, Sandbox
 from swe_env.spaces import ToolCallSpace, UnicodeText
-from swe_env.tools import ToolContext, ToolResult, shorten, toolset
+from swe_env.tools import ToolContext, ToolResult, shorten, terminal, toolset
 from swe_env.types import INVALID_TOOL, Action, Observation, Task, TestReport
 
 MAX_TEXT = 65_536
@@ -170,6 +170,11 @@ class SWEEnv(gym.Env[Observation, Action]):
             "limits": asdict(self._limits),
             "grade_cache": self.grade_cache,
         }
+
+    @property
+    def busy(self) -> bool:
+        """Whether the episode's shell still runs a command, which a fork would not have."""
+        return self._context is not None and terminal.running(self._context)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

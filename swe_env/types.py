@@ -114,6 +114,15 @@ class Completion(TypedDict, total=False):
     """The whole prompt this turn was sampled from."""
 
 
+class Usage(TypedDict, total=False):
+    """What one turn of a policy took, as its server counts it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    """Dollars."""
+
+
 INVALID_TOOL = "invalid"
 """Tool name of an action made from a reply that could not be parsed; ``arguments["reason"]`` says
 why and comes back as the observation."""
@@ -126,6 +135,8 @@ class Action(TypedDict, total=False):
     arguments: dict[str, Any]
     message: str
     completion: Completion
+    usage: Usage
+    """Counted by budgets; the episode's sums are recorded."""
 
 
 class Observation(TypedDict):

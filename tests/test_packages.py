@@ -112,6 +112,7 @@ def test_the_command_line_has_exactly_these_commands(tmp_path):
         "run",
         "replay",
         "regrade",
+        "branch",
         "view",
         "report",
         "train",

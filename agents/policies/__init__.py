@@ -17,6 +17,7 @@ policies: Registry[Callable[..., Policy]] = Registry(
         "oracle": "agents.policies.oracle:OraclePolicy",
         "human": "agents.policies.human:HumanPolicy",
         "openai": "agents.policies.openai_chat:OpenAIPolicy",
+        "openai-completions": "agents.policies.openai_completions:OpenAICompletionsPolicy",
         "transformers": "agents.policies.transformers:TransformersPolicy",
     },
 )

@@ -130,5 +130,11 @@ def well_formed(action: object) -> Action:
     return cast(Action, kept)
 
 
-_FIELDS = {"tool": str, "arguments": Mapping, "message": str, "completion": Mapping}
+_FIELDS = {
+    "tool": str,
+    "arguments": Mapping,
+    "message": str,
+    "completion": Mapping,
+    "usage": Mapping,
+}
 _FORM = 'it is {"tool": name, "arguments": {...}}, optionally with "message" and "completion"'

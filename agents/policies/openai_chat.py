@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.parsing import TextFormat, get_format, parse_reply
 from agents.parsing.base import ParseError
-from agents.policies.base import BasePolicy, Episode, EpisodeOver, Turn
-from swe_env.errors import ConfigError, ModelError
+from agents.policies.base import BasePolicy, Episode, Turn
+from agents.policies.openai_server import Server
+from swe_env.errors import ModelError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import INVALID_TOOL, Action, Completion
 
@@ -30,13 +30,6 @@ _SYSTEM = (
     "after a short thought, and submit when you are done."
 )
 _NO_CALL = "The reply calls no tool. Make one tool call in each turn; submit when you are done."
-_CONTEXT = (
-    "context_length",
-    "context length",
-    "maximum context",
-    "context window",
-    "max_model_len",
-)
 
 
 class OpenAIPolicy(BasePolicy):
@@ -59,6 +52,7 @@ class OpenAIPolicy(BasePolicy):
         logprobs: bool = False,
         token_ids: bool = False,
         extra: Mapping[str, Any] | None = None,
+        prices: Sequence[float] | None = None,
         timeout: float = 600.0,
         retries: int = 5,
     ) -> None:
@@ -79,29 +73,17 @@ class OpenAIPolicy(BasePolicy):
                 `logprobs` too, turns are recorded token for token. The log-probabilities must be
                 the unmodified model's (vLLM: ``--logprobs-mode raw_logprobs``, its default).
             extra: More fields of the request's body.
+            prices: Dollars for a million tokens of prompt and of reply, for budgets.
             timeout: Seconds for one request.
-            retries: How often a request is sent again, with growing pauses, after a time-out, a
-                lost connection, a rate limit or a server's error.
+            retries: How often a request is sent again after a passing failure (`Server`).
 
         Raises:
             ConfigError: the package openai is missing, or no address or key is known.
         """
-        try:
-            import openai
-        except ImportError as error:
-            raise ConfigError(
-                "The policy 'openai' needs the package openai: pip install 'swe-env[agents]'."
-            ) from error
-        own = base_url or os.environ.get("OPENAI_BASE_URL")
-        key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if own else "")
-        if not key:
-            raise ConfigError(
-                "The policy 'openai' knows no server: give base_url=http://…/v1, or set "
-                "OPENAI_API_KEY."
-            )
-        self._client = openai.OpenAI(
-            base_url=base_url, api_key=key, timeout=timeout, max_retries=retries
-        )
+        self._server = Server(
+            model, base_url=base_url, api_key=api_key, timeout=timeout, retries=retries,
+            prices=prices,
+        )  # fmt: skip
         self._format = None if format == "tools" else get_format(format)
         self._model = model
         self._token_ids = token_ids
@@ -145,33 +127,23 @@ class OpenAIPolicy(BasePolicy):
             EpisodeOver: the conversation is longer than the model's context (``tokens``).
             ModelError: the server did not answer, refused, or answered something else.
         """
-        import openai
-
         request: dict[str, Any] = dict(self._request)
         if self._format is None:
             request["tools"] = list(episode.tools)
-        try:
-            answer = self._client.chat.completions.create(
+        answer = self._server.ask(
+            lambda: self._server.client.chat.completions.create(
                 model=self._model,
                 messages=self.messages(episode),
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **request,
             )
-        except openai.BadRequestError as error:
-            if any(words in str(error).lower() for words in _CONTEXT):
-                raise EpisodeOver("tokens") from error
-            raise ModelError(f"The server refused the request: {_say(error)}.") from error
-        except openai.OpenAIError as error:
-            raise ModelError(
-                f"The model {self._model!r} at {self._client.base_url} did not answer "
-                f"({_say(error)}): check the address, the key and the server's log."
-            ) from error
-        if not getattr(answer, "choices", None):
-            raise ModelError(f"The server at {self._client.base_url} answered without a choice.")
+        )
         action = self._read(answer)
         if completion := self._completion(answer):
             action["completion"] = completion
+        if usage := self._server.usage(answer):
+            action["usage"] = usage
         return action
 
     def messages(self, episode: Episode) -> list[Any]:
@@ -254,8 +226,3 @@ def _written(text_format: TextFormat, action: Action) -> str:
         return text_format.render(action)
     except ParseError:
         return action.get("message", "")
-
-
-def _say(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,9 +1,7 @@
 """The `transformers` policy: a local model, optionally with an adapter, that says what it sampled.
 
-Prompts are never tokenised twice: a turn's prompt is the prompt before, the ids that were
-sampled, and what the chat template puts after them. A reply ends with the end-of-turn token or as
-soon as it holds a complete call; in the second case the template's end-of-turn token is added to
-the next *prompt*, so it is context, not something the policy is credited with.
+Prompts are made by `agents.policies.prompting`. A reply ends with the end-of-turn token or as soon
+as it holds a complete call.
 """
 
 from __future__ import annotations
@@ -13,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.chat import ChatTemplate, episode_messages
-from agents.parsing import ParseError, TextFormat, get_format, parse_reply
+from agents.chat import ChatTemplate
+from agents.parsing import TextFormat, get_format, parse_reply
 from agents.policies import hub
-from agents.policies.base import BasePolicy, Episode, EpisodeOver, Turn
+from agents.policies.base import BasePolicy, Episode, EpisodeOver
+from agents.policies.prompting import Prompting
 from agents.policies.sampling import Engine, Sampled, Sampling, Stats, can_pack, pack_linear
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
@@ -92,6 +91,7 @@ class TransformersPolicy(BasePolicy):
             pack_linear(loaded, max_batch, keep=loaded.get_output_embeddings())
         self.tokenizer = tokenizer
         self.chat = ChatTemplate(tokenizer)
+        self._prompting = Prompting(self.chat, self.format)
         self.max_new_tokens = max_new_tokens
         self.context = context or int(loaded.config.get_text_config().max_position_embeddings)
         self._ends = {self.chat.end_of_turn, *_end_tokens(loaded)}
@@ -161,22 +161,8 @@ class TransformersPolicy(BasePolicy):
         return self._action(prompt, sampled)
 
     def prompt(self, episode: Episode) -> list[int]:
-        """Token ids the next reply is sampled from.
-
-        Recorded ids are used as they are; a turn without them (taken by another policy) is
-        tokenised from its text.
-        """
-        system = self.system_prompt(episode.tools)
-        first = self.chat.prompt(episode_messages(system, episode.first["text"]))
-        ids, turns = list(first), list(episode.turns)
-        for index in range(len(turns) - 1, -1, -1):
-            recorded = turns[index].action.get("completion", {}).get("prompt_token_ids", [])
-            if recorded and recorded[: len(first)] == first:
-                ids, turns = list(recorded), turns[index:]
-                break
-        for turn in turns:
-            ids += self._reply(turn) + self.chat.observation(turn.observation["text"])
-        return ids
+        """Token ids the next reply is sampled from (`Prompting.prompt`)."""
+        return self._prompting.prompt(episode)
 
     def close(self) -> None:
         """Stop sampling; who still waits for a reply gets a `ModelError`."""
@@ -187,24 +173,6 @@ class TransformersPolicy(BasePolicy):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _reply(self, turn: Turn) -> list[int]:
-        """Ids of a turn's reply, closed by an end-of-turn token whether it was sampled or not."""
-        action = turn.action
-        ids = list(action.get("completion", {}).get("token_ids", []))
-        if not ids:
-            return self.chat.completion(self._said(action))
-        return ids if ids[-1] == self.chat.end_of_turn else [*ids, self.chat.end_of_turn]
-
-    def _said(self, action: Action) -> str:
-        """Text of a reply that was not sampled: its message when that holds the call already."""
-        message = action.get("message", "")
-        if parse_reply(self.format, message)["tool"] == action["tool"]:
-            return message
-        try:
-            return self.format.render(action)
-        except ParseError:
-            return message
 
     def _action(self, prompt: list[int], sampled: Sampled) -> Action:
         ids = sampled.token_ids

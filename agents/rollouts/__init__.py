@@ -1,6 +1,8 @@
 """Episodes: one, or many at once; resumable and safe to kill."""
 
 from agents.rollouts.again import Difference, regrade, replay
+from agents.rollouts.branching import branch, run_branches
+from agents.rollouts.budget import JobBudget
 from agents.rollouts.engine import attempt_seed, run_rollouts
 from agents.rollouts.episode import Budget, run_episode
 from agents.rollouts.progress import LiveProgress, Progress
@@ -10,12 +12,15 @@ __all__ = [
     "AttemptResult",
     "Budget",
     "Difference",
+    "JobBudget",
     "LiveProgress",
     "Progress",
     "RolloutReport",
     "attempt_seed",
+    "branch",
     "regrade",
     "replay",
+    "run_branches",
     "run_episode",
     "run_rollouts",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import gymnasium as gym
 from swe_env.cache import digest
 from swe_env.errors import ConfigError
 from swe_env.grading import grade
-from swe_env.replay.trajectory import Trajectory
+from swe_env.replay.trajectory import Step, Trajectory
 from swe_env.sandbox.base import Limits
 from swe_env.types import Action, Observation, Task, TestReport
 
@@ -53,7 +53,7 @@ def replay(
     """
     import swe_env  # noqa: F401 - registers SWE-v0
 
-    settings = _settings(trajectory, task)
+    settings = recorded_settings(trajectory, task)
     settings["sandbox"] = sandbox or settings["sandbox"]
     env = gym.make("SWE-v0", tasks=[task], disable_env_checker=True, **settings)
     try:
@@ -71,7 +71,7 @@ def regrade(trajectory: Trajectory, task: Task, *, sandbox: str | None = None) -
     """
     if trajectory.failure is not None:
         return trajectory
-    settings = _settings(trajectory, task)
+    settings = recorded_settings(trajectory, task)
     report = grade(
         task,
         trajectory.patch,
@@ -93,7 +93,12 @@ def _reward(name: str, report: TestReport) -> float:
     return rewards.get(name)(report)
 
 
-def _settings(trajectory: Trajectory, task: Task) -> dict[str, Any]:
+def recorded_settings(trajectory: Trajectory, task: Task) -> dict[str, Any]:
+    """The arguments with which the environment of a record is made again.
+
+    Raises:
+        ConfigError: the record does not say them all, or it is of another task.
+    """
     recorded: Mapping[str, Any] = trajectory.provenance.get("env", {})
     if missing := [name for name in _SETTINGS if name not in recorded]:
         raise ConfigError(
@@ -112,22 +117,11 @@ def _settings(trajectory: Trajectory, task: Task) -> dict[str, Any]:
 
 def _differences(trajectory: Trajectory, env: gym.Env[Observation, Action]) -> list[Difference]:
     found: list[Difference] = []
-    seed = trajectory.seed if trajectory.seed >= 0 else None
-    env.reset(seed=seed, options={"instance_id": trajectory.instance_id})
+    reset(env, trajectory)
     over, info = False, dict[str, Any]()
-    for step in trajectory.agent_steps:
-        if over or not step.tool_calls:
-            break
-        call = step.tool_calls[0]
-        action = Action(tool=call.function_name, arguments=call.arguments)
-        observation, _, terminated, truncated, info = env.step(action)
-        over = terminated or truncated
-        if step.observation is not None:
-            pairs = {
-                "observation": (step.observation.content, observation["text"]),
-                "exit_code": (str(step.observation.exit_code), str(observation["exit_code"])),
-            }
-            found += _unequal(step.step_id, pairs)
+    for taken in take(env, trajectory.agent_steps):
+        over, info = taken.over, taken.info
+        found += taken.differences
     if not over:
         base: Any = env.unwrapped
         _, info = base.finish(trajectory.truncation)
@@ -138,6 +132,52 @@ def _differences(trajectory: Trajectory, env: gym.Env[Observation, Action]) -> l
         pairs["patch"] = (trajectory.patch, info["patch"])
         pairs["resolved"] = (str(trajectory.resolved), str(info["report"].resolved))
     return found + _unequal(0, pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A recorded step, taken again."""
+
+    step: Step
+    action: Action
+    observation: Observation
+    over: bool
+    """The environment ended the episode."""
+    info: dict[str, Any]
+    differences: tuple[Difference, ...]
+    """Between the recorded answer and this one."""
+
+
+def reset(env: gym.Env[Observation, Action], trajectory: Trajectory) -> Observation:
+    """Begin the episode of a record once more; its first observation."""
+    seed = trajectory.seed if trajectory.seed >= 0 else None
+    return env.reset(seed=seed, options={"instance_id": trajectory.instance_id})[0]
+
+
+def take(env: gym.Env[Observation, Action], steps: Sequence[Step]) -> Iterator[Taken]:
+    """Take recorded actions, up to the first step without a call or the episode's end."""
+    for step in steps:
+        if not step.tool_calls:
+            return
+        call = step.tool_calls[0]
+        action = Action(tool=call.function_name, arguments=call.arguments)
+        observation, _, terminated, truncated, info = env.step(action)
+        pairs = {}
+        if step.observation is not None:
+            pairs = {
+                "observation": (step.observation.content, observation["text"]),
+                "exit_code": (str(step.observation.exit_code), str(observation["exit_code"])),
+            }
+        yield Taken(
+            step=step,
+            action=action,
+            observation=observation,
+            over=terminated or truncated,
+            info=info,
+            differences=tuple(_unequal(step.step_id, pairs)),
+        )
+        if terminated or truncated:
+            return
 
 
 def _unequal(step: int, pairs: Mapping[str, tuple[str, str]]) -> list[Difference]:

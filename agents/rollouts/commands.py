@@ -1,4 +1,4 @@
-"""`swe run`: roll a policy out on tasks."""
+"""`swe run`, `swe replay`, `swe regrade`: roll a policy out on tasks, and do so again."""
 
 from __future__ import annotations
 
@@ -41,12 +41,18 @@ def run(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Sampled tokens per episode; 0: any.")] = 0,
     max_seconds: Annotated[float, typer.Option(help="Seconds per episode; 0: any.")] = 0.0,
+    max_cost: Annotated[float, typer.Option(help="Dollars per episode; 0: any.")] = 0.0,
+    job_steps: Annotated[int, typer.Option(help="Steps of the whole job; 0: any.")] = 0,
+    job_tokens: Annotated[int, typer.Option(help="Sampled tokens of the whole job; 0: any.")] = 0,
+    job_seconds: Annotated[float, typer.Option(help="Seconds of this run; 0: any.")] = 0.0,
+    job_cost: Annotated[float, typer.Option(help="Dollars of the whole job; 0: any.")] = 0.0,
     retries: Annotated[int, typer.Option(help="Trials after infrastructure failures.")] = 2,
     cpu_slots: Annotated[int | None, typer.Option(help="Environments working at once.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a policy on tasks, several attempts each; the same command again continues."""
     from agents.policies import make_policy
+    from agents.rollouts.budget import JobBudget
     from agents.rollouts.engine import run_rollouts
     from agents.rollouts.episode import Budget
     from agents.rollouts.progress import LiveProgress
@@ -60,16 +66,24 @@ def run(
         buffer=buffer,
         env_kwargs=parse_options(env_option or ()),
         seed=seed,
-        budget=Budget(tokens=max_tokens, seconds=max_seconds),
+        budget=Budget(tokens=max_tokens, seconds=max_seconds, cost=max_cost),
+        job_budget=JobBudget(
+            steps=job_steps, tokens=job_tokens, seconds=job_seconds, cost=job_cost
+        ),
         retries=retries,
         cpu_slots=cpu_slots,
         progress=LiveProgress(policy),
     )
+    finish(report, json)
+
+
+def finish(report: RolloutReport, json: bool) -> None:
+    """Print what came of a run, and leave with its exit code."""
     if json:
         sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
     else:
         typer.echo(summary(report))
-    if report.interrupted:
+    if report.interrupted and not report.spent:
         raise typer.Exit(130)
     if report.results and not report.scored:
         raise typer.Exit(3)
@@ -163,7 +177,12 @@ def summary(report: RolloutReport) -> str:
         lines.append("Not scored, infrastructure failures: " + _listed(report.failures) + ".")
     if report.skipped:
         lines.append(f"{report.skipped} attempts were finished before.")
-    if report.interrupted:
+    if report.spent:
+        lines.append(
+            f"The job's budget of {report.spent} is spent: run the same command with a larger one "
+            "to continue."
+        )
+    elif report.interrupted:
         lines.append("Interrupted: run the same command again to continue.")
     return "\n".join([*lines, f"Results are in {report.out}."])
 

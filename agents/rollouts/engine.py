@@ -19,7 +19,8 @@ import gymnasium as gym
 import msgspec
 
 from agents.policies.base import Policy
-from agents.rollouts.episode import Budget, Stopped, run_episode
+from agents.rollouts.budget import JobBudget, Meter
+from agents.rollouts.episode import Budget, Start, Stopped, run_episode
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
 from agents.rollouts.progress import NoProgress, Progress
@@ -55,6 +56,7 @@ def run_rollouts(
     env_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     budget: Budget | None = None,
+    job_budget: JobBudget | None = None,
     retries: int = 2,
     cpu_slots: int | None = None,
     progress: Progress | None = None,
@@ -78,6 +80,8 @@ def run_rollouts(
         env_kwargs: keyword arguments of ``gym.make("SWE-v0", …)``.
         seed: every attempt's seed is derived from it (`attempt_seed`).
         budget: limits of one episode beside the environment's own.
+        job_budget: limits of all episodes together; when one is reached no more begin, and a call
+            with a larger one goes on.
         retries: how often an attempt is tried again after an infrastructure failure.
         cpu_slots: episodes whose environment works at the same time (default: CPU count).
         progress: told what happens.
@@ -98,7 +102,7 @@ def run_rollouts(
     folder.configure(config, growing=frozenset({"attempts"}))
     store = buffer if isinstance(buffer, ReplayBuffer) or buffer is None else ReplayBuffer(buffer)
     leases = Leases(folder.path, stale_after=stale_after)
-    run = _Run(
+    run = Run(
         policy=policy,
         items=[
             (name, k) for k in range(max(counts.values())) for name in counts if k < counts[name]
@@ -108,6 +112,7 @@ def run_rollouts(
         buffer=store,
         seed=seed,
         budget=budget,
+        meter=Meter(job_budget or JobBudget()),
         retries=retries,
         slots=threading.Semaphore(cpu_slots or os.cpu_count() or 1),
         progress=progress or NoProgress(),
@@ -127,7 +132,7 @@ Item = tuple[str, int]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
+class Run:
     """One run over a job's folder."""
 
     policy: Policy
@@ -137,11 +142,14 @@ class _Run:
     buffer: ReplayBuffer | None
     seed: int
     budget: Budget
+    meter: Meter
     retries: int
     slots: threading.Semaphore
     progress: Progress
     make_env: Callable[[], gym.Env[Observation, Action]]
     provenance: dict[str, Any]
+    start: Callable[[], Start] | None = None
+    """Where its episodes go on, if not from the beginning (`run_episode`)."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _drain: threading.Event = field(default_factory=threading.Event)
     _kill: threading.Event = field(default_factory=threading.Event)
@@ -150,6 +158,7 @@ class _Run:
     _todo: deque[tuple[float, Item]] = field(default_factory=deque)
 
     def run(self, workers: int) -> RolloutReport:
+        """Do what is not done yet, from this many threads."""
         started = time.monotonic()
         self._find_finished()
         self.progress.start(total=len(self.items))
@@ -178,6 +187,7 @@ class _Run:
             results=tuple(self._results[item] for item in sorted(self._results)),
             skipped=skipped,
             interrupted=len(self._results) < len(self.items),
+            spent=self.meter.spent if len(self._results) < len(self.items) else "",
             seconds=time.monotonic() - started,
         )
 
@@ -189,6 +199,7 @@ class _Run:
                 continue
             if self.buffer is None or result.trajectory_id in stored:
                 self._results[item] = result
+                self.meter.found(result)
                 self._sweep(item)
         self._todo.extend((0.0, item) for item in self.items if item not in self._results)
 
@@ -202,7 +213,7 @@ class _Run:
         """A worker's life: take the next attempt until there is none."""
         env: gym.Env[Observation, Action] | None = None
         try:
-            while not self._drain.is_set():
+            while not self._drain.is_set() and not self.meter.spent:
                 with self._lock:
                     if not self._todo:
                         return
@@ -234,6 +245,7 @@ class _Run:
             result = self.folder.result(*item)
             if result is not None and not result.failure:
                 self._store(self.folder.trajectory(*item), result.trajectory_id)
+                self.meter.found(result)
                 return result
             lines: list[str] = []
             trajectory = self._episodes(env, item, lines)
@@ -265,6 +277,8 @@ class _Run:
                 log=lines.append,
                 stop=self._kill.is_set,
                 provenance=self.provenance,
+                start=self.start,
+                meter=self.meter,
             )
             failure = trajectory.failure
             if failure is None or failure.kind in LASTING_FAILURES or trial == self.retries:
@@ -357,7 +371,15 @@ def _config(
             "digest": digest(tasks),
         },
         "env": dict(env_kwargs or {}),
-        "budget": asdict(budget),
+        "budget": limits(budget),
     }
     plain: dict[str, Any] = msgspec.to_builtins(config)
     return plain
+
+
+def limits(budget: Budget) -> dict[str, Any]:
+    """An episode's budget as a job's configuration has it."""
+    found = asdict(budget)
+    if not found["cost"]:
+        del found["cost"]  # as in jobs that were begun before there was one
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn, well_formed
+from agents.rollouts.budget import Meter
 from agents.rollouts.stuck import is_stuck
 from swe_env.errors import InfrastructureError, PolicyError, TaskError
 from swe_env.replay.trajectory import Trajectory
@@ -26,13 +27,26 @@ class Budget:
     """What one episode may use beside the environment's own step limit; 0 means no limit."""
 
     tokens: int = 0
-    """Tokens the policy samples; over it, truncation ``tokens``."""
+    """Tokens the policy samples, its own or its server's count; over it, truncation ``tokens``."""
     seconds: float = 0.0
     """Time since reset; over it, truncation ``time`` (after the call that is running)."""
+    cost: float = 0.0
+    """Dollars, where the policy says what its turns cost; over it, truncation ``cost``."""
     repeats: int = 4
     """The same call and answer (or two in alternation) this often in a row: ``stuck``."""
     errors: int = 8
     """Turns in a row that failed with the same words: ``stuck``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where an episode goes on that began as another one: its `reset` leads there."""
+
+    parent: Trajectory
+    turns: tuple[Turn, ...]
+    """The parent's first turns, as they were taken again."""
+    tokens: bool
+    """Their token ids are the policy's own kind, so that it and the record can go on from them."""
 
 
 class Stopped(Exception):
@@ -55,6 +69,8 @@ def run_episode(
     log: Callable[[str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     provenance: Mapping[str, Any] | None = None,
+    start: Callable[[], Start] | None = None,
+    meter: Meter | None = None,
 ) -> Trajectory:
     """Run one episode and give its record back; `env` is left open.
 
@@ -74,13 +90,15 @@ def run_episode(
         log: takes one line for each step.
         stop: asked between steps; True ends the episode without a result.
         provenance: entries for the record.
+        start: asked after the reset where in the episode that is; None for its beginning.
+        meter: told after each step what it took.
 
     Raises:
         Stopped: `stop` said so.
     """
     return _Run(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
-        log or logger.debug, stop, dict(provenance or {}),
+        log or logger.debug, stop, dict(provenance or {}), start, meter,
     ).run()  # fmt: skip
 
 
@@ -99,11 +117,16 @@ class _Run:
         log: Callable[[str], None],
         stop: Callable[[], bool],
         provenance: dict[str, Any],
+        start: Callable[[], Start] | None,
+        meter: Meter | None,
     ) -> None:
         self.env, self.policy, self.budget, self.gate = env, policy, budget, gate
         self.instance_id, self.attempt, self.seed = instance_id, attempt, seed
         self.log, self.stop = log, stop
         self.provenance = provenance
+        self.start = start
+        self.meter = meter
+        self.cost = 0.0
         self.records: list[Trajectory] = []
         self.turns: list[Turn] = []
         self.tokens = 0
@@ -144,6 +167,10 @@ class _Run:
         # Held by reference, so that what is learnt on the way still reaches the record.
         recorder.provenance = self.provenance
         first, _ = recorder.reset(seed=self.seed, options={"instance_id": self.instance_id})
+        if self.start is not None:
+            start = self.start()
+            recorder.continue_from(start.parent, len(start.turns), tokens=start.tokens)
+            self.turns = list(start.turns)
         return recorder, first
 
     def _play(self, recorder: RecordTrajectory, first: Observation) -> None:
@@ -167,6 +194,8 @@ class _Run:
                     raise EpisodeOver(truncation)
             except EpisodeOver as over:
                 self.log(f"truncated: {over.truncation}")
+                if over.action is not None:
+                    self._count(over.action, steps=0)
                 with self.gate:
                     recorder.finish(over.truncation, over.action)
                 return
@@ -193,7 +222,7 @@ class _Run:
         with self.gate:
             observation, _, terminated, truncated, _ = recorder.step(action)
         self.turns.append(Turn(action=action, observation=observation))
-        self.tokens += len(action.get("completion", {}).get("token_ids", ()))
+        self._count(action)
         elapsed = time.monotonic() - self.started
         self.log(
             f"{elapsed:8.2f}s {action.get('tool')} {action.get('arguments')} "
@@ -204,10 +233,26 @@ class _Run:
         budget = self.budget
         if budget.tokens and self.tokens >= budget.tokens:
             return "tokens"
+        if budget.cost and self.cost >= budget.cost:
+            return "cost"
         if budget.seconds and elapsed >= budget.seconds:
             return "time"
         stuck = is_stuck(self.turns, repeats=budget.repeats, errors=budget.errors)
         return "stuck" if stuck else ""
+
+    def _count(self, action: Action, *, steps: int = 1) -> None:
+        """Add what a turn took, and note the sums of what the policy's server counted."""
+        usage = action.get("usage", {})
+        sampled = len(action.get("completion", {}).get("token_ids", ()))
+        tokens, cost = sampled or usage.get("completion_tokens", 0), usage.get("cost", 0.0)
+        self.tokens += tokens
+        self.cost += cost
+        if usage:
+            sums: dict[str, Any] = self.provenance.setdefault("usage", {})
+            for name, amount in usage.items():
+                sums[name] = sums.get(name, 0) + amount
+        if self.meter is not None:
+            self.meter.add(steps=steps, tokens=tokens, cost=cost)
 
     def _without_episode(self, failure: Failure) -> Trajectory:
         return Trajectory(

@@ -29,11 +29,14 @@ class AttemptResult:
     tokens: int = 0
     """Tokens the policy sampled, 0 when it does not know them."""
     seconds: float = 0.0
+    cost: float = 0.0
+    """Dollars that the policy's server took, as far as it is known."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> AttemptResult:
         """The result of a trajectory."""
         steps = trajectory.agent_steps
+        usage = trajectory.provenance.get("usage", {})
         return cls(
             instance_id=trajectory.instance_id,
             attempt=trajectory.attempt,
@@ -44,8 +47,12 @@ class AttemptResult:
             truncation=trajectory.truncation,
             failure=trajectory.failure.kind if trajectory.failure else "",
             steps=len(steps),
-            tokens=sum(len(s.metrics.completion_token_ids) for s in steps if s.metrics),
+            tokens=sum(
+                len(s.metrics.completion_token_ids) for s in trajectory.own_steps if s.metrics
+            )
+            or usage.get("completion_tokens", 0),
             seconds=float(trajectory.provenance.get("seconds", 0.0)),
+            cost=float(usage.get("cost", 0.0)),
         )
 
 
@@ -61,6 +68,8 @@ class RolloutReport:
     interrupted: bool = False
     """The run was stopped before every attempt was done; start it again to go on."""
     seconds: float = 0.0
+    spent: str = ""
+    """The limit of the job's budget that kept attempts from beginning (``tokens``), or empty."""
 
     @property
     def scored(self) -> tuple[AttemptResult, ...]:

@@ -4,6 +4,7 @@ from swe_env.replay.buffer import ReplayBuffer
 from swe_env.replay.frames import Damage, Row
 from swe_env.replay.trajectory import (
     Agent,
+    Branch,
     Metrics,
     Step,
     StepObservation,
@@ -15,6 +16,7 @@ from swe_env.replay.view import Stats, View
 
 __all__ = [
     "Agent",
+    "Branch",
     "Damage",
     "Merged",
     "Metrics",

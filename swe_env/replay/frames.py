@@ -62,6 +62,8 @@ class Row:
     n_tokens: int = 0
     """Tokens the policy sampled, 0 when it does not know them."""
     schema_version: int = SCHEMA_VERSION
+    parent: str = ""
+    """Id of the record that it was branched from (`Trajectory.branch`), or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def row_of(trajectory: Trajectory) -> Row:
         n_agent_steps=len(steps),
         n_tokens=sum(len(step.metrics.completion_token_ids) for step in steps if step.metrics),
         schema_version=trajectory.schema_version,
+        parent=trajectory.branch.parent if trajectory.branch else "",
     )
 
 

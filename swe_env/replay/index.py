@@ -17,7 +17,7 @@ import zstandard
 from swe_env.errors import ConfigError
 from swe_env.replay.frames import Damage, Row
 
-_TEXT = ("shard", "instance_id", "failure", "truncation", "agent", "model", "adapter")
+_TEXT = ("shard", "instance_id", "failure", "truncation", "agent", "model", "adapter", "parent")
 """Columns kept as numbers of a shared list of strings."""
 
 _DTYPE = np.dtype(

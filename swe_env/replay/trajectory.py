@@ -75,6 +75,16 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """Where an episode left another one; the steps before are the other's."""
+
+    parent: str
+    """`Trajectory.trajectory_id` of the record that it was forked from."""
+    at_step: int
+    """How many agent steps both share, from the first on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """One episode from reset to verdict."""
 
@@ -99,11 +109,19 @@ class Trajectory:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Task digest, environment settings, versions, start time and seconds."""
     schema_version: int = SCHEMA_VERSION
+    branch: Branch | None = None
+    """Set when the first agent steps are those of another record. They are in `steps` all the
+    same, so the record is whole without it."""
 
     @property
     def agent_steps(self) -> tuple[Step, ...]:
         """The steps the policy took."""
         return tuple(step for step in self.steps if step.source == "agent")
+
+    @property
+    def own_steps(self) -> tuple[Step, ...]:
+        """The agent steps of this episode alone, without those that came from `branch.parent`."""
+        return self.agent_steps[self.branch.at_step if self.branch else 0 :]
 
     @property
     def trajectory_id(self) -> str:
@@ -112,6 +130,8 @@ class Trajectory:
         report = replace(self.report, seconds=0.0) if self.report else None
         record = replace(self, provenance=timeless, report=report)
         encoded = msgspec.json.encode(record, order="deterministic")
+        if self.branch is None:  # as before the field was there: ids are for ever
+            encoded = encoded.removesuffix(_NO_BRANCH) + b"}"
         return hashlib.sha256(encoded).hexdigest()[:32]
 
     def prompt_ids(self) -> Iterator[tuple[Step, tuple[int, ...]]]:
@@ -149,3 +169,4 @@ class Trajectory:
 
 
 _TIMES = frozenset({"started", "seconds", "host"})
+_NO_BRANCH = b',"branch":null}'

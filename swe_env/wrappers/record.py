@@ -8,7 +8,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Protocol, SupportsFloat
@@ -21,6 +21,7 @@ from swe_env.cache import digest
 from swe_env.errors import InfrastructureError
 from swe_env.replay.trajectory import (
     Agent,
+    Branch,
     Metrics,
     Step,
     StepObservation,
@@ -99,6 +100,7 @@ class RecordTrajectory(
         """May be added to until the episode ends."""
         self._seen: dict[str, int] = {}
         self._steps: list[Step] = []
+        self._branch: Branch | None = None
         self._running = False
 
     def reset(
@@ -110,7 +112,7 @@ class RecordTrajectory(
         observation, info = self.env.reset(seed=seed, options=options)
         self._instance_id = str(info.get("instance_id", ""))
         self._seed = UNSEEDED if seed is None else int(seed)
-        self._steps = []
+        self._steps, self._branch = [], None
         if self._system_prompt:
             self._steps.append(Step(step_id=1, source="system", message=self._system_prompt))
         first = Step(step_id=len(self._steps) + 1, source="user", message=observation["text"])
@@ -118,6 +120,30 @@ class RecordTrajectory(
         self._context: tuple[int, ...] = ()
         self._running = True
         return observation, info
+
+    def continue_from(self, parent: Trajectory, at_step: int, *, tokens: bool = True) -> None:
+        """Take a record's first agent steps for this episode's: `reset` has led to their end.
+
+        The record of this episode names `parent` and `at_step` (`Trajectory.branch`).
+
+        Args:
+            parent: the record.
+            at_step: how many of its agent steps the environment has behind it.
+            tokens: keep the steps' token ids; False where they are another model's, or follow
+                another prompt.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode is running.
+        """
+        self._require_running()
+        self._branch = Branch(parent=parent.trajectory_id, at_step=at_step)
+        shared = parent.agent_steps[:at_step]
+        for number, step in enumerate(shared, len(self._steps) + 1):
+            kept = step if step.step_id == number else replace(step, step_id=number)
+            self._steps.append(kept if tokens else replace(kept, metrics=None))
+        for step, prompt in replace(parent, steps=shared if tokens else ()).prompt_ids():
+            assert step.metrics is not None
+            self._context = prompt + step.metrics.completion_token_ids
 
     def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take a step and record it; the last one writes the trajectory."""
@@ -257,6 +283,7 @@ class RecordTrajectory(
             report=report,
             tools=tuple(self._schemas()),
             provenance=self._origin(),
+            branch=self._branch,
         )
         self.buffer.append(self.trajectory)  # type: ignore[union-attr]
 

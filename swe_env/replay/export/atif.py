@@ -21,7 +21,7 @@ def atif(trajectory: Trajectory) -> dict[str, Any]:
         step.step_id: prompt for step, prompt in trajectory.prompt_ids()
     }
     kept = ("instance_id", "attempt", "seed", "reward", "resolved", "finished", "truncation")
-    rest = ("failure", "patch", "report", "provenance")
+    rest = ("failure", "patch", "report", "provenance", "branch")
     data = trajectory.to_dict()
     return {
         "schema_version": ATIF,

@@ -13,12 +13,13 @@ from swe_env.types import INVALID_TOOL, Failure
 
 _FENCE = re.compile(r"```(?:mswea_bash_command|bash|sh)[ \t]*\n(.*?)\n?```", re.DOTALL)
 _RETURNED = re.compile(r"<returncode>(-?\d+)</returncode>")
-_LIMITS = {
+LIMITS = {
     "LimitsExceeded": "steps",
     "TimeExceeded": "time",
     "RepeatedFormatError": "stuck",
     "UserInterruption": "stopped",
 }
+"""Its ends that no submission made → our truncations."""
 
 
 class _Info(msgspec.Struct):
@@ -75,6 +76,12 @@ def convert(data: Mini, *, instance_id: str, attempt: int, resolved: bool | None
     )
 
 
+def thought(message: dict[str, Any]) -> str:
+    """A reply's text without the commands in it."""
+    text = _text(message)
+    return text if message.get("tool_calls") else _FENCE.sub("", text).strip()
+
+
 def _is_reply(message: dict[str, Any]) -> bool:
     return message.get("role") == "assistant" or message.get("object") == "response"
 
@@ -88,18 +95,15 @@ def _is_answer(message: dict[str, Any], answered: bool) -> bool:
 
 
 def _act(found: Conversation, message: dict[str, Any], answers: list[dict[str, Any]]) -> None:
-    thought = _text(message)
     actions = _extra(message).get("actions")
     if actions is None:  # version 1: the command is in the text alone
-        commands = _FENCE.findall(thought)
+        commands = _FENCE.findall(_text(message))
     else:
         commands = [str(action.get("command", "")) for action in actions]
-    if not message.get("tool_calls"):
-        thought = _FENCE.sub("", thought).strip()
     calls: list[tuple[str, dict[str, Any]]] = [("bash", {"command": c}) for c in commands]
     texts = [text_of(answer.get("content", answer.get("output"))) for answer in answers]
     observation = "\n\n".join(texts) if answers else None
-    found.acted(thought, calls, observation, _exit_code(answers, observation or ""))
+    found.acted(thought(message), calls, observation, _exit_code(answers, observation or ""))
 
 
 def _refuse(found: Conversation, reply: str, reason: str) -> None:
@@ -130,8 +134,8 @@ def _extra(message: dict[str, Any]) -> dict[str, Any]:
 def _ending(status: str, messages: list[dict[str, Any]]) -> Ending:
     if status == "Submitted":
         return Ending(finished=True)
-    if status in _LIMITS:
-        return Ending(truncation=_LIMITS[status])
+    if status in LIMITS:
+        return Ending(truncation=LIMITS[status])
     if not status:
         return Ending(truncation="unknown")
     # Any other status is the name of an exception that ended the run.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -12,6 +10,7 @@ from agents.policies import Episode, EpisodeOver, Turn, make_policy
 from agents.policies.openai_chat import OpenAIPolicy
 from swe_env.errors import ConfigError, ModelError
 from swe_env.types import INVALID_TOOL, Observation, PublicTask
+from tests.agents.policies.told_server import ToldServer
 
 TOOL = {
     "type": "function",
@@ -27,39 +26,15 @@ TASK = PublicTask(
 )
 
 
-class Server(ThreadingHTTPServer):
-    """Gives its answers in order, (status, body) each, and keeps what it was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked = [], []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def policy(self, **options):
-        url = f"http://127.0.0.1:{self.server_port}/v1"
-        return OpenAIPolicy("tiny", **{"base_url": url, "retries": 0, **options})
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        status, body = self.server.answers.pop(0)
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server():
-    with Server() as running:
+    with ToldServer() as running:
         yield running
         running.shutdown()
+
+
+def made(server, **options):
+    return OpenAIPolicy("tiny", **{"base_url": server.url, "retries": 0, **options})
 
 
 def answer(content="", calls=(), finish="stop", **more):
@@ -91,7 +66,7 @@ def test_a_function_call_is_the_action_and_comes_back_in_the_next_request(server
         answer("Look.", [("view", '{"path": "a.py"}'), ("view", "{}")]),
         answer("", [("view", "")]),
     ]
-    policy = server.policy(top_k=20, max_new_tokens=50)
+    policy = made(server, top_k=20, max_new_tokens=50)
     first = policy.act(episode())
     assert first == {"tool": "view", "arguments": {"path": "a.py"}, "message": "Look."}
     policy.act(episode(turn(first, "1: x = 1")))
@@ -116,7 +91,7 @@ def test_a_function_call_is_the_action_and_comes_back_in_the_next_request(server
 )
 def test_a_reply_without_a_readable_call_says_what_is_wrong(server, reply, reason):
     server.answers = [reply, answer("", [("view", "{}")])]
-    policy = server.policy()
+    policy = made(server)
     action = policy.act(episode())
     assert action["tool"] == INVALID_TOOL
     assert reason in action["arguments"]["reason"]
@@ -129,7 +104,7 @@ def test_a_reply_without_a_readable_call_says_what_is_wrong(server, reply, reaso
 def test_a_text_format_is_written_and_read_in_the_reply(server):
     call = "Look.\n<function=view><parameter=path>a.py</parameter></function>"
     server.answers = [answer(call), answer(call)]
-    policy = server.policy(format="r2e")
+    policy = made(server, format="r2e")
     first = policy.act(episode())
     assert (first["tool"], first["arguments"]) == ("view", {"path": "a.py"})
     policy.act(episode(turn(first, "1: x = 1")))
@@ -152,7 +127,7 @@ def test_tokens_are_recorded_as_the_server_gives_them(server):
         answer("", call, token_ids=[5, 6, 7], prompt_token_ids=[1, 2, 3], logprobs=said),
         answer("", call),
     ]
-    policy = server.policy(token_ids=True, logprobs=True)
+    policy = made(server, token_ids=True, logprobs=True)
     assert policy.act(episode())["completion"] == {
         "token_ids": [5, 6], "prompt_token_ids": [1, 2, 3], "logprobs": [-1.5, -0.5],
     }  # fmt: skip
@@ -171,7 +146,7 @@ def test_servers_failures_are_the_machinerys(server):
         (400, {"error": {"message": full, "code": "context_length_exceeded"}}),
         (200, {"choices": []}),
     ]
-    policy = server.policy()
+    policy = made(server)
     for words in ("out of memory", "bad key", "odd"):
         with pytest.raises(ModelError, match=words):
             policy.act(episode())
@@ -183,12 +158,12 @@ def test_servers_failures_are_the_machinerys(server):
 
 def test_a_passing_failure_is_tried_again_and_a_dead_server_is_said(server):
     server.answers = [(503, {}), answer("", [("view", "{}")])]
-    assert server.policy(retries=1).act(episode())["tool"] == "view"
+    assert made(server, retries=1).act(episode())["tool"] == "view"
     assert len(server.asked) == 2
     server.shutdown()
     server.server_close()
     with pytest.raises(ModelError, match=r"127\.0\.0\.1.* did not answer"):
-        server.policy().act(episode())
+        made(server).act(episode())
 
 
 def test_without_a_server_or_key_it_says_so(monkeypatch):
@@ -201,3 +176,15 @@ def test_without_a_server_or_key_it_says_so(monkeypatch):
 def test_key_and_address_are_not_recorded():
     policy = OpenAIPolicy("tiny", base_url="http://secret.example/v1", api_key="sk-secret")
     assert "secret" not in repr(policy.agent)
+
+
+def test_what_a_turn_took_is_counted_and_priced(server):
+    usage = {"prompt_tokens": 2000, "completion_tokens": 100, "total_tokens": 2100}
+    server.answers = [answer("", [("view", "{}")], usage=usage)] * 2 + [answer("no call")]
+    assert made(server).act(episode())["usage"] == {"prompt_tokens": 2000, "completion_tokens": 100}
+    priced = made(server, prices=[0.5, 2.0])
+    assert priced.act(episode())["usage"]["cost"] == pytest.approx(0.0012)
+    assert "usage" not in priced.act(episode())
+    for prices in ([1.0], [-1.0, 2.0]):
+        with pytest.raises(ConfigError, match="two numbers"):
+            made(server, prices=prices)
