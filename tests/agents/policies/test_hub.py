@@ -57,6 +57,7 @@ def test_smollm2_is_kept_free_of_quantisation():
     assert getattr(model.config, "quantization_config", None) is None
 
 
+@pytest.mark.network
 def test_fetching_ahead_downloads_and_reads_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
     hub.fetch("some/name")
