@@ -114,7 +114,7 @@ class MiniEnvironment:
         seen = self._step("bash", {"command": f"(\n{place}{command}\n)"}, said)
         code, note = seen["exit_code"], ""
         for _ in range(2):  # the second interrupt kills
-            if not self.env.unwrapped.busy:  # type: ignore[attr-defined] - SWEEnv has it
+            if not self.env.unwrapped.busy:  # type: ignore[attr-defined]  # SWEEnv has it
                 break
             self._step("bash", {"command": "ctrl+c"})
             note = f"The command was not done after {self.config.timeout:g} seconds and was killed."
@@ -241,7 +241,7 @@ def _with_prompts(record: Trajectory, messages: Sequence[Mapping[str, Any]]) -> 
 
 
 def _agent(agent: MiniAgent) -> Agent:
-    settings = getattr(agent.config, "model_dump", dict)()
+    settings: dict[str, Any] = getattr(agent.config, "model_dump", dict)()
     told = {name: str(value) for name, value in settings.items() if name != "output_path"}
     model = getattr(getattr(agent.model, "config", None), "model_name", "")
     return Agent(

@@ -141,7 +141,7 @@ class Forks(gym.Env[Observation, Action]):
         self.action_space = trunk.env.action_space
 
     @property
-    def unwrapped(self) -> SWEEnv:  # type: ignore[override] - the fork is what acts
+    def unwrapped(self) -> SWEEnv:
         """The running fork; before the first reset, the environment it will be forked from."""
         return self._fork or _base(self._trunk.env)
 
