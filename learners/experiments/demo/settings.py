@@ -35,11 +35,11 @@ class DemoSettings:
     """N: attempts at each held-out task, before and after."""
     base_attempts: int = 1
     """Attempts of the bare model, which cannot speak the format: few are enough to show it."""
-    base_tokens: int = 160
+    base_tokens: int = 128
     """Tokens of all replies of such an attempt."""
 
     max_episode_steps: int = 10
-    max_new_tokens: int = 160
+    max_new_tokens: int = 128
     """Tokens of one reply."""
     episode_tokens: int = 400
     """Tokens of all replies of an episode; most need 200, one that rambles holds up the rest."""
