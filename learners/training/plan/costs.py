@@ -97,14 +97,16 @@ class Costs:
         weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
         4 A, 4 A and 8 A; activations = what the L layers keep at T, or with checkpointing L inputs
         of 2 x width x T, plus the last norm's input, output and float32 copy (8 x width x T) and
-        the mask. On N GPUs everything but activations is divided by N, and two whole layers are
-        added. Each GPU has a micro-batch of its own.
+        the mask. On N GPUs everything but activations is divided by N, and two whole layers in
+        bfloat16 are added (also for full training on one GPU, whose weights are float32). Each GPU
+        has a micro-batch of its own.
         """
         assume, counts, share = self.assume, self.counts, 1 / setup.gpus
         trained = counts.trainable
         size = assume.compute_bytes
         hidden = batch.tokens * self.width * size
-        gathered = 0 if setup.gpus == 1 else assume.gathered_layers * counts.layer_total * size
+        whole = setup.gpus > 1 or setup.method == "full"
+        gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
         kept = sum(layer.kept(batch.tokens) for layer in self.layers)
         worst = max(layer.backward(batch.tokens) for layer in self.layers)
         if setup.checkpointing:
@@ -112,6 +114,7 @@ class Costs:
             kept = len(self.layers) * hidden
         widened = counts.largest_linear * size if setup.method == "qlora" else 0
         forward = max(layer.forward(batch.tokens) for layer in self.layers)
+        logps = self._logps_pass(batch)
         return Memory(
             weights=round(self.weight_bytes(setup.method) * share) + gathered + widened,
             adapter=round(counts.adapter * assume.trained_bytes * share),
@@ -119,8 +122,8 @@ class Costs:
             gradients=round(trained * assume.gradient_bytes * share),
             activations=round(kept + 4 * hidden + self._mask(batch)),
             layer=round(worst),
-            logps=self._logps_pass(batch),
-            reference=round(forward + 2 * hidden + self._mask(batch)),
+            logps=logps,
+            reference=round(max(forward, logps) + 2 * hidden + self._mask(batch)),
             overhead=assume.context_bytes,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) ->
         ConfigError: transformers has no causal language model for it.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     from learners.training.plan.trace import ATTENTION, register_attention
 
@@ -61,11 +63,12 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) ->
     # Nothing is computed, so the kernel's place is taken by one that only allocates what it does.
     choose: Any = AutoModelForCausalLM
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model = choose.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"No plan can be made for this model: {reason}") from error
+    model.tie_weights()
     model.requires_grad_(False)
     found: PreTrainedModel = model
     return found
@@ -86,7 +89,9 @@ def adapted(model: PreTrainedModel, config: TrainConfig, method: str) -> nn.Modu
     fresh = config.model_copy(
         update={"init_adapter": None, "gradient_checkpointing": False, **_inherited(config)}
     )
-    with torch.random.fork_rng(), torch.device("meta"):
+    with torch.random.fork_rng(), torch.device("meta"), warnings.catch_warnings():
+        # peft looks for the experts' rank among modules, though they are parameters.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
         found: nn.Module = add_adapter(model, fresh, "")
     return found
 

@@ -9,8 +9,9 @@ attention does, inputs, output and one float32 a row and head, and no tokens x t
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,17 +126,17 @@ def register_attention() -> None:
 
 def layer_costs(model: nn.Module) -> list[LayerCosts]:
     """Costs of every decoder layer of a meta model, in order; layers of one shape run once."""
-    layers = decoder_layers(model)
     model.train()
     found: dict[Any, LayerCosts] = {}
-    runs = [_calls(model, tokens) for tokens in _LENGTHS]
     costs = []
-    for index, layer in enumerate(layers):
-        shape = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
-        if shape not in found:
-            short, long = (_run(layer, *calls[index]) for calls in runs)
-            found[shape] = LayerCosts(*map(_line, short, long))
-        costs.append(found[shape])
+    with _autocast_on_meta():
+        runs = [_calls(model, tokens) for tokens in _LENGTHS]
+        for index, layer in enumerate(decoder_layers(model)):
+            shape = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+            if shape not in found:
+                short, long = (_run(layer, *calls[index]) for calls in runs)
+                found[shape] = LayerCosts(*map(_line, short, long))
+            costs.append(found[shape])
     return costs
 
 
@@ -155,7 +156,7 @@ def logps_bytes(head: Tensor, loss_tokens: int, tokens: int, softcap: float | No
     size = head.element_size()
     some = min(loss_tokens, 2 * max((1 << 30) // (4 * head.shape[0]), 16))
     weight = head.detach()
-    with LiveBytes(weight) as live:
+    with _autocast_on_meta(), LiveBytes(weight) as live:
         hidden = torch.empty(
             some, width, dtype=weight.dtype, device="meta", requires_grad=True
         )
@@ -163,6 +164,24 @@ def logps_bytes(head: Tensor, loss_tokens: int, tokens: int, softcap: float | No
         logps, _ = token_logps(hidden, weight, targets, softcap=softcap)
         logps.sum().backward()  # type: ignore[no-untyped-call]
     return live.peak + (loss_tokens - some) * 2 * width * size + tokens * width * size
+
+
+@contextlib.contextmanager
+def _autocast_on_meta() -> Iterator[None]:
+    """`torch.autocast` refuses the meta device even to be switched off there, as peft and
+    `token_logps` do; while this is on it does nothing for that device."""
+    real: Any = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type == "meta":
+            return contextlib.nullcontext()
+        return real(device_type, *args, **kwargs)
+
+    torch.autocast = autocast  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = real  # type: ignore[misc]
 
 
 def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -180,7 +199,8 @@ def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]
     ]
     try:
         with torch.no_grad():
-            ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+            device = next(decoder.parameters()).device
+            ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
             decoder(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
