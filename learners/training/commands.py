@@ -80,9 +80,7 @@ def train(
     _print(result, as_json)
 
 
-def _plan(
-    path: Path | None, changes: dict[str, Any], asked: dict[str, Any], as_json: bool
-) -> None:
+def _plan(path: Path | None, changes: dict[str, Any], asked: dict[str, Any], as_json: bool) -> None:
     import json
 
     from agents.rollouts.commands import parse_options

@@ -1,8 +1,8 @@
 """What a run will take before it is paid for: memory, speed and hours, without any weights.
 
-    from learners.training.plan import plan_training
-    plan = plan_training(config, gpu="H100-80")
-    print(plan.verdict)
+from learners.training.plan import plan_training
+plan = plan_training(config, gpu="H100-80")
+print(plan.verdict)
 """
 
 from learners.training.plan.assumptions import Assumptions

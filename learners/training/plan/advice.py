@@ -25,9 +25,7 @@ def usable(card: Gpu, assume: Assumptions) -> int:
     return round(card.memory * (1 - assume.fragmentation))
 
 
-def longest_that_fits(
-    costs: Costs, setup: Setup, loss: Loss, room: int, loss_share: float
-) -> int:
+def longest_that_fits(costs: Costs, setup: Setup, loss: Loss, room: int, loss_share: float) -> int:
     """Tokens of the longest sequence a sample may have (a pair has two of them); 0 if none fits.
 
     Memory grows with the tokens, so bisection finds it.

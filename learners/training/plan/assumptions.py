@@ -25,8 +25,6 @@ class Assumptions:
     """Backward over forward work of flash attention: five matrix products for two
     (arXiv 2205.14135, algorithm 4)."""
 
-    compute_bytes: int = 2
-    """Of a frozen weight and of an activation: bfloat16."""
     trained_bytes: int = 4
     """Of a trained weight: the learner keeps adapters in float32, and full training too."""
     gradient_bytes: int = 4

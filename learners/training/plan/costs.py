@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from learners.ops.sequence import output_layer, unwrap
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.counts import Counts, adapted, count, meta_model
@@ -75,14 +77,16 @@ class Costs:
         Raises:
             ConfigError: the model or the adapter cannot be built.
         """
-        model = adapted(meta_model(model_config), config, method)
+        dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        model = adapted(meta_model(model_config, dtype), config, method)
+        self.size = dtype.itemsize
         self.method = method
         self.assume = assume
         self.counts: Counts = count(model)
         self.layers: list[LayerCosts] = layer_costs(model)
         text = model_config.get_text_config()
         self.width: int = text.hidden_size
-        self._heads_width = text.num_attention_heads * (
+        self._heads_width: int = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         self.windows = _windows(text, len(self.layers))
@@ -93,6 +97,7 @@ class Costs:
     def memory(self, setup: Setup, batch: MicroBatch) -> Memory:
         """Bytes on one GPU while `batch` is the micro-batch.
 
+        Sizes are those of bfloat16; ``dtype = "float32"`` doubles what is not float32 already.
         With P weights of the base, A of the adapter, T = rows x width tokens and L layers:
         weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
         4 A, 4 A and 8 A; activations = what the L layers keep at T, or with checkpointing L inputs
@@ -103,7 +108,7 @@ class Costs:
         """
         assume, counts, share = self.assume, self.counts, 1 / setup.gpus
         trained = counts.trainable
-        size = assume.compute_bytes
+        size = self.size
         hidden = batch.tokens * self.width * size
         whole = setup.gpus > 1 or setup.method == "full"
         gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
@@ -138,9 +143,9 @@ class Costs:
         if method == "full":
             return float(counts.total * assume.trained_bytes)
         if method == "lora":
-            return float(counts.total * assume.compute_bytes)
+            return float(counts.total * self.size)
         small = counts.linear + (counts.experts if assume.quantised_experts else 0)
-        return (counts.total - small) * assume.compute_bytes + small * assume.quantised_bits / 8
+        return (counts.total - small) * self.size + small * assume.quantised_bits / 8
 
     def seconds(self, setup: Setup, card: Gpu, batches: Iterable[MicroBatch]) -> float:
         """Time of these micro-batches, forward and backward, spread over the GPUs."""

@@ -113,13 +113,20 @@ def _inherited(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The part that turns tokens into hidden states, without a vision tower if there is one."""
+    causal: Any = unwrap(model)
+    found: nn.Module = causal.get_decoder()
+    return found
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers.
 
     Raises:
         ConfigError: the model has none under the name ``layers``.
     """
-    decoder: Any = unwrap(model).get_decoder()
+    decoder = decoder_of(model)
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(f"{type(decoder).__name__} has no decoder layers: no plan can be made.")

@@ -14,7 +14,7 @@ class Gpu:
 
     name: str
     memory: int
-    """Bytes: the vendor's GB as 10^9. Cards report a few per cent more, which is left as reserve."""
+    """Bytes: the vendor's GB as 10^9. Cards report a few per cent more, which is reserve."""
     peak: float
     """bf16 matrix products a second without sparsity, in FLOP/s."""
     bandwidth: float
@@ -62,5 +62,6 @@ def gpu(name: str) -> Gpu:
         return GPUS[sizes[0]]
     close = sizes or difflib.get_close_matches(wanted, GPUS, cutoff=0.6)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"There is no GPU {name!r} in the plan's table.{hint} It has: "
-                      f"{', '.join(GPUS)}.")
+    raise ConfigError(
+        f"There is no GPU {name!r} in the plan's table.{hint} It has: {', '.join(GPUS)}."
+    )

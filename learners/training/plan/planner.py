@@ -139,7 +139,7 @@ def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> t
     notes = []
     counts, assume = costs.counts, costs.assume
     if setup.method == "qlora" and counts.experts and not assume.quantised_experts:
-        stay = counts.experts * assume.compute_bytes / 2**30
+        stay = counts.experts * costs.size / 2**30
         notes.append(
             f"QLoRA leaves the experts ({stay:,.0f} GiB) in bfloat16: transformers stacks them, "
             "and bitsandbytes is given linear layers only (quantised_experts=1 plans for a loader "
@@ -169,4 +169,3 @@ def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> t
             "samples of its own: more GPUs do not shorten what one sample takes."
         )
     return tuple(notes)
-

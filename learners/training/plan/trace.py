@@ -10,6 +10,7 @@ attention does, inputs, output and one float32 a row and head, and no tokens x t
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from learners.ops import token_logps
-from learners.ops.sequence import unwrap
-from learners.training.plan.counts import decoder_layers
+from learners.training.plan.counts import decoder_layers, decoder_of
 
 ATTENTION = "swe_plan"
 """Name under which the shapes-only attention is registered with transformers."""
@@ -55,11 +55,11 @@ class LayerCosts:
     """At the worst moment of a forward pass that saves nothing."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages made while it is on, and their peak."""
 
     def __init__(self, *ignored: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: dict[int, int] = {}
@@ -67,9 +67,7 @@ class LiveBytes(TorchDispatchMode):
         for storage in self._ignored:
             self._known[storage._cdata] = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note what it made."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -102,7 +100,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, _, _ = ctx.saved_tensors
         # The query's gradient is added up in float32, then rounded.
         total = torch.empty_like(query, dtype=torch.float32)
@@ -111,7 +109,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **_: Any
 ) -> tuple[Tensor, None]:
     result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return result, None
@@ -152,24 +150,34 @@ def logps_bytes(head: Tensor, loss_tokens: int, tokens: int, softcap: float | No
         tokens: All tokens.
         softcap: As `token_logps` takes it.
     """
-    width = head.shape[1]
-    size = head.element_size()
-    some = min(loss_tokens, 2 * max((1 << 30) // (4 * head.shape[0]), 16))
-    weight = head.detach()
+    vocabulary, width, size = head.shape[0], head.shape[1], head.element_size()
+    most = 2 * max((1 << 30) // (4 * vocabulary), 16)
+    # Rounded up, so that few lengths are traced; more than two chunks take no more than two.
+    some = min(1 << (loss_tokens - 1).bit_length(), most)
+    rest = max(loss_tokens - some, 0)
+    peak: int = _logps_peak(some, vocabulary, width, head.dtype, softcap)
+    return int(peak + rest * 2 * width * size + tokens * width * size)
+
+
+@functools.lru_cache
+def _logps_peak(
+    tokens: int, vocabulary: int, width: int, dtype: torch.dtype, softcap: float | None
+) -> int:
+    weight = torch.empty(vocabulary, width, dtype=dtype, device="meta")
     with _autocast_on_meta(), LiveBytes(weight) as live:
-        hidden = torch.empty(
-            some, width, dtype=weight.dtype, device="meta", requires_grad=True
-        )
-        targets = torch.empty(some, dtype=torch.long, device="meta")
+        hidden = torch.empty(tokens, width, dtype=dtype, device="meta", requires_grad=True)
+        targets = torch.empty(tokens, dtype=torch.long, device="meta")
         logps, _ = token_logps(hidden, weight, targets, softcap=softcap)
-        logps.sum().backward()  # type: ignore[no-untyped-call]
-    return live.peak + (loss_tokens - some) * 2 * width * size + tokens * width * size
+        torch.autograd.backward(logps.sum())
+    return live.peak
 
 
 @contextlib.contextmanager
 def _autocast_on_meta() -> Iterator[None]:
-    """`torch.autocast` refuses the meta device even to be switched off there, as peft and
-    `token_logps` do; while this is on it does nothing for that device."""
+    """While this is on, `torch.autocast` does nothing for the meta device.
+
+    It refuses that device even to be switched off there, as peft and `token_logps` do.
+    """
     real: Any = torch.autocast
 
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -186,7 +194,7 @@ def _autocast_on_meta() -> Iterator[None]:
 
 def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]:
     """What each layer is called with: its input, and the rest by keyword."""
-    decoder: Any = unwrap(model).get_decoder()
+    decoder: Any = decoder_of(model)
     calls: list[tuple[Tensor, dict[str, Any]]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -194,9 +202,7 @@ def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         calls.append((states, rest))
 
-    hooks = [
-        layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers
-    ]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers]
     try:
         with torch.no_grad():
             device = next(decoder.parameters()).device
@@ -219,8 +225,9 @@ def _run(layer: nn.Module, states: Tensor, rest: dict[str, Any]) -> tuple[int, i
             return work(live)
 
     def forward() -> Tensor:
-        result = layer(states, **rest)
-        return result[0] if isinstance(result, tuple) else result
+        result: Any = layer(states, **rest)
+        out: Tensor = result[0] if isinstance(result, tuple) else result
+        return out
 
     def kept(live: LiveBytes) -> int:
         root = forward().grad_fn  # the output itself is the next layer's input, not ours
@@ -231,7 +238,7 @@ def _run(layer: nn.Module, states: Tensor, rest: dict[str, Any]) -> tuple[int, i
     def backward(live: LiveBytes) -> int:
         out = forward()
         live.peak = 0
-        out.backward(torch.empty_like(out))
+        torch.autograd.backward(out, torch.empty_like(out))
         states.grad = None
         return live.peak
 
@@ -242,7 +249,9 @@ def _run(layer: nn.Module, states: Tensor, rest: dict[str, Any]) -> tuple[int, i
 
     # A weight's gradient is counted elsewhere, as a whole: here it vanishes as soon as it is made.
     hooks = [
-        p.register_post_accumulate_grad_hook(_forget) for p in parameters if p.requires_grad
+        p.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+        for p in parameters
+        if p.requires_grad
     ]
     try:
         saved = watched(kept)

@@ -187,9 +187,7 @@ def test_the_verdict_offers_lora_for_full_training_and_sharding():
                   num_hidden_layers=24)  # fmt: skip
     costs = Costs(config, CONFIG, "full", Assumptions())
     card = gpu("RTX4090")
-    said = advise(
-        costs, Setup("full", 1, True), card, one(512), get_loss("sft"), config, CONFIG
-    )
+    said = advise(costs, Setup("full", 1, True), card, one(512), get_loss("sft"), config, CONFIG)
     assert "LoRA (" in said
     assert "2 GPUs and FSDP (" in said
     assert "max_tokens" not in said  # not even a short sample fits

@@ -84,7 +84,9 @@ def test_experts_get_an_adapter_each_as_peft_makes_it():
     assert counts.adapter == layers * (attention + gate_up + down + router)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"], r".*layers\.1\..*_proj"])
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "down_proj"], r".*layers\.1\..*_proj"]
+)
 def test_an_adapter_is_as_large_as_the_one_that_peft_makes(targets):
     from peft import LoraConfig, get_peft_model
 

@@ -55,8 +55,7 @@ def test_an_adapter_on_two_layers_keeps_less():
 def test_experts_with_adapters_are_merged_into_copies_that_are_kept():
     experts, inner, width = 4, 32, 64
     plain, merged = (
-        costs(tiny("qwen3_moe"), lora_targets=targets)[0]
-        for targets in (["q_proj"], "all-linear")
+        costs(tiny("qwen3_moe"), lora_targets=targets)[0] for targets in (["q_proj"], "all-linear")
     )
     assert plain.kept.fixed < 1000
     stack = experts * 3 * inner * width * 2
@@ -89,7 +88,9 @@ class _Held:
 def _saved(layer, states, model, index):
     """Bytes of storages that autograd holds, weights and the layer's arguments left out."""
     given = _calls(model, states.shape[1])[index][1]
-    known = {t.untyped_storage().data_ptr() for t in [states, *layer.parameters(), *_tensors(given)]}
+    known = {
+        t.untyped_storage().data_ptr() for t in [states, *layer.parameters(), *_tensors(given)]
+    }
     held = weakref.WeakSet()
 
     def pack(tensor):
@@ -136,4 +137,3 @@ def test_tracing_leaves_autocast_as_it_was():
     before = torch.autocast
     costs(tiny("llama"))
     assert torch.autocast is before
-
