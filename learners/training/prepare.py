@@ -106,7 +106,7 @@ def build_dataset(
         dataset = row_samples(
             trajectories, encoder, kind=loss.kind, per_task=config.per_task, seed=config.seed
         )
-    _check_samples(dataset, loss)
+    check_samples(dataset, loss)
     return dataset
 
 
@@ -168,7 +168,12 @@ def _check_tokenizer(
             )
 
 
-def _check_samples(dataset: Dataset, loss: Loss) -> None:
+def check_samples(dataset: Dataset, loss: Loss) -> None:
+    """There is something in the samples to learn from.
+
+    Raises:
+        NoSignal: there are none, or all have one label; says what was left out and why.
+    """
     what = {"pairs": "pairs", "kto": "trajectories", "sft": "resolved trajectories"}[loss.kind]
     if not len(dataset):
         raise NoSignal(f"The buffer gives no {what} to train on: {dataset.report}.")

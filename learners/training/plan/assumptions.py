@@ -1,0 +1,66 @@
+"""`Assumptions`: every figure of a plan that is not arithmetic on shapes, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from swe_env.errors import ConfigError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What a plan takes for granted; each can be replaced (``--assume NAME=VALUE``)."""
+
+    utilisation: float = 0.40
+    """Share of the card's dense bf16 peak a step reaches, attention counted. The goal set for the
+    learner's GPU benchmark; not measured."""
+    bandwidth_utilisation: float = 0.80
+    """Share of the memory bandwidth that reading weights reaches. A guess."""
+    scaling: float = 0.90
+    """Speed of N GPUs over N times one. A guess: links between cards are not modelled."""
+    attention_backward: float = 2.5
+    """Backward over forward work of flash attention: five matrix products for two
+    (arXiv 2205.14135, algorithm 4)."""
+
+    trained_bytes: int = 4
+    """Of a trained weight: the learner keeps adapters in float32, and full training too."""
+    gradient_bytes: int = 4
+    optimizer_bytes: int = 8
+    """AdamW: two float32 moments a trained weight."""
+    quantised_bits: float = 4.127
+    """Of a QLoRA weight: NF4, 8-bit scales of 64-weight blocks, a float32 scale for 256 of those
+    (arXiv 2305.14314: 0.127 bits for the scales)."""
+    quantised_experts: bool = False
+    """Whether QLoRA also quantises stacked experts. transformers 5.23 hands bitsandbytes modules
+    of type ``nn.Linear`` only, and experts are stacked parameters."""
+
+    gathered_layers: int = 2
+    """FSDP: layers whose whole weights lie on every GPU at a time (one used, one prefetched)."""
+    context_bytes: int = GIB
+    """CUDA context, cuBLAS work space, communication buffers. A guess."""
+    fragmentation: float = 0.05
+    """Of the card's memory, lost to the allocator. A guess."""
+    mask_bytes: int = 1
+    """Of one entry of an attention mask (bool). Sequences padded into one batch need a mask of
+    tokens x tokens for each row, and so do sliding windows that are shorter than the sequence."""
+    characters_per_token: float = 3.5
+    """Of text recorded without token ids. A guess; only used where ids are missing."""
+
+    def changed(self, **values: Any) -> Assumptions:
+        """With some fields replaced.
+
+        Raises:
+            ConfigError: there is no such field, or the value is no number.
+        """
+        known = {field.name for field in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(
+                    f"A plan assumes no {name!r}; it has: {', '.join(sorted(known))}."
+                )
+            if not isinstance(value, int | float):
+                raise ConfigError(f"The assumption {name!r} must be a number, not {value!r}.")
+        return replace(self, **values)

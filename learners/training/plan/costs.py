@@ -1,0 +1,221 @@
+"""Memory of one GPU and time of a run, as arithmetic on counts and traced layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from learners.ops.sequence import output_layer, unwrap
+from learners.training.plan.assumptions import Assumptions
+from learners.training.plan.counts import Counts, adapted, count, meta_model
+from learners.training.plan.gpus import Gpu
+from learners.training.plan.samples import MicroBatch
+from learners.training.plan.trace import LayerCosts, layer_costs, logps_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from learners.training.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One way to run."""
+
+    method: str
+    """``lora``, ``qlora`` or ``full``."""
+    gpus: int
+    """1, or more with weights, gradients and optimizer state sharded over them (FSDP)."""
+    checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one GPU at the worst moment of a run."""
+
+    weights: int
+    """Of the base model, and while sharded the whole layers that are in use."""
+    adapter: int
+    optimizer: int
+    gradients: int
+    activations: int
+    """Kept for the backward pass of the longest micro-batch."""
+    layer: int
+    """Used by one layer's backward pass beyond them; not at the same time as `logps`."""
+    logps: int
+    """Used by the log-probability pass: chosen hidden states, gradients, one chunk of logits."""
+    reference: int
+    """Used by the reference pass, which keeps nothing; over before the first step. There is no
+    second model: the reference is the policy as it starts."""
+    overhead: int
+    """CUDA context and the like."""
+
+    @property
+    def fixed(self) -> int:
+        """What is there whatever the samples are."""
+        return self.weights + self.adapter + self.optimizer + self.gradients + self.overhead
+
+    @property
+    def total(self) -> int:
+        """At the worst moment."""
+        step = self.activations + max(self.layer, self.logps)
+        return self.fixed + max(step, self.reference)
+
+
+class Costs:
+    """What a model costs with one method of training, traced once."""
+
+    def __init__(
+        self, model_config: PretrainedConfig, config: TrainConfig, method: str, assume: Assumptions
+    ) -> None:
+        """Build the model on the meta device and trace its layers.
+
+        Raises:
+            ConfigError: the model or the adapter cannot be built.
+        """
+        dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        model = adapted(meta_model(model_config, dtype), config, method)
+        self.size = dtype.itemsize
+        self.method = method
+        self.assume = assume
+        self.counts: Counts = count(model)
+        self.layers: list[LayerCosts] = layer_costs(model)
+        text = model_config.get_text_config()
+        self.width: int = text.hidden_size
+        self._heads_width: int = text.num_attention_heads * (
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
+        self.windows = _windows(text, len(self.layers))
+        self._head, _, shape = output_layer(unwrap(model))
+        self._softcap: float | None = shape["softcap"]
+        self._logps: dict[tuple[int, int], int] = {}
+
+    def memory(self, setup: Setup, batch: MicroBatch) -> Memory:
+        """Bytes on one GPU while `batch` is the micro-batch.
+
+        Sizes are those of bfloat16; ``dtype = "float32"`` doubles what is not float32 already.
+        With P weights of the base, A of the adapter, T = rows x width tokens and L layers:
+        weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
+        4 A, 4 A and 8 A; activations = what the L layers keep at T, or with checkpointing L inputs
+        of 2 x width x T, plus the last norm's input, output and float32 copy (8 x width x T) and
+        the mask. On N GPUs everything but activations is divided by N, and two whole layers in
+        bfloat16 are added (also for full training on one GPU, whose weights are float32). Each GPU
+        has a micro-batch of its own.
+        """
+        assume, counts, share = self.assume, self.counts, 1 / setup.gpus
+        trained = counts.trainable
+        size = self.size
+        hidden = batch.tokens * self.width * size
+        whole = setup.gpus > 1 or setup.method == "full"
+        gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
+        kept = sum(layer.kept(batch.tokens) for layer in self.layers)
+        worst = max(layer.backward(batch.tokens) for layer in self.layers)
+        if setup.checkpointing:
+            worst += max(layer.kept(batch.tokens) for layer in self.layers)
+            kept = len(self.layers) * hidden
+        widened = counts.largest_linear * size if setup.method == "qlora" else 0
+        forward = max(layer.forward(batch.tokens) for layer in self.layers)
+        logps = self._logps_pass(batch)
+        return Memory(
+            weights=round(self.weight_bytes(setup.method) * share) + gathered + widened,
+            adapter=round(counts.adapter * assume.trained_bytes * share),
+            optimizer=round(trained * assume.optimizer_bytes * share),
+            gradients=round(trained * assume.gradient_bytes * share),
+            activations=round(kept + 4 * hidden + self._mask(batch)),
+            layer=round(worst),
+            logps=logps,
+            reference=round(max(forward, logps) + 2 * hidden + self._mask(batch)),
+            overhead=assume.context_bytes,
+        )
+
+    def weight_bytes(self, method: str) -> float:
+        """Of the base model on all GPUs together.
+
+        LoRA: 2 bytes a weight. QLoRA: 4.127 bits for weights of linear layers, 2 bytes for all
+        others (embeddings, head, norms; experts too, unless they are taken to be quantised). Full
+        training: 4 bytes, of which bfloat16 copies of a layer are made while it is in use.
+        """
+        counts, assume = self.counts, self.assume
+        if method == "full":
+            return float(counts.total * assume.trained_bytes)
+        if method == "lora":
+            return float(counts.total * self.size)
+        small = counts.linear + (counts.experts if assume.quantised_experts else 0)
+        return (counts.total - small) * self.size + small * assume.quantised_bits / 8
+
+    def seconds(self, setup: Setup, card: Gpu, batches: Iterable[MicroBatch]) -> float:
+        """Time of these micro-batches, forward and backward, spread over the GPUs."""
+        return sum(self._seconds(setup, card, batch, train=True) for batch in batches) / _speed(
+            setup, self.assume
+        )
+
+    def reference_seconds(self, setup: Setup, card: Gpu, batches: Iterable[MicroBatch]) -> float:
+        """Time of these micro-batches, forward only, spread over the GPUs."""
+        return sum(self._seconds(setup, card, batch, train=False) for batch in batches) / _speed(
+            setup, self.assume
+        )
+
+    def flops(self, setup: Setup, batch: MicroBatch, *, train: bool = True) -> float:
+        """Floating-point operations of one micro-batch, padding included.
+
+        With W weights a token meets in the layers, A of the adapter, H of the head, n loss tokens
+        and F = sum over rows and layers of 4 x (heads x head size) x (tokens attended to, summed
+        over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients of
+        inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n, in
+        which the logits are computed again. Checkpointing adds one forward of the layers.
+        """
+        counts = self.counts
+        linear = 2.0 * counts.layers_active * batch.tokens
+        adapter = 2.0 * counts.adapter_active * batch.tokens
+        attention = 4.0 * self._heads_width * batch.rows * self._attended(batch.width)
+        head = 2.0 * counts.head * batch.loss_tokens
+        layers = linear + adapter + attention
+        if not train:
+            return layers + head
+        backward = linear * (2 if setup.method == "full" else 1) + 2 * adapter
+        backward += self.assume.attention_backward * attention + 2 * head
+        return layers * (2 if setup.checkpointing else 1) + head + backward
+
+    def _seconds(self, setup: Setup, card: Gpu, batch: MicroBatch, *, train: bool) -> float:
+        """The longer of computing and reading the weights once for each pass through them."""
+        assume = self.assume
+        compute = self.flops(setup, batch, train=train) / (card.peak * assume.utilisation)
+        passes = 1 if not train else 3 if setup.checkpointing else 2
+        read = passes * self.weight_bytes(setup.method)
+        return max(compute, read / (card.bandwidth * assume.bandwidth_utilisation))
+
+    def _attended(self, width: int) -> float:
+        """Tokens attended to, summed over the tokens of a row and over layers."""
+        total = 0.0
+        for window in self.windows:
+            reach = min(window or width, width)
+            total += reach * (reach + 1) / 2 + (width - reach) * reach
+        return total
+
+    def _mask(self, batch: MicroBatch) -> int:
+        padded = min(batch.lengths) < batch.width
+        windowed = any(window is not None and window < batch.width for window in self.windows)
+        rows = batch.rows if padded else 1
+        return (padded or windowed) * rows * batch.width**2 * self.assume.mask_bytes
+
+    def _logps_pass(self, batch: MicroBatch) -> int:
+        key = batch.loss_tokens, batch.tokens
+        if key not in self._logps:
+            head: Tensor = self._head
+            self._logps[key] = logps_bytes(head, *key, self._softcap)
+        return self._logps[key]
+
+
+def _speed(setup: Setup, assume: Assumptions) -> float:
+    return 1.0 if setup.gpus == 1 else setup.gpus * assume.scaling
+
+
+def _windows(text: PretrainedConfig, layers: int) -> list[int | None]:
+    """Each layer's sliding window in tokens, None where it attends to everything."""
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+    size = getattr(text, "sliding_window", None)
+    return [size if kind == "sliding_attention" else None for kind in kinds]

@@ -1,0 +1,171 @@
+"""`plan_training`: what a run will take, from its configuration and its buffer alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from learners.losses import get_loss
+from learners.training.config import TrainConfig
+from learners.training.plan.advice import advise, longest_that_fits, usable
+from learners.training.plan.assumptions import Assumptions
+from learners.training.plan.costs import Costs, Memory, Setup
+from learners.training.plan.counts import METHODS, Counts
+from learners.training.plan.gpus import Gpu
+from learners.training.plan.gpus import gpu as find_gpu
+from learners.training.plan.models import known_model, model_config
+from learners.training.plan.samples import MicroBatch, Workload, workload
+from swe_env.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will take. Memory is bytes on each GPU."""
+
+    model: str
+    source: str
+    """Where the model's shapes come from."""
+    gpu: Gpu
+    setup: Setup
+    counts: Counts
+    longest: MicroBatch
+    """The micro-batch that the memory is for."""
+    memory: Memory
+    """With the setup's own choice of gradient checkpointing."""
+    memory_other: Memory
+    """With the other choice."""
+    usable: int
+    """Bytes of the GPU that a run can have."""
+    longest_fits: int
+    """Tokens of the longest sequence that fits, alone in its micro-batch (a pair: two)."""
+    longest_fits_other: int
+    """The same with the other choice of checkpointing."""
+    samples: int
+    steps: int
+    tokens: int
+    """Of one epoch, without padding."""
+    tokens_per_second: float
+    """Trained tokens, padding not counted, all GPUs together."""
+    hours: float
+    """The whole run: the reference pass and all steps; no evaluation, no checkpoints."""
+    reference_hours: float
+    """Of it, the reference pass."""
+    fits: bool
+    verdict: str
+    """One sentence: that it fits, or that it does not and what would make it fit."""
+    notes: tuple[str, ...]
+    """What else a reader should know of these figures."""
+    data: str
+    """What was used of the buffer and what was left out."""
+    assumptions: Assumptions
+
+
+def plan_training(
+    config: TrainConfig,
+    *,
+    gpu: str = "A100-80",
+    gpus: int = 1,
+    method: str = "lora",
+    assumptions: Assumptions | None = None,
+) -> Plan:
+    """Memory, time and verdict of the run that `config` describes; loads no weights.
+
+    Args:
+        config: As for `learners.train`; ``out`` is not touched.
+        gpu: A name from `learners.training.plan.gpus`.
+        gpus: Cards; more than one shard the model (FSDP), each with samples of its own.
+        method: ``lora``, ``qlora`` (linear layers in 4 bits) or ``full``.
+        assumptions: Figures that are not arithmetic; by default `Assumptions()`.
+
+    Raises:
+        ConfigError: the model, GPU, method, loss or buffer is not there.
+        NoSignal: the buffer gives nothing to train on.
+    """
+    from learners.training.prepare import read_buffer
+
+    assume = assumptions or Assumptions()
+    if gpus < 1:
+        raise ConfigError(f"A run needs at least 1 GPU, not {gpus}.")
+    if method not in METHODS:
+        raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
+    card = find_gpu(gpu)
+    loss = get_loss(config.loss)
+    shapes = model_config(config.model)
+    work = workload(read_buffer(config.buffer), config, loss, assume)
+    setup = Setup(method, gpus, config.gradient_checkpointing)
+    other = replace(setup, checkpointing=not setup.checkpointing)
+    costs = Costs(shapes, config, method, assume)
+    longest = work.longest
+    memory = costs.memory(setup, longest)
+    room = usable(card, assume)
+    share = longest.loss_tokens / sum(longest.lengths)
+    step_seconds, reference_seconds = _times(costs, setup, card, work)
+    known = known_model(config.model)
+    return Plan(
+        model=config.model,
+        source=known.source if known else "its configuration",
+        gpu=card,
+        setup=setup,
+        counts=costs.counts,
+        longest=longest,
+        memory=memory,
+        memory_other=costs.memory(other, longest),
+        usable=room,
+        longest_fits=longest_that_fits(costs, setup, loss, room, share),
+        longest_fits_other=longest_that_fits(costs, other, loss, room, share),
+        samples=work.samples,
+        steps=work.total_steps,
+        tokens=work.tokens,
+        tokens_per_second=work.tokens / step_seconds,
+        hours=(reference_seconds + step_seconds * work.total_steps / len(work.steps)) / 3600,
+        reference_hours=reference_seconds / 3600,
+        fits=memory.total <= room,
+        verdict=advise(costs, setup, card, longest, loss, shapes, config),
+        notes=_notes(costs, setup, work, config),
+        data=work.report,
+        assumptions=assume,
+    )
+
+
+def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float, float]:
+    """Seconds of one epoch's steps and of the reference pass."""
+    batches = [batch for step in work.steps for batch in step]
+    return (
+        costs.seconds(setup, card, batches),
+        costs.reference_seconds(setup, card, work.references),
+    )
+
+
+def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> tuple[str, ...]:
+    notes = []
+    counts, assume = costs.counts, costs.assume
+    if setup.method == "qlora" and counts.experts and not assume.quantised_experts:
+        stay = counts.experts * costs.size / 2**30
+        notes.append(
+            f"QLoRA leaves the experts ({stay:,.0f} GiB) in bfloat16: transformers stacks them, "
+            "and bitsandbytes is given linear layers only (quantised_experts=1 plans for a loader "
+            "that quantises them)."
+        )
+    if setup.method != "full" and counts.experts and counts.adapter > 0.002 * counts.total:
+        notes.append(
+            f"The adapter has {counts.adapter / 1e6:,.0f} million weights because its targets "
+            "include every expert; peft then makes a merged copy of each layer's experts in every "
+            "pass (lora_targets with the attention's projections only avoids it)."
+        )
+    if work.estimated:
+        notes.append(
+            f"{work.estimated} trajectories have no token ids: their length is estimated from "
+            f"their text at {assume.characters_per_token:g} characters a token."
+        )
+    if config.z0 == "mismatched":
+        notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
+    if setup.method != "lora":
+        notes.append(
+            f"Planned as {setup.method}; learners.train itself trains LoRA adapters on bfloat16 "
+            "weights."
+        )
+    if setup.gpus > 1:
+        notes.append(
+            f"{setup.gpus} GPUs shard weights, gradients and optimizer state (FSDP), and each has "
+            "samples of its own: more GPUs do not shorten what one sample takes."
+        )
+    return tuple(notes)

@@ -1,0 +1,180 @@
+"""How long the samples of a buffer are, without the model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from learners.data.batching import microbatches
+from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
+from learners.data.encode import Encoded, encode
+from learners.data.report import Unusable
+from learners.losses import Loss
+from learners.training.config import TrainConfig
+from learners.training.plan.assumptions import Assumptions
+from learners.training.schedule import batch_at, total_steps
+from swe_env.replay.trajectory import Step, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward and backward pass."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each of its sequences, without padding."""
+    loss_tokens: int
+    """Tokens of all of them whose log-probability is learned."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences."""
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """Tokens each sequence is padded to."""
+        return max(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return self.rows * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a run computes."""
+
+    samples: int
+    """Pairs or rows."""
+    steps: tuple[tuple[MicroBatch, ...], ...]
+    """One epoch's optimizer steps, each as its micro-batches; the run repeats them."""
+    total_steps: int
+    references: tuple[MicroBatch, ...]
+    """Sequences scored once before the first step; none where the loss needs no reference."""
+    report: str
+    """What was used of the buffer and what was left out."""
+    estimated: int
+    """Trajectories without token ids, whose length was estimated from their text."""
+
+    @property
+    def longest(self) -> MicroBatch:
+        """The one with most tokens, padding included."""
+        return max((m for step in self.steps for m in step), key=lambda m: m.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Of one epoch, without padding."""
+        return sum(sum(m.lengths) for step in self.steps for m in step)
+
+
+def workload(
+    trajectories: Iterable[Trajectory], config: TrainConfig, loss: Loss, assumptions: Assumptions
+) -> Workload:
+    """Select, batch and cut the samples as training does, by the same code.
+
+    Lengths are exact where token ids were recorded. Elsewhere characters are divided by
+    ``assumptions.characters_per_token``: no tokenizer is loaded.
+
+    Raises:
+        NoSignal: the buffer gives nothing to train on.
+    """
+    from learners.training.prepare import check_samples
+
+    measure = _Measure(config.max_tokens, assumptions.characters_per_token)
+    dataset = _dataset(list(trajectories), measure, config, loss)
+    check_samples(dataset, loss)
+    samples = dataset.samples
+    per_epoch = total_steps(len(samples), config.batch_size, epochs=1, max_steps=None)
+    steps = tuple(
+        _step(samples, batch_at(step, len(samples), config.batch_size, config.seed), config)
+        for step in range(per_epoch)
+    )
+    references = (
+        tuple(_micro_batch([s]) for sample in samples for s in sample.sequences)
+        if loss.needs_reference
+        else ()
+    )
+    total = total_steps(
+        len(samples), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
+    )
+    return Workload(len(samples), steps, total, references, str(dataset.report), measure.estimated)
+
+
+def sample_of(loss: Loss, tokens: int, loss_share: float) -> MicroBatch:
+    """One sample, alone in its pass, whose sequences all have so many tokens."""
+    rows = 2 if loss.kind == "pairs" else 1
+    return MicroBatch((tokens,) * rows, max(round(rows * tokens * loss_share), 1))
+
+
+def _dataset(
+    trajectories: Sequence[Trajectory], measure: _Measure, config: TrainConfig, loss: Loss
+) -> Dataset:
+    if loss.kind == "pairs":
+        return pair_samples(
+            trajectories, measure,
+            per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
+        )  # fmt: skip
+    return row_samples(
+        trajectories, measure, kind=loss.kind, per_task=config.per_task, seed=config.seed
+    )
+
+
+def _step(
+    samples: Sequence[Sample], rows: Sequence[int], config: TrainConfig
+) -> tuple[MicroBatch, ...]:
+    batch = [samples[row] for row in rows]
+    return tuple(
+        _micro_batch([s for i in group for s in batch[i].sequences])
+        for group in microbatches(batch, config.micro_batch_tokens)
+    )
+
+
+def _micro_batch(sequences: Sequence[Encoded]) -> MicroBatch:
+    return MicroBatch(
+        tuple(len(sequence) for sequence in sequences),
+        sum(sequence.num_loss_tokens for sequence in sequences),
+    )
+
+
+class _Measure:
+    """An encoder that knows lengths: recorded ids, or as many zeros as the text may have."""
+
+    def __init__(self, max_tokens: int, characters_per_token: float) -> None:
+        self._max_tokens = max_tokens
+        self._per_token = characters_per_token
+        self.estimated = 0
+
+    def __call__(self, trajectory: Trajectory) -> Encoded:
+        if all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps):
+            # Recorded ids are used as they are, so no tokenizer is asked for.
+            return encode(trajectory, None, max_tokens=self._max_tokens)  # type: ignore[arg-type]
+        self.estimated += 1
+        pieces = [(self._tokens(_before(trajectory)), False)]
+        for step in trajectory.agent_steps:
+            pieces.append((self._tokens(_said(step)), True))
+            if step is not trajectory.agent_steps[-1] and step.observation is not None:
+                pieces.append((self._tokens(step.observation.content), False))
+        mask = tuple(sampled for tokens, sampled in pieces for _ in range(tokens))
+        if len(mask) > self._max_tokens:
+            raise Unusable("too-long", f"About {len(mask)} tokens.")
+        return Encoded((0,) * len(mask), mask, tuple(int(m) - 1 for m in mask))
+
+    def _tokens(self, text: str) -> int:
+        return max(round(len(text) / self._per_token), 1)
+
+
+def _before(trajectory: Trajectory) -> str:
+    """The first state as text: messages before the first action, and the tools."""
+    said = []
+    for step in trajectory.steps:
+        if step.source == "agent":
+            break
+        said.append(step.message)
+    return "".join(said) + json.dumps(list(trajectory.tools))
+
+
+def _said(step: Step) -> str:
+    calls = [json.dumps([c.function_name, c.arguments]) for c in step.tool_calls[:1]]
+    return "".join([step.message, *calls])

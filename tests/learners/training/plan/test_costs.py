@@ -1,0 +1,211 @@
+import pytest
+
+from learners.losses import get_loss
+from learners.training.config import TrainConfig
+from learners.training.plan.advice import advise, longest_that_fits, usable
+from learners.training.plan.assumptions import GIB, Assumptions
+from learners.training.plan.costs import Costs, Setup
+from learners.training.plan.gpus import GPUS, gpu
+from learners.training.plan.models import model_config
+from learners.training.plan.samples import MicroBatch
+from swe_env.errors import ConfigError
+from tests.learners.training.plan.test_trace import tiny
+
+CONFIG = TrainConfig(model="", buffer="", out="")
+
+
+def one(tokens, loss_tokens=None):
+    return MicroBatch((tokens,), loss_tokens or tokens)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """Qwen3-4B with LoRA."""
+    return Costs(model_config("qwen3-4b"), CONFIG, "lora", Assumptions())
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Costs(tiny("qwen3"), CONFIG, "lora", Assumptions())
+
+
+# Seconds of one 32k sequence on an H100 at 400 TFLOP/s with LoRA and full checkpointing, worked
+# out before there was a planner.
+@pytest.mark.parametrize(
+    ("shapes", "seconds"),
+    [
+        ({}, 5.5),
+        ({"hidden_size": 4096, "intermediate_size": 12_288, "tie_word_embeddings": False}, 7.2),
+        (
+            {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+             "num_attention_heads": 16},
+            1.65,
+        ),
+    ],
+    ids=["4B", "8B", "0.6B"],
+)  # fmt: skip
+def test_the_work_of_a_long_sequence_is_the_known_one(shapes, seconds):
+    config = model_config("qwen3-4b")
+    config.update(shapes)
+    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    costs = Costs(config, TrainConfig(model="", buffer="", out="", lora_r=1), "lora", Assumptions())
+    work = costs.flops(Setup("lora", 1, True), one(32_768))
+    assert work / 400e12 == pytest.approx(seconds, rel=0.03)
+
+
+def test_memory_is_the_sum_that_the_docstring_says(qwen):
+    memory = qwen.memory(Setup("lora", 1, True), one(1000))
+    assert memory.weights == 4_022_468_096 * 2
+    assert memory.adapter == memory.gradients == 16_515_072 * 4
+    assert memory.optimizer == 16_515_072 * 8
+    assert memory.activations == 36 * 1000 * 2560 * 2 + 4 * 1000 * 2560 * 2
+    step = memory.activations + max(memory.layer, memory.logps)
+    assert memory.total == memory.fixed + max(step, memory.reference)
+    without = qwen.memory(Setup("lora", 1, False), one(1000))
+    assert without.activations == 36 * 226_824 * 1000 + 4 * 1000 * 2560 * 2
+    assert without.fixed == memory.fixed
+
+
+def test_qlora_quantises_linear_layers_only(qwen):
+    small, rest = 3_633_315_840, 4_022_468_096 - 3_633_315_840
+    assert qwen.weight_bytes("qlora") == pytest.approx(small * 4.127 / 8 + rest * 2)
+
+
+def test_experts_stay_in_bfloat16_unless_taken_to_be_quantised():
+    config = tiny("qwen3_moe")
+    as_is = Costs(config, CONFIG, "qlora", Assumptions())
+    quantised = Costs(config, CONFIG, "qlora", Assumptions(quantised_experts=True))
+    experts = 2 * 4 * 3 * 32 * 64
+    difference = as_is.weight_bytes("qlora") - quantised.weight_bytes("qlora")
+    assert difference == pytest.approx(experts * (2 - 4.127 / 8))
+
+
+def test_full_training_takes_sixteen_bytes_a_weight():
+    costs = Costs(tiny("llama"), CONFIG, "full", Assumptions())
+    memory = costs.memory(Setup("full", 1, True), one(8))
+    weights = costs.counts.total
+    in_use = 2 * 2 * costs.counts.layer_total  # two layers in bfloat16
+    assert memory.weights + memory.gradients + memory.optimizer == 16 * weights + in_use
+    assert memory.adapter == 0
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_memory_and_work_grow_with_the_tokens(small, checkpointing):
+    setup = Setup("lora", 1, checkpointing)
+    lengths = (64, 65, 500, 5_000, 50_000)
+    totals = [small.memory(setup, one(n, 10)).total for n in lengths]
+    work = [small.flops(setup, one(n, 10)) for n in lengths]
+    assert totals == sorted(totals)
+    assert len(set(totals[1:])) == 4
+    assert work == sorted(set(work))
+
+
+def test_checkpointing_saves_memory_and_costs_a_forward_pass(small):
+    on, off = Setup("lora", 1, True), Setup("lora", 1, False)
+    batch = one(4000)
+    assert small.memory(on, batch).activations < small.memory(off, batch).activations / 2
+    forward = small.flops(on, batch, train=False) - 2 * small.counts.head * 4000
+    assert small.flops(on, batch) - small.flops(off, batch) == pytest.approx(forward)
+
+
+def test_more_gpus_share_what_is_fixed_and_nothing_of_a_sample(qwen):
+    one_gpu = qwen.memory(Setup("lora", 1, True), one(1000))
+    four = qwen.memory(Setup("lora", 4, True), one(1000))
+    assert four.optimizer == one_gpu.optimizer // 4
+    assert four.activations == one_gpu.activations
+    assert four.weights == one_gpu.weights // 4 + 2 * qwen.counts.layer_total * 2
+
+
+def test_padding_and_short_windows_need_a_mask(small):
+    def activations(costs, *lengths):
+        batch = MicroBatch(lengths, 1)
+        return costs.memory(Setup("lora", 1, True), batch).activations
+
+    assert activations(small, 100, 50) - activations(small, 100, 100) == 2 * 100 * 100
+    windowed = Costs(tiny("gemma3_text", sliding_window=32), CONFIG, "lora", Assumptions())
+    wide = Costs(tiny("gemma3_text", sliding_window=4096), CONFIG, "lora", Assumptions())
+    assert activations(windowed, 100) - activations(wide, 100) == 100 * 100
+
+
+def test_a_window_shortens_what_is_attended_to():
+    windowed = Costs(
+        tiny("gemma3_text", sliding_window=4, num_hidden_layers=6), CONFIG, "lora", Assumptions()
+    )
+    full = sum(range(1, 11))
+    five_short = 5 * (1 + 2 + 3 + 4 * 7)
+    assert windowed._attended(10) == full + five_short
+
+
+def test_a_short_sample_takes_as_long_as_reading_the_weights(qwen):
+    card = gpu("A100-80")
+    setup = Setup("lora", 1, True)
+    read = 3 * qwen.weight_bytes("lora") / (2.039e12 * 0.8)
+    assert qwen.seconds(setup, card, [one(1, 1)]) == pytest.approx(read)
+    assert qwen.seconds(setup, card, [one(20_000)]) > 5 * read
+
+
+def test_the_longest_that_fits_does_and_a_longer_one_does_not(qwen):
+    setup, room = Setup("lora", 1, False), usable(gpu("A100-80"), Assumptions())
+    tokens = longest_that_fits(qwen, setup, get_loss("sft"), room, 0.2)
+    assert 5_000 < tokens < 10_000  # 62 GiB over 36 layers of 227 kB a token
+    fits = qwen.memory(setup, one(tokens, round(tokens * 0.2))).total
+    longer = qwen.memory(setup, one(round(tokens * 1.01), round(tokens * 0.202))).total
+    assert fits <= room < longer
+    pair = longest_that_fits(qwen, setup, get_loss("dpo"), room, 0.2)
+    assert pair == pytest.approx(tokens / 2, rel=0.01)
+
+
+def verdict(costs, setup, card, batch, loss="dpo"):
+    shapes = model_config("qwen3-4b")
+    return advise(costs, setup, gpu(card), batch, get_loss(loss), shapes, CONFIG)
+
+
+def test_the_verdict_says_that_it_fits(qwen):
+    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(8000), "sft")
+    assert said.startswith("Fits on one A100-80: ")
+    assert said.count(". ") == 0
+
+
+def test_the_verdict_says_what_would_make_it_fit(qwen):
+    pair = MicroBatch((32_000, 32_000), 10_000)
+    said = verdict(qwen, Setup("lora", 1, False), "A100-80", pair)
+    assert said.startswith("Does not fit on one A100-80: 2 x 32,000 tokens need ")
+    assert "it would fit with gradient checkpointing (" in said
+
+    said = verdict(qwen, Setup("lora", 1, True), "RTX4090-24", pair)
+    assert "QLoRA" not in said  # the activations alone are too large
+    assert "GPUs" not in said
+    assert "max_tokens=" in said
+    tokens = int(said.split("max_tokens=")[1].split()[0].rstrip(".,"))
+    batch = MicroBatch((tokens, tokens), round(tokens * 2 * 10 / 64))
+    room = usable(gpu("RTX4090"), Assumptions())
+    assert qwen.memory(Setup("lora", 1, True), batch).total <= room
+
+
+def test_the_verdict_offers_lora_for_full_training_and_sharding():
+    config = tiny("llama", hidden_size=2048, intermediate_size=8192, vocab_size=32_000,
+                  num_hidden_layers=24)  # fmt: skip
+    costs = Costs(config, CONFIG, "full", Assumptions())
+    card = gpu("RTX4090")
+    said = advise(costs, Setup("full", 1, True), card, one(512), get_loss("sft"), config, CONFIG)
+    assert "LoRA (" in said
+    assert "2 GPUs and FSDP (" in said
+    assert "max_tokens" not in said  # not even a short sample fits
+
+
+def test_gpus_are_found_by_name():
+    assert gpu("h100").name == "H100-80"
+    assert gpu("rtx4090").memory == 24 * 10**9
+    with pytest.raises(ConfigError, match="Did you mean A100-40 or A100-80"):
+        gpu("A100")
+    with pytest.raises(ConfigError, match="no GPU 'TPU'"):
+        gpu("TPU")
+    assert all(card.memory / GIB < 200 and card.peak > 1e14 for card in GPUS.values())
+
+
+def test_an_assumption_is_replaced_by_name():
+    assert Assumptions().changed(utilisation=0.5).utilisation == 0.5
+    with pytest.raises(ConfigError, match="assumes no 'utilization'"):
+        Assumptions().changed(utilization=0.5)
+    with pytest.raises(ConfigError, match="must be a number"):
+        Assumptions().changed(utilisation="half")

@@ -1,0 +1,164 @@
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from learners.training.commands import train
+from learners.training.config import TrainConfig
+from learners.training.plan import Assumptions, as_dict, as_text, plan_training
+from learners.training.prepare import NoSignal
+from swe_env.errors import ConfigError
+from tests.learners.models import save_model
+from tests.learners.records import sampled, scripted
+from tests.learners.training.conftest import write_buffer
+
+app = typer.Typer()
+app.command()(train)
+
+
+@pytest.fixture
+def config(settings):
+    return TrainConfig(**{**settings, "loss": "entropo-dpo", "epochs": 2.0, "max_steps": None})
+
+
+def test_a_plan_is_of_the_samples_that_training_would_use(config):
+    from learners import train as run
+
+    plan = plan_training(config, gpu="A100-80")
+    seen = {}
+    result = run(config.model_copy(update={"max_steps": 1}),
+                 on_progress=lambda p: seen.setdefault(p.stage, p.total))  # fmt: skip
+    assert plan.data == str(result.report)
+    assert plan.samples == result.report.kept
+    assert plan.counts.trainable == sum(_sizes(Path(config.out)))
+    assert plan.steps == 2 * -(-plan.samples // config.batch_size)
+    assert plan.longest.rows % 2 == 0
+    assert plan.fits
+    assert plan.verdict.startswith("Fits on one A100-80")
+    assert seen["reference"] == 2 * plan.samples
+
+
+def _sizes(folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as adapter:
+        for key in adapter.keys():  # noqa: SIM118
+            yield adapter.get_tensor(key).numel()
+
+
+def test_hours_are_those_of_the_epochs_and_the_reference(config):
+    once = plan_training(config.model_copy(update={"epochs": 1.0}))
+    twice = plan_training(config)
+    assert twice.hours - twice.reference_hours == pytest.approx(
+        2 * (once.hours - once.reference_hours)
+    )
+    sft = plan_training(config.model_copy(update={"loss": "sft"}))
+    assert sft.reference_hours == 0
+    assert sft.longest.rows * 1 == sft.longest.rows
+
+
+def test_twice_the_utilisation_is_never_slower(config):
+    slow = plan_training(config, assumptions=Assumptions(utilisation=1e-6))
+    fast = plan_training(config, assumptions=Assumptions(utilisation=2e-6))
+    assert fast.tokens_per_second == pytest.approx(2 * slow.tokens_per_second)
+    two = plan_training(config, gpus=2, assumptions=Assumptions(utilisation=1e-6))
+    assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
+
+
+def test_text_without_ids_is_estimated_and_said_to_be(config, tmp_path):
+    records = [
+        scripted("t-1", attempt=attempt, resolved=attempt == 0,
+                 actions=[("view", {"path": "x" * (70 + attempt)}), ("submit", {})])
+        for attempt in range(2)
+    ]  # fmt: skip
+    buffer = write_buffer(tmp_path / "scripted", records)
+    plan = plan_training(
+        config.model_copy(update={"buffer": buffer, "ties": 0}),
+        assumptions=Assumptions(characters_per_token=1.0),
+    )
+    assert plan.samples == 1
+    text = "Issue of t-1." + json.dumps(list(records[0].tools))
+    for step in records[0].agent_steps:
+        call = step.tool_calls[0]
+        text += step.message + json.dumps([call.function_name, call.arguments])
+    text += records[0].agent_steps[0].observation.content
+    assert plan.longest.lengths[0] == len(text)
+    assert "2 trajectories have no token ids" in " ".join(plan.notes)
+
+
+def test_samples_over_max_tokens_are_left_out(config):
+    whole = plan_training(config)
+    assert max(whole.longest.lengths) > 40
+    with pytest.raises(NoSignal, match="too-long"):
+        plan_training(config.model_copy(update={"max_tokens": 10}))
+
+
+def test_a_buffer_with_one_label_is_refused_as_training_would(config, tmp_path):
+    buffer = write_buffer(tmp_path / "good", [sampled(f"t-{n}") for n in range(3)])
+    with pytest.raises(NoSignal, match="no pairs to train on"):
+        plan_training(config.model_copy(update={"buffer": buffer}))
+
+
+def test_wrong_requests_are_one_sentence(config):
+    with pytest.raises(ConfigError, match="no training method 'lore'"):
+        plan_training(config, method="lore")
+    with pytest.raises(ConfigError, match="at least 1 GPU"):
+        plan_training(config, gpus=0)
+    with pytest.raises(ConfigError, match="There is no replay buffer"):
+        plan_training(config.model_copy(update={"buffer": "/nowhere"}))
+    with pytest.raises(ConfigError, match="No adapter with targets"):
+        plan_training(config.model_copy(update={"lora_targets": ["nothing"]}))
+
+
+def test_a_started_adapter_gives_its_own_rank(config, settings):
+    from learners import train as run
+
+    run(config.model_copy(update={"max_steps": 1}))
+    again = config.model_copy(update={"init_adapter": settings["out"], "lora_r": 64})
+    assert plan_training(again).counts.adapter == plan_training(config).counts.adapter
+
+
+def test_a_page_and_the_data_say_the_same(config):
+    plan = plan_training(config, method="qlora", gpus=2)
+    page = as_text(plan)
+    assert "trained" in page.splitlines()[1]
+    assert "[without]" in page
+    assert plan.verdict in page
+    assert all(f"Note: {note}" in page for note in plan.notes)
+    assert any("learners.train itself trains LoRA" in note for note in plan.notes)
+    record = json.loads(json.dumps(as_dict(plan)))
+    assert record["memory"]["total"] == plan.memory.total
+    assert record["longest"]["width"] == plan.longest.width
+    assert record["setup"] == {"method": "qlora", "gpus": 2, "checkpointing": False}
+
+
+def test_the_command_plans_and_writes_nothing(config, settings):
+    options = ["--loss", "sft", "--model", settings["model"], "--buffer", settings["buffer"]]
+    result = CliRunner().invoke(
+        app, [*options, "--plan", "--gpu", "H100-80", "--assume", "utilisation=0.5", "--json"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    record = json.loads(result.stdout)
+    assert record["gpu"]["name"] == "H100-80"
+    assert record["assumptions"]["utilisation"] == 0.5
+    assert not Path(settings["out"]).exists()
+    assert "samples from" in result.stderr
+
+    page = CliRunner().invoke(app, [*options, "--plan"], catch_exceptions=False)
+    assert "Fits on one A100-80" in page.stdout
+
+
+def test_what_goes_with_a_plan_is_refused_without_one(settings):
+    options = ["--model", settings["model"], "--buffer", settings["buffer"], "--out", "x"]
+    with pytest.raises(ConfigError, match="--gpus says what to plan for"):
+        CliRunner().invoke(app, [*options, "--gpus", "2"], catch_exceptions=False)
+
+
+def test_a_model_folder_needs_no_weights(tmp_path, config):
+    folder = Path(save_model(tmp_path / "bare"))
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    bare = plan_training(config.model_copy(update={"model": str(folder)}))
+    assert bare.memory == plan_training(config).memory
