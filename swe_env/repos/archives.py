@@ -101,6 +101,18 @@ def _why(stderr: str, kind: str) -> str:
     return lines[-1].rstrip(".") if lines else "pip could not run; check `python -m pip --version`"
 
 
+def _extract(tar: tarfile.TarFile, folder: str) -> None:
+    """Unpack what stays inside `folder`; Debian 12's Python 3.11.2 has no filter for it yet."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    for member in tar.getmembers():
+        parts = Path(member.name).parts
+        if not (member.isfile() or member.isdir()) or ".." in parts or member.name[:1] == "/":
+            raise tarfile.TarError(f"{member.name} is a link, or would lie outside")
+    tar.extractall(folder)
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Unpack into `target`, the archive's single top folder left out.
 
@@ -114,7 +126,7 @@ def unpack(archive: Path, target: Path) -> None:
                     zipped.extractall(temporary)
             else:
                 with tarfile.open(archive) as tar:
-                    tar.extractall(temporary, filter="data")
+                    _extract(tar, temporary)
         except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
             raise TaskError(f"{archive.name} cannot be unpacked: {error}.") from error
         tops = [path for path in Path(temporary).iterdir() if path.is_dir()]

@@ -169,7 +169,7 @@ def _logps_peak(
         targets = torch.empty(tokens, dtype=torch.long, device="meta")
         logps, _ = token_logps(hidden, weight, targets, softcap=softcap)
         torch.autograd.backward(logps.sum())
-    return live.peak
+    return int(live.peak)
 
 
 @contextlib.contextmanager
