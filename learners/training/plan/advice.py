@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _LONGEST = 1 << 20
 """Tokens beyond which nobody asks."""
 _MOST_GPUS = 64
+_TIGHT = 0.95
+"""Share of a card beyond which the verdict warns: no plan is exact to the last GiB."""
 
 
 def usable(card: Gpu, assume: Assumptions) -> int:
@@ -57,7 +59,8 @@ def advise(
     needed = costs.memory(setup, longest).total
     where = f"{'one' if setup.gpus == 1 else f'each of {setup.gpus}'} {card.name}"
     if needed <= room:
-        return f"Fits on {where}: {_gib(needed)} of {_gib(room)} GiB."
+        spare = "" if needed < _TIGHT * room else ", with little to spare"
+        return f"Fits on {where}{spare}: {_gib(needed)} of {_gib(room)} GiB."
     ways = _ways(costs, setup, longest, loss, room, shapes, config)
     rest = (
         f"; it would fit with {_either(ways)}."

@@ -47,6 +47,7 @@ def as_text(plan: Plan) -> str:
     for label, name in _ROWS:
         lines.append(f"  {label:<23}{_gib(on, name):>16}{_gib(off, name):>16}")
     lines += [
+        "  (* of these two the larger counts; ** over before the first step)",
         f"  {'usable':<23}{plan.usable / GIB:>16,.2f}{plan.usable / GIB:>16,.2f}",
         f"  {'longest that fits':<23}{_tokens(fit_on):>16}{_tokens(fit_off):>16}",
         "",
@@ -73,7 +74,7 @@ _ROWS = (
     ("reference pass **", "reference"),
     ("at the worst moment", "total"),
 )
-"""Label and field. ``*``: the larger of the two counts; ``**``: before the first step."""
+"""Label and field."""
 
 
 def _mark(label: str, chosen: bool) -> str:

@@ -156,7 +156,7 @@ def logps_bytes(head: Tensor, loss_tokens: int, tokens: int, softcap: float | No
     some = min(1 << (loss_tokens - 1).bit_length(), most)
     rest = max(loss_tokens - some, 0)
     peak: int = _logps_peak(some, vocabulary, width, head.dtype, softcap)
-    return int(peak + rest * 2 * width * size + tokens * width * size)
+    return peak + rest * 2 * width * size + tokens * width * size
 
 
 @functools.lru_cache

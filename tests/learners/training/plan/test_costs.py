@@ -164,6 +164,10 @@ def test_the_verdict_says_that_it_fits(qwen):
     said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(8000), "sft")
     assert said.startswith("Fits on one A100-80: ")
     assert said.count(". ") == 0
+    room = usable(gpu("A100-80"), Assumptions())
+    tight = longest_that_fits(qwen, Setup("lora", 1, True), get_loss("sft"), room, 1.0)
+    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(tight), "sft")
+    assert said.startswith("Fits on one A100-80, with little to spare: ")
 
 
 def test_the_verdict_says_what_would_make_it_fit(qwen):
