@@ -83,12 +83,6 @@ class _Demo:
 
     # --- stages -------------------------------------------------------------------------------
 
-    def _fetch_model(self) -> None:
-        from agents.policies import hub
-
-        with contextlib.suppress(SweError):  # said by the stage that needs the model
-            hub.fetch(self.settings.model)
-
     def _make_tasks(self) -> dict[str, Any]:
         from swe_env.tasks.commands import Bar
 
@@ -233,6 +227,12 @@ class _Demo:
         }
 
     # --- parts --------------------------------------------------------------------------------
+
+    def _fetch_model(self) -> None:
+        from agents.policies import hub
+
+        with contextlib.suppress(SweError):  # said by the stage that needs the model
+            hub.fetch(self.settings.model)
 
     def _tasks(self, split: str) -> list[Task]:
         return sources.load(f"jsonl:{self.out / f'{split}.jsonl'}")
