@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from agents.policies.base import BasePolicy, EpisodeOver
 from agents.policies.scripted import ScriptedPolicy
 from agents.rollouts import branch, branch_commands, replay, run_branches, run_rollouts
+from agents.rollouts.engine import attempt_seed
 from swe_env.errors import ConfigError, ModelError, ReplayError
 from swe_env.replay import Agent, Branch, ReplayBuffer, Trajectory
 from swe_env.tasks import dump
@@ -60,10 +62,23 @@ def parent(shop_task, tmp_path_factory):
     return out, found
 
 
+def mixed_seed(record, at_step, n):
+    """A job's seed under which some of `n` branches mend the bug and some do not.
+
+    The record's id, and so the branches' seeds, depend on the task's temporary folder.
+    """
+
+    def outcomes(seed):
+        base = attempt_seed(seed, record.trajectory_id, at_step)
+        return {attempt_seed(base, record.instance_id, k) % 2 for k in range(n)}
+
+    return next(seed for seed in itertools.count() if len(outcomes(seed)) == 2)
+
+
 def test_branches_share_the_prefix_and_are_graded_for_themselves(parent, shop_task):
     _, record = parent
     policy = Sampler()
-    found = branch(record, 2, 4, policy=policy, task=shop_task)
+    found = branch(record, 2, 4, policy=policy, task=shop_task, seed=mixed_seed(record, 2, 4))
     assert [t.attempt for t in found] == [0, 1, 2, 3]
     assert len({t.seed for t in found}) == 4
     assert {t.resolved for t in found} == {True, False}
