@@ -76,10 +76,13 @@ def pass_at_k(n: int, resolved: int, k: int) -> float:
 def count(trajectories: Iterable[Trajectory]) -> dict[str, Counts]:
     """Counts by instance id, tasks in order of appearance.
 
-    A task all of whose attempts failed by infrastructure is there with n = 0.
+    A task all of whose attempts failed by infrastructure is there with n = 0. Branches count
+    nowhere: those of one parent share steps, and pass@k is of independent attempts.
     """
     found: dict[str, list[int]] = {}
     for trajectory in trajectories:
+        if trajectory.branch is not None:
+            continue
         row = found.setdefault(trajectory.instance_id, [0, 0, 0])
         if trajectory.failure is not None:
             row[2] += 1

@@ -57,7 +57,7 @@ def report_from_buffers(
 
     Args:
         arms: Name → trajectories (a `ReplayBuffer`, a view, or a list); the first is what the
-            others are compared with.
+            others are compared with. Branches are left out: they are no independent attempts.
         title: Heading of the report.
         summary: One paragraph; without it the counts are put into words.
         descriptions: Arm name → what it is.
@@ -76,7 +76,13 @@ def report_from_buffers(
     Raises:
         ConfigError: an unknown selector, or verifier scores that do not cover the attempts.
     """
-    held = {name: list(trajectories) for name, trajectories in arms.items()}
+    held, branches = {}, 0
+    for name, trajectories in arms.items():
+        everything = list(trajectories)
+        held[name] = [t for t in everything if t.branch is None]
+        branches += len(everything) - len(held[name])
+    if branches:
+        notes = [*notes, f"{branches} branches left out: they start inside other attempts."]
     built: list[Arm] = []
     for name, trajectories in held.items():
         counts = count(trajectories)

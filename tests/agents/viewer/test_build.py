@@ -9,7 +9,7 @@ from agents.selection import select
 from agents.viewer import report_from_buffers
 from agents.viewer.build import attempt_of
 from swe_env.errors import ConfigError
-from swe_env.replay import ReplayBuffer
+from swe_env.replay import Branch, ReplayBuffer
 from swe_env.replay.trajectory import Metrics
 from tests.agents.made import attempt, diff
 
@@ -54,6 +54,13 @@ def test_failures_count_nowhere_and_are_named():
     assert built.pass_at[0].excluded == 1
     assert built.attempts[-1].outcome == "infrastructure: sandbox"
     assert "0 of 16 attempts" in report.summary
+
+
+def test_branches_count_nowhere_and_are_told():
+    branch = replace(attempt(9, task="pkg__0", resolved=True), branch=Branch(parent="p", at_step=1))
+    report = report_from_buffers({"a": [*arm(0), branch]}, title="t")
+    assert "0 of 16 attempts" in report.summary
+    assert report.notes == ("1 branches left out: they start inside other attempts.",)
 
 
 def test_a_task_that_only_failed_is_left_out_of_the_selection():
