@@ -6,11 +6,17 @@ of the keepers. Afterwards a next run starts and closes one sandbox of each kind
 counts what is left of all the others: processes, mounts, cgroups, temporary files, descriptors.
 
     python benchmarks/survivors.py --out benchmarks/results/survivors.json
+    python benchmarks/survivors.py --sandbox docker --out benchmarks/results/survivors_docker.json
+
+The second needs an engine, DOCKER_HOST's. There the victims are a worker or a container, and the
+engine's containers, images, volumes and mounts count too; the base's image, which later runs use
+again, is made before the first count.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,12 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swe_env.sandbox import SandboxSpec, get
 from swe_env.sandbox.conformance.bench import make_base
 from swe_env.sandbox.keeper.processes import descendants, works_in
 
@@ -37,10 +41,11 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox import SandboxSpec, get
 folder, seed, episodes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(seed)
-with get("local")(SandboxSpec(base=folder / "base")):
+kinds = ("docker",) if sys.argv[4] == "docker" else ("local", "local", "local", "process")
+with get(kinds[0])(SandboxSpec(base=folder / "base")):
     pass  # from now on a keeper waits for the next one, which takes a descriptor
 for number in range(episodes):
-    kind = rng.choice(("local", "local", "local", "process"))
+    kind = rng.choice(kinds)
     print("begin", len(os.listdir("/proc/self/fd")), flush=True)
     boxes, kept = [], None
     try:
@@ -66,6 +71,13 @@ for number in range(episodes):
 print("done", len(os.listdir("/proc/self/fd")), flush=True)
 """
 
+VICTIMS = {
+    "local": ("worker", "worker", "launcher", "keeper"),
+    "docker": ("worker", "worker", "worker", "container"),
+}
+EPISODE_SECONDS = {"local": 0.35, "docker": 1.5}
+"""About how long an episode lasts: kills fall anywhere in it."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,15 +85,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sandbox", choices=("local", "docker"), default="local")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", RuntimeWarning)
     with tempfile.TemporaryDirectory(prefix="survivors-") as name:
         folder = Path(name)
         make_base(folder / "base")
         (folder / "tmp").mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
-        next_run(folder)
+        next_run(folder, options.sandbox)
         result = measure(options, folder)
     text = json.dumps(result, indent=1)
     print(text)
@@ -97,18 +109,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     whole = (options.episodes - options.kills) // each
     jobs: list[tuple[int, int, str, float]] = [(n, each, "", 0.0) for n in range(whole)]
     for number in range(options.kills):
-        victim = rng.choice(("worker", "worker", "launcher", "keeper"))
-        jobs.append((1000 + number, 1, victim, rng.uniform(0, 0.35)))
+        victim = rng.choice(VICTIMS[options.sandbox])
+        jobs.append((1000 + number, 1, victim, rng.uniform(0, EPISODE_SECONDS[options.sandbox])))
     rng.shuffle(jobs)
-    before = count(folder)
+    before = count(folder, options.sandbox)
     began = time.monotonic()
     with ThreadPoolExecutor(options.at_once) as pool:
-        done = list(pool.map(lambda job: work(folder, *job), jobs))
+        done = list(pool.map(lambda job: work(folder, options.sandbox, *job), jobs))
     seconds = time.monotonic() - began
     time.sleep(1.0)
-    at_once = count(folder)
-    next_run(folder)
-    after = count(folder)
+    at_once = count(folder, options.sandbox)
+    next_run(folder, options.sandbox)
+    after = count(folder, options.sandbox)
     return {
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
         "command": "python benchmarks/survivors.py " + " ".join(sys.argv[1:]),
@@ -123,9 +135,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     }
 
 
-def work(folder: Path, seed: int, episodes: int, victim: str, delay: float) -> tuple[str, int]:
+def work(
+    folder: Path, sandbox: str, seed: int, episodes: int, victim: str, delay: float
+) -> tuple[str, int]:
     """One worker; whom it lost, and how many descriptors it leaked."""
-    command = [sys.executable, "-c", WORKER, str(folder), str(seed), str(episodes)]
+    command = [sys.executable, "-c", WORKER, str(folder), str(seed), str(episodes), sandbox]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         first = worker.stdout.readline()
@@ -141,7 +155,10 @@ def work(folder: Path, seed: int, episodes: int, victim: str, delay: float) -> t
 
 
 def kill(worker: int, victim: str) -> None:
-    """SIGKILL for the worker, its launcher, or one keeper of the launcher's."""
+    """SIGKILL for the worker, its launcher, one keeper of the launcher's, or its container."""
+    if victim == "container":
+        kill_container(worker)
+        return
     launchers = children(worker)
     keepers = [pid for launcher in launchers for pid in children(launcher)]
     targets = {"worker": [worker], "launcher": launchers, "keeper": keepers[:1]}[victim]
@@ -157,13 +174,46 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def next_run(folder: Path) -> None:
-    """What a user does next: start and close a sandbox of each kind."""
-    for kind in ("process", "local"):
-        get(kind)(SandboxSpec(base=folder / "base")).close()
+def kill_container(worker: int) -> None:
+    """SIGKILL for the first process of one of the worker's containers."""
+    from swe_env.sandbox.docker import owner
+    from swe_env.sandbox.docker.engine import connect
+
+    api = connect().api
+    for row in api.containers(filters={"label": owner.OWNER}):
+        if f":{worker}:" in row["Labels"][owner.OWNER]:
+            pid = api.inspect_container(row["Id"])["State"]["Pid"]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return
 
 
-def count(folder: Path) -> dict[str, int]:
+def next_run(folder: Path, sandbox: str) -> None:
+    """What a user does next, in a program of its own: start and close a sandbox of each kind."""
+    kinds = ("docker",) if sandbox == "docker" else ("process", "local")
+    code = "import sys; from pathlib import Path; from swe_env.sandbox import SandboxSpec, get\n"
+    code += "for kind in sys.argv[2:]: get(kind)(SandboxSpec(base=Path(sys.argv[1]))).close()"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(folder / "base"), *kinds], check=True
+    )
+
+
+def of_engine() -> dict[str, int]:
+    """The engine's containers, images that belong to a program, volumes and mounts."""
+    from swe_env.sandbox.docker import owner
+    from swe_env.sandbox.docker.engine import connect
+
+    api = connect().api
+    images = api.images(all=True, filters={"label": owner.OWNER})
+    return {
+        "containers": len(api.containers(all=True)),
+        "images": sum(bool((image["Labels"] or {}).get(owner.OWNER)) for image in images),
+        "volumes": len(api.volumes()["Volumes"] or []),
+        "container_mounts": _mounts(Path("/proc/self")).count(b"/overlay2/"),
+    }
+
+
+def count(folder: Path, sandbox: str) -> dict[str, int]:
     """What there is of this benchmark's sandboxes on the machine, this program's own left out."""
     own = {os.getpid(), *descendants(os.getpid())}
     processes = 0
@@ -177,7 +227,9 @@ def count(folder: Path) -> dict[str, int]:
         except OSError:
             continue
     groups = [path for path in Path("/sys/fs/cgroup").glob("**/swe-env-*") if path.is_dir()]
+    engine = of_engine() if sandbox == "docker" else {}
     return {
+        **engine,
         "processes": processes,
         "mounts": _mounts(Path("/proc/self")).count(str(folder).encode()),
         "stale_cgroups": sum(not Path("/proc", path.name[8:]).exists() for path in groups),

@@ -32,8 +32,12 @@ from swe_env.types import Source, Task
 
 PACKAGES = (
     ("funcy", "2.1", "8979feb3de7120afd1d00e5a8eae810c1942e4bfbc91697151e9ee1e49f79284"),
-    ("humanize", "4.17.0", "1d6a36c453dbfbb3f0b34601d2e0b4ce5d48d780305cd45714843f0068fde6ac"),
     ("isodate", "0.7.2", "4cd1aa0f43ca76f4a6c6c0292a85f40b35ec2e43e315b59f06e6d32171a953e6"),
+    (
+        "more-itertools",
+        "10.8.0",
+        "f638ddf8a1a0d134181275fb5d58b086ead7c6a72429ad725c67503f13ba30bd",
+    ),
     ("parsimonious", "0.11.0", "e080377d98957beec053580d38ae54fcdf7c470fb78670ba4bf8b5f9d5cad2a9"),
     ("pathspec", "1.1.1", "17db5ecd524104a120e173814c90367a96a98d07c45b2e10c2f3919fff91bf5a"),
 )
@@ -56,7 +60,7 @@ def main() -> None:
     rows = [package(source, out, options) for source in PACKAGES if source[0] in named]
     # Where the files lie is of no interest to whoever reads the result.
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "result")}
-    result = {**summary(rows), "packages": rows, "options": asked, **machine()}
+    result = {**summary(rows), "packages": rows, "options": asked}
     print(json.dumps(result, indent=2))
     if options.result and set(named) == {name for name, *_ in PACKAGES}:
         path = Path(options.result)
@@ -125,6 +129,7 @@ def package(pinned: tuple[str, str, str], out: Path, options: argparse.Namespace
         "fail_to_pass_median": statistics.median(len(task.FAIL_TO_PASS) for task in tasks),
         "statement_characters_median": statistics.median(len(t.problem_statement) for t in tasks),
         "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        **machine(),
     }
     if not report.failed:
         finished.write_text(json.dumps(row, indent=2))
