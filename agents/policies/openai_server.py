@@ -120,5 +120,9 @@ def _checked(prices: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def _say(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    """The failure in a line, with what the server wrote, which the SDK may leave out."""
+    said = " ".join(str(error).split())
+    written = " ".join(getattr(getattr(error, "response", None), "text", "").split())
+    if written and written not in said and "{" not in said:
+        said = f"{said.rstrip('.')}: {written}"
+    return f"{type(error).__name__}: {said[:300].rstrip('.')}" if said else type(error).__name__
