@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores wait for one another; read when torch is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from swe_env.types import Recipe, Source, Task
+# What an ordinary user is given: with root's larger limit a leak of descriptors would not show.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(_soft, 1024), _hard))
+
+from swe_env.types import Recipe, Source, Task  # noqa: E402
 
 GOOD = '''\
 """A small shop."""

@@ -139,8 +139,8 @@ class LocalStorage:
     _MAX_OPEN = 64
 
     def __init__(self, path: str) -> None:
-        self.url = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
         self._open: OrderedDict[str, int] = OrderedDict()
+        self.url = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
         self._lock = threading.Lock()
 
     def _path(self, name: str) -> str:
@@ -232,12 +232,17 @@ class LocalStorage:
             while self._open:
                 os.close(self._open.popitem()[1])
 
+    def __del__(self) -> None:
+        while self._open:  # of a buffer that was dropped without being closed
+            os.close(self._open.popitem()[1])
+
 
 class _LocalAppender:
     """One file that this process alone appends to, locked so that nobody rewrites it meanwhile."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._descriptor = -1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
             self._descriptor = os.open(path, flags, 0o644)
@@ -282,6 +287,9 @@ class _LocalAppender:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _FileClaim:

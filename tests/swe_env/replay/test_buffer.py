@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import io
 import json
 import logging
@@ -127,6 +128,20 @@ def test_the_index_is_only_a_cache(folder, trajectories, loss, caplog):
         trajectories = [*trajectories, extra]
     assert list(ReplayBuffer(folder)) == trajectories
     assert ("rebuilt" in caplog.text) == (loss in ("damaged", "empty"))
+
+
+def test_buffers_that_are_dropped_leave_no_descriptors(tmp_path, trajectories):
+    def opened():
+        gc.collect()
+        return sum(str(tmp_path) in os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
+
+    for number in range(3):
+        buffer = ReplayBuffer(tmp_path / str(number))
+        buffer.extend(trajectories)
+        assert len(list(buffer)) == len(trajectories)
+        assert opened() == 2  # the shard, to append and to read
+        del buffer
+        assert opened() == 0
 
 
 def test_a_flipped_bit_anywhere_costs_one_record_and_is_named(tmp_path, trajectories):
