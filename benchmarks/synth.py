@@ -1,6 +1,6 @@
 """Tasks made from real packages, proven again and again: how many, how long, how many hold.
 
-Five source distributions, pinned by version and hash, become tasks with one bug and tasks with two.
+Six source distributions, pinned by version and hash, become tasks with one bug and tasks with two.
 Each task is validated: the gold patch must resolve it and the empty patch must not, in every one of
 `--repeats` runs, the tests in another order in all but the first. Stopped anywhere, the same
 command goes on.
@@ -32,14 +32,11 @@ from swe_env.types import Source, Task
 
 PACKAGES = (
     ("funcy", "2.1", "8979feb3de7120afd1d00e5a8eae810c1942e4bfbc91697151e9ee1e49f79284"),
+    ("humanize", "4.17.0", "1d6a36c453dbfbb3f0b34601d2e0b4ce5d48d780305cd45714843f0068fde6ac"),
     ("isodate", "0.7.2", "4cd1aa0f43ca76f4a6c6c0292a85f40b35ec2e43e315b59f06e6d32171a953e6"),
-    (
-        "more-itertools",
-        "10.8.0",
-        "f638ddf8a1a0d134181275fb5d58b086ead7c6a72429ad725c67503f13ba30bd",
-    ),
     ("parsimonious", "0.11.0", "e080377d98957beec053580d38ae54fcdf7c470fb78670ba4bf8b5f9d5cad2a9"),
     ("pathspec", "1.1.1", "17db5ecd524104a120e173814c90367a96a98d07c45b2e10c2f3919fff91bf5a"),
+    ("semver", "3.0.4", "afc7d8c584a5ed0a11033af086e8af226a9c0b206f313e0301f8dd7b6b589602"),
 )
 """Name, version and sha256 of each source distribution; none of them is a quickstart package."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -241,6 +242,10 @@ box.close()
 """
 
 
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1200,
+    reason="this user may not open that many files (ulimit -Hn)",
+)
 def test_a_process_with_more_than_a_thousand_open_files_starts_sandboxes(kind, base):
     command = [sys.executable, "-W", "ignore", "-c", MANY_FILES, kind, str(base)]
     done = subprocess.run(command, capture_output=True, timeout=60)
