@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.policies.base import BasePolicy, Episode, EpisodeOver, Policy, Turn
@@ -22,6 +23,20 @@ policies: Registry[Callable[..., Policy]] = Registry(
     },
 )
 """Policy classes by name, entry point ``swe_env.policies`` or dotted path."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """A policy by name and options, to be made where it acts: in each Ray worker, for one."""
+
+    name: str
+    """A name of `policies`, or ``package.module:Class``."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What it is made with."""
+
+    def make(self) -> Policy:
+        """The policy (see `make_policy`)."""
+        return make_policy(self.name, **self.options)
 
 
 def make_policy(spec: str | Policy, **options: Any) -> Policy:
@@ -47,6 +62,7 @@ __all__ = [
     "Episode",
     "EpisodeOver",
     "Policy",
+    "PolicySpec",
     "Turn",
     "make_policy",
     "policies",

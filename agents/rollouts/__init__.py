@@ -1,10 +1,12 @@
 """Episodes: one, or many at once; resumable and safe to kill."""
 
 from agents.rollouts.again import Difference, regrade, replay
+from agents.rollouts.attempts import attempt_seed
 from agents.rollouts.branching import branch, run_branches
 from agents.rollouts.budget import JobBudget
-from agents.rollouts.engine import attempt_seed, run_rollouts
+from agents.rollouts.engine import run_rollouts
 from agents.rollouts.episode import Budget, run_episode
+from agents.rollouts.on_ray import RayExecutor
 from agents.rollouts.progress import LiveProgress, Progress
 from agents.rollouts.report import AttemptResult, RolloutReport
 
@@ -15,6 +17,7 @@ __all__ = [
     "JobBudget",
     "LiveProgress",
     "Progress",
+    "RayExecutor",
     "RolloutReport",
     "attempt_seed",
     "branch",

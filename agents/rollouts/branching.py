@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
 from agents.policies.base import Policy
+from agents.rollouts.attempts import Plan, attempt_seed
 from agents.rollouts.budget import JobBudget, Meter
-from agents.rollouts.engine import Run, attempt_seed, limits
+from agents.rollouts.engine import limits
 from agents.rollouts.episode import Budget
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
 from agents.rollouts.progress import NoProgress, Progress
 from agents.rollouts.report import RolloutReport
+from agents.rollouts.running import Job
+from agents.rollouts.threads import Threads
 from agents.rollouts.trunk import Forks, Trunk
 from swe_env.errors import ConfigError
 from swe_env.replay.buffer import ReplayBuffer
@@ -125,24 +127,29 @@ def run_branches(
     folder.configure(_config(trunk, policy, n, seed, budget), growing=frozenset({"attempts"}))
     store = buffer if isinstance(buffer, ReplayBuffer) or buffer is None else ReplayBuffer(buffer)
     leases = Leases(folder.path, stale_after=stale_after)
-    run = Run(
-        policy=policy,
+    threads = Threads(
+        policy,
+        Plan(
+            seed=attempt_seed(seed, trajectory.trajectory_id, at_step),
+            budget=budget,
+            retries=retries,
+            provenance={"tasks": trajectory.provenance.get("tasks", "given")},
+        ),
+        lambda: Forks(trunk),
+        workers=workers,
+        cpu_slots=cpu_slots,
+        start=trunk.start,
+    )
+    job = Job(
         items=[(task.instance_id, k) for k in range(n)],
         folder=folder,
         leases=leases,
         buffer=store,
-        seed=attempt_seed(seed, trajectory.trajectory_id, at_step),
-        budget=budget,
         meter=Meter(job_budget or JobBudget()),
-        retries=retries,
-        slots=threading.Semaphore(cpu_slots or os.cpu_count() or 1),
         progress=progress or NoProgress(),
-        make_env=lambda: Forks(trunk),
-        provenance={"tasks": trajectory.provenance.get("tasks", "given")},
-        start=trunk.start,
     )
     try:
-        return run.run(workers)
+        return job.run(threads)
     finally:
         trunk.close()
         leases.close()

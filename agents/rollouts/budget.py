@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from agents.rollouts.report import AttemptResult
 from swe_env.errors import ConfigError
@@ -34,6 +34,17 @@ class JobBudget:
             raise ConfigError(f"A job's budget of {', '.join(wrong)} is below 0.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one process of a job has used so far."""
+
+    source: str
+    """Names the process; no other has that name."""
+    steps: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+
 class Meter:
     """Counts what a job's episodes use, from many threads."""
 
@@ -43,6 +54,27 @@ class Meter:
         self._began = time.monotonic()
         self.steps = self.tokens = 0
         self.cost = 0.0
+        self._others: dict[str, Usage] = {}
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit of what episodes use."""
+        return bool(self._budget.steps or self._budget.tokens or self._budget.cost)
+
+    def usage(self, source: str) -> Usage:
+        """What was counted, for the meter of another process."""
+        with self._lock:
+            return Usage(source=source, steps=self.steps, tokens=self.tokens, cost=self.cost)
+
+    def told(self, usage: Usage) -> None:
+        """Count what another process has used since it last told."""
+        with self._lock:
+            before = self._others.get(usage.source, Usage(source=usage.source))
+            # Answers may overtake one another on their way.
+            steps, tokens = max(before.steps, usage.steps), max(before.tokens, usage.tokens)
+            cost = max(before.cost, usage.cost)
+            self._others[usage.source] = replace(usage, steps=steps, tokens=tokens, cost=cost)
+        self.add(steps=steps - before.steps, tokens=tokens - before.tokens, cost=cost - before.cost)
 
     def found(self, result: AttemptResult) -> None:
         """Count an attempt that an earlier run has finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,33 +48,47 @@ def run(
     job_seconds: Annotated[float, typer.Option(help="Seconds of this run; 0: any.")] = 0.0,
     job_cost: Annotated[float, typer.Option(help="Dollars of the whole job; 0: any.")] = 0.0,
     retries: Annotated[int, typer.Option(help="Trials after infrastructure failures.")] = 2,
-    cpu_slots: Annotated[int | None, typer.Option(help="Environments working at once.")] = None,
+    cpu_slots: Annotated[
+        int | None, typer.Option(help="Environments working at once; with Ray in one worker.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="threads, or ray for many machines.")] = "threads",
+    ray_address: Annotated[
+        str | None, typer.Option(help="The Ray cluster. [default: what ray.init() finds]")
+    ] = None,
+    ray_episodes: Annotated[int, typer.Option(help="Episodes in flight in a Ray worker.")] = 8,
+    ray_gpus: Annotated[float, typer.Option(help="GPUs of a Ray worker.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a policy on tasks, several attempts each; the same command again continues."""
-    from agents.policies import make_policy
+    from agents.policies import PolicySpec
     from agents.rollouts.budget import JobBudget
     from agents.rollouts.engine import run_rollouts
     from agents.rollouts.episode import Budget
+    from agents.rollouts.on_ray import RayExecutor
     from agents.rollouts.progress import LiveProgress
 
-    report = run_rollouts(
-        make_policy(policy, **parse_options(policy_option or ())),
-        tasks,
-        attempts=attempts,
-        workers=workers,
-        out=out,
-        buffer=buffer,
-        env_kwargs=parse_options(env_option or ()),
-        seed=seed,
-        budget=Budget(tokens=max_tokens, seconds=max_seconds, cost=max_cost),
-        job_budget=JobBudget(
-            steps=job_steps, tokens=job_tokens, seconds=job_seconds, cost=job_cost
-        ),
-        retries=retries,
-        cpu_slots=cpu_slots,
-        progress=LiveProgress(policy),
-    )
+    ray = RayExecutor(address=ray_address, episodes=ray_episodes, gpus=ray_gpus)
+    on_ray = executor == "ray"
+    # Ray prints its cluster's messages on stdout, where only the report belongs.
+    with redirect_stdout(sys.stderr) if on_ray else nullcontext():
+        report = run_rollouts(
+            PolicySpec(policy, parse_options(policy_option or ())),
+            tasks,
+            attempts=attempts,
+            workers=workers,
+            out=out,
+            buffer=buffer,
+            env_kwargs=parse_options(env_option or ()),
+            seed=seed,
+            budget=Budget(tokens=max_tokens, seconds=max_seconds, cost=max_cost),
+            job_budget=JobBudget(
+                steps=job_steps, tokens=job_tokens, seconds=job_seconds, cost=job_cost
+            ),
+            retries=retries,
+            cpu_slots=cpu_slots,
+            progress=LiveProgress(policy),
+            executor=ray if on_ray else executor,
+        )
     finish(report, json)
 
 

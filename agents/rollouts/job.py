@@ -23,6 +23,7 @@ from swe_env.errors import ConfigError, ReplayError
 from swe_env.replay.trajectory import Trajectory
 
 TRAJECTORY = "trajectory.json.zst"
+IDENTITY = ".id"
 
 
 class JobFolder:
@@ -35,6 +36,14 @@ class JobFolder:
     def attempt(self, instance_id: str, attempt: int) -> Path:
         """The folder of one attempt (it may not exist yet)."""
         return self.path / quote(instance_id, safe="@+=,:[] ").lstrip(".") / str(attempt)
+
+    def identity(self) -> str:
+        """A name that no other job's folder has: tells whether a path leads here elsewhere."""
+        file = self.path / IDENTITY
+        with FileLock(self.path / ".config.lock"):
+            if not file.exists():
+                _replace(file, uuid.uuid4().hex.encode())
+        return file.read_text()
 
     def configure(self, config: Mapping[str, Any], *, growing: frozenset[str]) -> None:
         """Write ``config.toml``, or check that it says the same.

@@ -48,13 +48,19 @@ class Leases:
     @contextlib.contextmanager
     def committing(self, path: Path) -> Iterator[bool]:
         """Whether the lease is still ours; nobody can take it over while the block runs."""
-        with FileLock(self._lock_path):
+        with self.locked():
             yield _read(path) == self._token
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While the block runs, no run over the folder commits, releases or takes over."""
+        with FileLock(self._lock_path):
+            yield
 
     def release(self, path: Path) -> None:
         """Give a lease back."""
         self._held.discard(path)
-        with FileLock(self._lock_path):
+        with self.locked():
             if _read(path) == self._token:
                 path.unlink()
 
@@ -68,7 +74,7 @@ class Leases:
     def _take_over(self, path: Path) -> bool:
         if not self._stale(path):
             return False
-        with FileLock(self._lock_path):
+        with self.locked():
             if not self._stale(path):
                 return False
             log.info("Taking over the attempt in %s from a run that died.", path.parent)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from agents.policies.base import BasePolicy, EpisodeOver
 from agents.policies.scripted import ScriptedPolicy
 from agents.rollouts import branch, branch_commands, replay, run_branches, run_rollouts
-from agents.rollouts.engine import attempt_seed
+from agents.rollouts.attempts import attempt_seed
 from swe_env.errors import ConfigError, ModelError, ReplayError
 from swe_env.replay import Agent, Branch, ReplayBuffer, Trajectory
 from swe_env.tasks import dump
