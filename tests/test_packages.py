@@ -120,6 +120,7 @@ def test_the_command_line_has_exactly_these_commands(tmp_path):
         "demo-adapter",
         "tasks",
         "buffer",
+        "experiments",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`swe demo` and `swe demo-adapter`."""
+"""`swe demo`, `swe demo-adapter` and `swe experiments`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ def register(app: typer.Typer) -> None:
     """Mount this module's commands."""
     app.command()(demo)
     app.command()(demo_adapter)
+    experiments = typer.Typer(help="Experiments with a known answer.", no_args_is_help=True)
+    experiments.command("tool-mdp")(tool_mdp)
+    app.add_typer(experiments, name="experiments")
 
 
 def demo(
@@ -36,6 +39,31 @@ def demo_adapter(
     from learners.experiments.adapter import make_adapter
 
     typer.echo(str(make_adapter(out)))
+
+
+def tool_mdp(
+    out: Annotated[Path, typer.Option(help="Folder; run again to continue.")] = Path(
+        "runs/tool-mdp"
+    ),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting, NAME=VALUE (seeds, steps …); repeatable."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one thread; one a core if unset.")
+    ] = None,
+) -> None:
+    """Every loss against the closed-form optimum of an MDP that can be enumerated."""
+    from agents.rollouts.commands import parse_options
+    from learners.experiments.tool_mdp import Settings, run_tool_mdp
+    from swe_env.errors import ConfigError
+
+    options = parse_options(settings or [])
+    unknown = sorted(set(options) - set(Settings.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise ConfigError(f"The tool-MDP has no setting {unknown[0]!r}; it has: {known}.")
+    typer.echo(str(run_tool_mdp(out, Settings(**options), workers=workers)))
 
 
 def _demo_settings(pairs: list[str]) -> Any:

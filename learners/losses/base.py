@@ -54,6 +54,19 @@ def check_flags(name: str, flags: Tensor, like: Tensor) -> None:
         )
 
 
+def check_lengths(name: str, lengths: Tensor, like: Tensor) -> None:
+    """`lengths` is an integer vector as long as the batch.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if lengths.shape != like.shape or lengths.is_floating_point():
+        raise ConfigError(
+            f"{name} is {lengths.dtype} of shape {tuple(lengths.shape)}: "
+            f"expected integers of shape {tuple(like.shape)}."
+        )
+
+
 def check_positive(**values: float) -> None:
     """Every value is a finite number above zero.
 

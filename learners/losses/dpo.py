@@ -33,7 +33,7 @@ def entropo_dpo(
     ``u = zeta (S_w - S_l) - gamma (S_ref,w - S_ref,l)``; ``L = -log sigmoid(u)``, where S is the
     sum of log-probabilities over the tokens the policy sampled. ``zeta = gamma + lambda``:
     ``zeta == gamma`` is (M-)DPO with beta = gamma, ``zeta > gamma`` rewards entropy,
-    ``zeta < gamma`` sharpens (H-DPO's direction).
+    ``zeta < gamma`` (lambda < 0) sharpens, as H-DPO does (`learners.losses.h_dpo`).
 
     With smoothing ε, ``L = -(1 - ε) log sigmoid(u) - ε log sigmoid(-u)``: hard labels (ε = 0) have
     no finite optimum, smoothed ones have that of Eq. 9 with reward log((1 - ε) / ε).
@@ -55,19 +55,10 @@ def entropo_dpo(
     Raises:
         ConfigError: an argument has the wrong shape, type or range.
     """
-    check_logps(
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
-    check_positive(gamma=gamma, zeta=zeta)
-    if not 0 <= label_smoothing <= 0.5:
-        raise ConfigError(f"label_smoothing is {label_smoothing}: it must lie in [0, 0.5].")
-    if tie is None:
-        tie = torch.zeros_like(policy_chosen_logps, dtype=torch.bool)
-    check_flags("tie", tie, policy_chosen_logps)
-
+    tie = check_pairs(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
+        gamma=gamma, zeta=zeta, label_smoothing=label_smoothing, tie=tie,
+    )  # fmt: skip
     chosen = zeta * policy_chosen_logps - gamma * ref_chosen_logps.detach()
     rejected = zeta * policy_rejected_logps - gamma * ref_rejected_logps.detach()
     # Differences first: the two rewards are large and nearly equal, and float32 would keep only
@@ -76,20 +67,10 @@ def entropo_dpo(
         zeta * (policy_chosen_logps - policy_rejected_logps)
         - gamma * (ref_chosen_logps - ref_rejected_logps).detach()
     )
-    flip = torch.full_like(margin, label_smoothing).masked_fill(tie, 0.5)
-    losses = -(1 - flip) * F.logsigmoid(margin) - flip * F.logsigmoid(-margin)
-    return LossOutput(
-        batch_mean(losses),
-        means(
-            rewards__chosen=(chosen, ~tie),
-            rewards__rejected=(rejected, ~tie),
-            rewards__margins=(margin, ~tie),
-            rewards__accuracies=((margin > 0).to(margin.dtype), ~tie),
-            logps__chosen=(policy_chosen_logps, ~tie),
-            logps__rejected=(policy_rejected_logps, ~tie),
-            ties=(tie.to(margin.dtype), None),
-        ),
-    )
+    return pair_loss(
+        margin, chosen, rejected, policy_chosen_logps, policy_rejected_logps,
+        label_smoothing=label_smoothing, tie=tie,
+    )  # fmt: skip
 
 
 def dpo(
@@ -115,4 +96,72 @@ def dpo(
         zeta=beta,
         label_smoothing=label_smoothing,
         tie=tie,
+    )
+
+
+def check_pairs(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    gamma: float,
+    zeta: float,
+    label_smoothing: float,
+    tie: Tensor | None,
+) -> Tensor:
+    """Check what every loss on pairs takes; the ties, none of them where none were given.
+
+    Raises:
+        ConfigError: an argument has the wrong shape, type or range.
+    """
+    check_logps(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(gamma=gamma, zeta=zeta)
+    if not 0 <= label_smoothing <= 0.5:
+        raise ConfigError(f"label_smoothing is {label_smoothing}: it must lie in [0, 0.5].")
+    if tie is None:
+        tie = torch.zeros_like(policy_chosen_logps, dtype=torch.bool)
+    check_flags("tie", tie, policy_chosen_logps)
+    return tie
+
+
+def pair_loss(
+    margin: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    *,
+    label_smoothing: float,
+    tie: Tensor,
+) -> LossOutput:
+    """Cross-entropy of ``sigmoid(margin)`` with target 1 - ε, or 1/2 for ties; and the metrics.
+
+    Args:
+        margin: u, the difference of the implicit rewards, (batch,).
+        chosen: Implicit reward of the chosen trajectories, (batch,); for the metrics.
+        rejected: The same for the rejected ones.
+        chosen_logps: S of the chosen ones, (batch,); for the metrics.
+        rejected_logps: The same for the rejected ones.
+        label_smoothing: ε.
+        tie: bool (batch,).
+    """
+    flip = torch.full_like(margin, label_smoothing).masked_fill(tie, 0.5)
+    losses = -(1 - flip) * F.logsigmoid(margin) - flip * F.logsigmoid(-margin)
+    return LossOutput(
+        batch_mean(losses),
+        means(
+            rewards__chosen=(chosen, ~tie),
+            rewards__rejected=(rejected, ~tie),
+            rewards__margins=(margin, ~tie),
+            rewards__accuracies=((margin > 0).to(margin.dtype), ~tie),
+            logps__chosen=(chosen_logps, ~tie),
+            logps__rejected=(rejected_logps, ~tie),
+            ties=(tie.to(margin.dtype), None),
+        ),
     )

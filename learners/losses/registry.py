@@ -17,7 +17,10 @@ losses: Registry[LossFunction] = Registry(
     "losses",
     {
         "entropo-dpo": "learners.losses.dpo:entropo_dpo",
+        "entropo-dpo-normalized": "learners.losses.variants:entropo_dpo_normalized",
         "dpo": "learners.losses.dpo:dpo",
+        "spl": "learners.losses.variants:spl",
+        "h-dpo": "learners.losses.variants:h_dpo",
         "entropo-kto": "learners.losses.kto:entropo_kto",
         "kto": "learners.losses.kto:kto",
         "entropo-kto-released": "learners.losses.kto:entropo_kto_released",

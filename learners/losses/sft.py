@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learners.losses.base import LossOutput, check_logps
-from swe_env.errors import ConfigError
+from learners.losses.base import LossOutput, check_lengths, check_logps
 
 
 def sft(policy_logps: Tensor, num_tokens: Tensor) -> LossOutput:
@@ -23,10 +22,6 @@ def sft(policy_logps: Tensor, num_tokens: Tensor) -> LossOutput:
         ConfigError: an argument has the wrong shape or type.
     """
     check_logps(policy_logps=policy_logps)
-    if num_tokens.shape != policy_logps.shape or num_tokens.is_floating_point():
-        raise ConfigError(
-            f"num_tokens is {num_tokens.dtype} of shape {tuple(num_tokens.shape)}: "
-            f"expected integers of shape {tuple(policy_logps.shape)}."
-        )
+    check_lengths("num_tokens", num_tokens, policy_logps)
     loss = -policy_logps.sum() / num_tokens.sum().clamp(min=1)
     return LossOutput(loss, {"logps/mean": -float(loss.detach())})

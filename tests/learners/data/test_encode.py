@@ -113,7 +113,7 @@ def test_a_conversation_that_the_chat_template_refuses_costs_one_record():
     assert caught.value.reason == "format"
 
 
-def test_too_long_is_refused_never_cut():
+def test_trap_5_too_long_is_refused_never_cut():
     length = len(encode(sampled(), TOKENIZER))
     assert len(encode(sampled(), TOKENIZER, max_tokens=length)) == length
     with pytest.raises(Unusable, match=f"has {length} tokens, max_tokens is {length - 1}"):

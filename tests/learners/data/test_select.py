@@ -14,7 +14,7 @@ def ids(found):
     return [(p.chosen.trajectory_id, p.rejected.trajectory_id, p.tie) for p in found]
 
 
-def test_pairs_are_resolved_over_unresolved_of_one_task():
+def test_trap_5_pairs_are_resolved_over_unresolved_of_one_task():
     found, report = pairs(mixed_buffer(), per_task=2)
     assert len(found) == report.kept == 8
     for pair in found:
@@ -58,7 +58,7 @@ def test_a_trajectory_makes_no_tie_with_its_like():
     [{"tools": ()}, {"steps": None}],
     ids=["other tools", "other system prompt"],
 )
-def test_pairs_need_one_first_state(change):
+def test_trap_5_pairs_need_one_first_state(change):
     good, bad = sampled(), sampled(replies=("no",), resolved=False)
     if change == {"steps": None}:
         change = {"steps": (Step(step_id=1, source="system", message="Else."), *bad.steps[1:])}
@@ -95,7 +95,7 @@ def test_kto_rows_keep_both_labels_and_sft_rows_the_resolved():
     assert report.dropped == {"unfinished": 1, "unresolved": 4, "over-quota": 2}
 
 
-def test_a_pair_whose_tokens_start_differently_is_dropped():
+def test_trap_5_a_pair_whose_tokens_start_differently_is_dropped():
     """The same texts, rendered by two templates: not the same first state for the model."""
     starts = iter([(1, 2), (1, 3)])
 

@@ -63,8 +63,8 @@ def test_lambda_zero_is_dpo(rows, beta):
     assert dpo(w, x, rw, rx, beta=beta).loss.item() == entropo.loss.item()
 
 
-def test_step_zero_loss_has_its_closed_form():
-    """Length trap: at step 0 the margin is lambda (S_ref,w - S_ref,l), not 0."""
+def test_trap_1_length_moves_the_step_zero_logit_by_a_closed_form():
+    """At step 0 the margin is lambda (S_ref,w - S_ref,l), not 0."""
     chosen, rejected = torch.tensor([-1800.0]), torch.tensor([-1500.0])
     for lam, margin in ((0.0, 0.0), (0.01, -3.0), (0.1, -30.0), (-0.05, 15.0)):
         out = entropo_dpo(chosen, rejected, chosen, rejected, gamma=0.1, zeta=0.1 + lam)
@@ -72,8 +72,8 @@ def test_step_zero_loss_has_its_closed_form():
         assert out.loss.item() == pytest.approx(-log_sigmoid(margin), rel=1e-4, abs=1e-6)
 
 
-def test_entropy_only_reweights_pairs():
-    """Fact 3: the gradient keeps DPO's direction, dS_w = -dS_l, whatever lambda."""
+def test_trap_3_entropy_only_reweights_pairs():
+    """The gradient keeps DPO's direction, dS_w = -dS_l, whatever lambda."""
     columns, _ = tensors([(-10.0, -12.0, -11.0, -9.0, False)])
     entropo_dpo(*columns, gamma=0.1, zeta=0.3).loss.backward()
     u = 0.3 * 2 - 0.1 * -2
@@ -91,6 +91,31 @@ def test_a_tie_pulls_to_equal_rewards_and_stays_out_of_the_accuracy():
     assert out.metrics["ties"] == 0.5
 
 
+def test_trap_4_float32_keeps_the_margin_of_long_trajectories():
+    """Sums of 30,000 nats that differ by less than one: the difference is taken first."""
+    exact = [-30000.25, -29999.5, -30000.5, -30000.0]
+    out = entropo_dpo(*(torch.tensor([v]) for v in exact), gamma=0.1, zeta=0.11)
+    assert out.metrics["rewards/margins"] == pytest.approx(0.11 * -0.75 - 0.1 * -0.5, abs=1e-7)
+    half = [torch.tensor([v]).bfloat16() for v in exact]
+    with pytest.raises(ConfigError, match="half precision loses whole nats"):
+        entropo_dpo(*half, gamma=0.1, zeta=0.11)
+
+
+def test_trap_4_policy_and_reference_alike_have_margin_zero():
+    chosen, rejected = torch.tensor([-1234.567]), torch.tensor([-2345.678])
+    out = entropo_dpo(chosen, rejected, chosen, rejected, gamma=0.1, zeta=0.1)
+    assert out.metrics["rewards/margins"] == 0
+
+
+def test_trap_4_a_fully_masked_batch_gives_a_differentiable_loss():
+    """Sums over no token are zeros: the loss is log 2, its gradient finite."""
+    nothing = torch.zeros(2, requires_grad=True)
+    out = entropo_dpo(nothing, nothing * 1, nothing, nothing, gamma=0.1, zeta=0.2)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(math.log(2))
+    assert torch.isfinite(nothing.grad).all()
+
+
 def test_an_extreme_margin_gives_a_finite_gradient():
     chosen = torch.tensor([-90000.0], requires_grad=True)
     far = torch.tensor([-10.0])
@@ -100,7 +125,7 @@ def test_an_extreme_margin_gives_a_finite_gradient():
     assert chosen.grad.item() == pytest.approx(-1.0)
 
 
-def test_an_empty_batch_gives_a_differentiable_zero():
+def test_trap_4_an_empty_batch_gives_a_differentiable_zero():
     empty = torch.zeros(0, requires_grad=True)
     out = entropo_dpo(empty, empty, empty, empty, gamma=0.1, zeta=0.11)
     out.loss.backward()

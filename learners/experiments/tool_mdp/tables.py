@@ -1,0 +1,104 @@
+"""The result as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from learners.experiments.tool_mdp.cells import GAMMA, LABELS, RATIOS
+
+Row = dict[str, Any]
+COLUMNS = ("effective", "distinct@16", "correct", "pass@4", "tv", "kl", "unseen")
+HEADS = {
+    "effective": "effective correct", "distinct@16": "distinct correct in 16",
+    "correct": "P(correct)", "pass@4": "pass@4", "tv": "TV to π*", "kl": "KL to π*",
+    "unseen": "mass on unseen",
+}  # fmt: skip
+NAMES = {"entropo-dpo": "DPO", "entropo-kto": "KTO", "entropo-kto-released": "released KTO"}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All tables, under a line that names the machine."""
+    at, settings = results["machine"], results["settings"]
+    parts = [
+        f"{at['processor']}, {at['cores']} cores, {at['system']}, Python {at['python']}, torch "
+        f"{at['torch']}, commit {(results['commit'] or 'unknown')[:12]}; "
+        f"{results['cpu_seconds'] / 60:.0f} core-minutes; {settings['seeds']} seeds, "
+        f"± is half a 95% interval over them."
+    ]
+    if results["missing"]:
+        parts.append(f"**The run was stopped: {results['missing']} cells are missing.**")
+    for policy in ("table", "transformer"):
+        parts.append(f"### The {policy}")
+        for loss, labels in [("entropo-dpo", kind) for kind in LABELS] + [
+            ("entropo-kto", "hard"), ("entropo-kto-released", "hard"),
+        ]:  # fmt: skip
+            rows = _pick(results["cells"], policy=policy, loss=loss, labels=labels, temperature=1.0)
+            if rows:
+                parts.append(f"**{NAMES[loss]}, {labels} labels**\n\n{_grid_table(rows)}")
+    parts.append(f"### The transformer against its β = ζ control\n\n{_difference_table(results)}")
+    parts.append(f"### Sampling λ = 0 at a higher temperature\n\n{_temperature_table(results)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def show(figure: list[float | None], digits: int = 2, sign: str = "") -> str:
+    """``mean ± half``, or the mean alone."""
+    mean, half = figure
+    text = f"{mean:{sign}.{digits}f}"
+    return text if half is None else f"{text} ± {half:.{digits}f}"
+
+
+def _shown(row: Row, names: Sequence[str], sign: str = "") -> list[str]:
+    counts = ("effective", "distinct@16")
+    return [show(row["figures"][name], 2 if name in counts else 3, sign) for name in names]
+
+
+def _pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def _grid_table(rows: list[Row]) -> str:
+    def cells(row: Row) -> list[str]:
+        found = row["figures"]
+        return [*_shown(row, COLUMNS), f"{found['best/effective'][0]:.2f}"]
+
+    lines = []
+    for ratio in RATIOS:
+        zeta = round(GAMMA * ratio, 6)
+        for gamma in dict.fromkeys((GAMMA, zeta)):
+            control = "" if gamma == GAMMA else ", control"
+            for row in _pick(rows, gamma=gamma, zeta=zeta):  # the released KTO has no control
+                lines.append([f"({gamma:g}, {zeta:g}){control}", *cells(row)])
+    heads = ["(γ, ζ)", *(HEADS[name] for name in COLUMNS), "effective, closed form"]
+    return _table(heads, lines)
+
+
+def _difference_table(results: dict[str, Any]) -> str:
+    rows = _pick(results["against_control"], policy="transformer", temperature=1.0)
+    lines = [
+        [
+            f"{NAMES[row['loss']]}, {row['labels']}",
+            f"({row['gamma']:g}, {row['zeta']:g})",
+            *_shown(row, COLUMNS[:3], "+"),
+        ]
+        for row in sorted(rows, key=lambda r: (r["loss"], LABELS.index(r["labels"]), r["zeta"]))
+    ]
+    return _table(["loss, labels", "(γ, ζ)", *(HEADS[n] for n in COLUMNS[:3])], lines)
+
+
+def _temperature_table(results: dict[str, Any]) -> str:
+    lines = []
+    for labels in LABELS:
+        rows = _pick(
+            results["cells"], policy="transformer", loss="entropo-dpo", labels=labels,
+            gamma=GAMMA, zeta=GAMMA,
+        )  # fmt: skip
+        for row in rows:
+            shown = _shown(row, COLUMNS[:4])
+            lines.append([f"DPO, {labels}", f"{row['temperature']:g}", *shown])
+    return _table(["loss, labels", "temperature", *(HEADS[n] for n in COLUMNS[:4])], lines)
+
+
+def _table(heads: list[str], lines: list[list[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,128 @@
+import json
+import math
+
+import pytest
+import torch
+
+from learners.experiments.commands import tool_mdp
+from learners.experiments.tool_mdp import Settings, run_tool_mdp
+from learners.experiments.tool_mdp import run as running
+from learners.experiments.tool_mdp.cells import RATIOS, Cell, grid
+from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
+from learners.experiments.tool_mdp.policies import Ensemble, Table, TreeTransformer
+from learners.experiments.tool_mdp.summary import interval
+from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
+from learners.experiments.tool_mdp.world import table_world, tool_world
+from swe_env.errors import ConfigError
+
+QUICK = Settings(seeds=2, tasks=1, pairs_per_task=10, steps=1, reference_steps=1, table_steps=1)
+
+
+def test_every_cell_stands_beside_its_control():
+    cells = {cell.name: cell for cell in grid()}
+    assert len(cells) == 50
+    for cell in cells.values():
+        assert cell.control.name in cells
+        assert cell.control.gamma == cell.control.zeta == cell.zeta
+    for loss in ("entropo-dpo", "entropo-kto", "entropo-kto-released"):
+        mine = [c for c in cells.values() if c.loss == loss and c.labels == "hard"]
+        at = [cell.zeta / 0.1 for cell in mine if cell.gamma == 0.1]
+        assert sorted(at) == pytest.approx(RATIOS)
+
+
+def test_pairs_are_drawn_from_the_reference_within_a_task():
+    world = tool_world(tasks=2)
+    pairs = sampled(world, world.target, per_task=200, seed=0)
+    assert pairs.task.bincount().tolist() == [400, 400]
+    assert int(pairs.tie.sum()) == 400
+    good, bad = (world.correct[pairs.task, side] for side in (pairs.chosen, pairs.rejected))
+    assert bool(good[~pairs.tie].all())
+    assert not bool(bad[~pairs.tie].any())
+    assert torch.equal(good[pairs.tie], bad[pairs.tie])
+    first = world.target[0].masked_fill(~world.correct[0], -math.inf).softmax(0)
+    drawn = pairs.chosen[(pairs.task == 0) & ~pairs.tie].bincount(minlength=117) / 200
+    assert 0.5 * (drawn - first).abs().sum() < 0.15
+
+
+def test_exhaustive_pairs_are_every_pair_once():
+    pairs = exhaustive(table_world())
+    assert int((~pairs.tie).sum()) == 8 * 24
+    assert int(pairs.tie.sum()) == 8 * 7 // 2 + 24 * 23 // 2
+    both = zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)
+    unordered = {frozenset(pair) for pair in both}
+    assert len(unordered) == 32 * 31 // 2
+
+
+def test_seeds_side_by_side_are_seeds_alone():
+    """A model of an ensemble imitates and learns as it would by itself."""
+    world, steps = tool_world(tasks=2), {"steps": 3, "learning_rate": 1e-3}
+    cell = Cell(loss="entropo-dpo", labels="smooth+ties", gamma=0.1, zeta=0.2)
+    drawn: list[Pairs] = [sampled(world, world.target, per_task=20, seed=s) for s in (0, 1)]
+    both, twice = Ensemble(world, (5, 6)), world.repeated(2)
+    imitate(both, twice, **steps)
+    found = train_cell(both, twice, side_by_side(drawn, 2), cell, models=2, **steps)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        alone = TreeTransformer(world)
+    imitate(alone, world, **steps)
+    expected = train_cell(alone, world, drawn[1], cell, **steps)
+    torch.testing.assert_close(
+        trajectory_logps(both, twice)[2:], trajectory_logps(alone, world), atol=1e-4, rtol=1e-4
+    )
+    assert found[1][0]["kl"] == pytest.approx(expected[0][0]["kl"], rel=1e-3)
+    assert found[0][0]["kl"] != pytest.approx(expected[0][0]["kl"], rel=1e-3)
+
+
+def test_mass_on_trajectories_of_no_pair_is_told():
+    world = table_world()
+    nothing = torch.zeros(0, dtype=torch.long)
+    two = Pairs(*(torch.tensor([v]) for v in (0, 0, 1)), torch.tensor([False]))
+    cell = Cell(loss="entropo-dpo", labels="hard", gamma=0.1, zeta=0.2)
+    found = train_cell(Table(world), world, two, cell, steps=0, learning_rate=0.1)[0][0]
+    assert found["unseen"] == pytest.approx(1 - world.target[0, :2].exp().sum().item())
+    assert not Pairs(nothing, nothing, nothing, nothing.bool()).seen((1, 32)).any()
+
+
+def test_the_interval_is_students():
+    mean, half = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5), rel=1e-3)
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkeypatch):
+    few = [cell for cell in grid() if cell.zeta in (0.1, 0.2) and cell.labels == "hard"]
+    monkeypatch.setattr(running, "grid", lambda: few)
+    path = run_tool_mdp(tmp_path, QUICK, workers=1)
+    results = json.loads(path.read_text())
+    assert {cell["policy"] for cell in results["cells"]} == {"table", "transformer"}
+    assert len({(c["policy"], c["loss"], c["gamma"], c["zeta"]) for c in results["cells"]}) == (
+        2 * len(few)
+    )
+    of_seeds = [c for c in results["cells"] if c["policy"] == "transformer"]
+    assert all(c["seeds"] == 2 and c["figures"]["tv"][1] is not None for c in of_seeds)
+    assert "released KTO" in (tmp_path / "tables.md").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert page.count('<svg class="chart"') == 13
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
+    gone = next(iter(kept))
+    gone.unlink()
+    for record in (tmp_path / "stages").iterdir():
+        record.unlink()
+    run_tool_mdp(tmp_path, QUICK, workers=1)
+    changed = {p for p in (tmp_path / "cells").iterdir() if p.stat().st_mtime_ns != kept[p]}
+    assert changed == {gone}
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "grid", list)
+    run_tool_mdp(tmp_path, QUICK, workers=1)
+    with pytest.raises(ConfigError, match=r"other settings \(.*seeds"):
+        run_tool_mdp(tmp_path, Settings(), workers=1)
+
+
+def test_an_unknown_setting_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="has no setting 'sed'; it has: seeds, "):
+        tool_mdp(tmp_path, settings=["sed=1"], workers=1)
