@@ -131,7 +131,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "before": before,
         "when_the_last_has_ended": at_once,
         "after_the_next_run_started": after,
-        "left": {name: after[name] - before[name] for name in before},
+        # What other programs had left before, and the next run removed, is not counted.
+        "left": {name: max(0, after[name] - before[name]) for name in before},
     }
 
 
