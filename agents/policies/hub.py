@@ -37,7 +37,11 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(
-    name: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "auto"
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str = "auto",
+    quantization: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, in evaluation mode, and its tokenizer.
 
@@ -46,6 +50,7 @@ def load(
         dtype: Of the weights (``"bfloat16"``, ``torch.float32`` …); None for bfloat16 where the
             device computes in it natively, else float32 (`best_dtype`).
         device: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda:1"`` …
+        quantization: transformers' configuration of weights in fewer bits, or None.
 
     Raises:
         ConfigError: the package, folder or hub id cannot be had, or the dtype is unknown.
@@ -53,12 +58,16 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM
 
-    place = torch.device(_default_device() if device == "auto" else device)
+    place = torch.device(default_device(device))
     path = _resolve(name)
     with _quiet(), _explained(name):
-        kind = as_dtype(dtype, place)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind)  # partly untyped
-    return model.to(place).eval(), load_tokenizer(name)
+        settings: dict[str, Any] = {"dtype": as_dtype(dtype, place)}
+        if quantization is not None:
+            settings |= {"quantization_config": quantization, "device_map": {"": place}}
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **settings)  # partly untyped
+    if quantization is None:  # packed weights are put in their place as they are loaded
+        model = model.to(place)
+    return model.eval(), load_tokenizer(name)
 
 
 def fetch(name: str | Path) -> None:
@@ -177,9 +186,12 @@ def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dty
     return found
 
 
-def _default_device() -> str:
+def default_device(device: str = "auto") -> str:
+    """`device`, or for ``"auto"`` the first CUDA device where there is one, else the CPU."""
     import torch
 
+    if device != "auto":
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

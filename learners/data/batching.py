@@ -66,6 +66,21 @@ def microbatches(samples: Sequence[Sample], budget: int) -> list[list[int]]:
     return found
 
 
+def shares(samples: Sequence[Sample], count: int) -> list[list[int]]:
+    """Deal an optimizer batch out to processes, longest first, each to whoever has least.
+
+    Returns:
+        Positions in `samples` for each of `count` processes, each once; some may have none.
+    """
+    found: list[list[int]] = [[] for _ in range(count)]
+    load = [0] * count
+    for position in sorted(range(len(samples)), key=lambda i: (-samples[i].num_tokens, i)):
+        least = load.index(min(load))
+        found[least].append(position)
+        load[least] += samples[position].num_tokens
+    return [sorted(share) for share in found]
+
+
 def _longest(sample: Sample) -> int:
     return max(len(sequence) for sequence in sample.sequences)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from learners.training import TrainConfig, TrainResult, train
 from learners.training.commands import progress_bar
-from learners.training.loop import OnEval
+from learners.training.results import OnEval
 
 
 def train_once(config: TrainConfig, on_eval: OnEval | None = None) -> TrainResult | None:

@@ -127,6 +127,10 @@ def _sums(
     chunk_size: int | None,
 ) -> SequenceLogps:
     weight, bias, shape = output_layer(causal)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):  # as autocast would have it, were the layer called
+        weight = weight.to(torch.get_autocast_dtype(kind))
+        bias = bias.to(weight.dtype) if bias is not None else None
     counts = mask.sum(1)
     chosen = hidden[mask].to(weight.dtype)
     logps, entropies = token_logps(

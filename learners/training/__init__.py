@@ -1,9 +1,10 @@
 """From a configuration to an adapter: loop, reference cache, checkpoints, records."""
 
 from learners.training.config import TrainConfig
-from learners.training.loop import Progress, StopTraining, TrainResult, train
+from learners.training.loop import train
 from learners.training.metrics import read_metrics
 from learners.training.prepare import NoSignal
+from learners.training.results import Progress, StopTraining, TrainResult
 
 __all__ = [
     "NoSignal",

@@ -58,8 +58,7 @@ class MismatchedZ0(Z0):
         self._clamp = clamp
 
     def estimate(self, rows: Sequence[int]) -> Tensor:  # noqa: D102 - as in the base class
-        with torch.no_grad():
-            logps = torch.cat([self._scorer([self._sequences[row]]).logps for row in rows]).cpu()
+        logps = self._scorer.all([self._sequences[row] for row in rows]).logps
         z0 = mismatched(logps, self._references[list(rows)], clamp=self._clamp)
         return z0.expand(len(rows))
 

@@ -10,6 +10,23 @@ from typing import Any
 
 from learners.training.config import TrainConfig
 
+_WHAT = {
+    "lora": "LoRA adapter for",
+    "qlora": "LoRA adapter (on 4-bit weights) for",
+    "full": "All weights of",
+}
+_LOADING = {
+    "adapter": (
+        'Load it with `peft.PeftModel.from_pretrained(base, "<this folder>")`, or serve it with '
+        "vLLM's\n`--lora-modules`."
+    ),
+    "full": (
+        "Load it with "
+        '`transformers.AutoModelForCausalLM.from_pretrained("<this folder>")`, or serve the folder '
+        "with\nvLLM."
+    ),
+}
+
 
 def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> None:
     """Write ``training.json`` (everything) and ``README.md`` (for readers and model hubs).
@@ -28,18 +45,17 @@ def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> Non
     installed = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     (folder / "README.md").write_text(
         f"""---
-library_name: peft
+library_name: {"transformers" if config.mode == "full" else "peft"}
 base_model: {shown["model"]}
-tags: [swe-env, {config.loss}, lora]
+tags: [swe-env, {config.loss}, {"full" if config.mode == "full" else "lora"}]
 ---
 
-# LoRA adapter for {shown["model"]}, trained with {config.loss}
+# {_WHAT[config.mode]} {shown["model"]}, trained with {config.loss}
 
 Trained by `swe train` on {record["samples"]} samples (data digest `{record["data_digest"]}`) for
 {record["steps"]} steps. {record["data_report"]}.
 
-Load it with `peft.PeftModel.from_pretrained(base, "<this folder>")`, or serve it with vLLM's
-`--lora-modules`.
+{_LOADING["full" if config.mode == "full" else "adapter"]}
 
 Base weights `{record["base_fingerprint"]}`, starting adapter `{start}`,
 code `{record["commit"] or "not a checkout"}`, {installed}.
@@ -62,7 +78,7 @@ code `{record["commit"] or "not a checkout"}`, {installed}.
 def public_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings as JSON data, of every folder only its name."""
     shown: dict[str, Any] = json.loads(config.model_dump_json())
-    for name in ("buffer", "out", "init_adapter"):
+    for name in ("buffer", "eval_buffer", "out", "init_adapter"):
         if shown[name] is not None:
             shown[name] = Path(shown[name]).expanduser().resolve().name
     shown["model"] = public_model(config.model)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from learners.training.model import save_adapter, trainable
+from learners.training.policy import Policy
+from learners.training.shard import load_optimizer, parted_like, whole, whole_optimizer
 from swe_env.errors import ConfigError, SweError
 
 _NAME = re.compile(r"step-(\d+)")
@@ -19,31 +21,55 @@ _UNFINISHED = ".saving-"
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Any, optimizer: Any, extra: Mapping[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any],
+    *,
+    keep: int,
 ) -> Path:
     """Write ``folder/step-N`` by way of a temporary name, then drop all but the newest `keep`.
 
-    Each checkpoint is also an adapter that peft loads.
+    States are written whole, however the model is spread, so that a run can go on with another
+    number of processes. Unless the whole model is trained, each checkpoint is also an adapter
+    that peft loads. Called by all processes; the main one writes.
 
     Raises:
         SweError: the disk is full or the folder cannot be written; older checkpoints are intact.
     """
+    workers = policy.scorer.workers
+    state = {
+        "step": step,
+        "parameters": [whole(parameter.detach()).cpu() for parameter in policy.parameters],
+        "optimizer": whole_optimizer(optimizer),
+        "rng": workers.gather(_rng(policy.scorer.device)),
+        "extra": dict(extra),
+    }
+    adapter = policy.collect() if policy.config.mode != "full" else None
     target = folder / f"step-{step:08d}"
-    temporary: Path | None = None
+
+    def write() -> Path:
+        _write(target, policy, adapter, state)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    return workers.on_main(write)
+
+
+def _write(
+    target: Path, policy: Policy, adapter: dict[str, Tensor] | None, state: dict[str, Any]
+) -> None:
+    folder, temporary = target.parent, None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_UNFINISHED}*"):  # by a run that was killed while it saved
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
         temporary.chmod(0o755)
-        save_adapter(model, temporary)
-        state = {
-            "step": step,
-            "parameters": [parameter.detach().cpu() for parameter in trainable(model)],
-            "optimizer": optimizer.state_dict(),
-            "rng": _rng(),
-            "extra": dict(extra),
-        }
+        if policy.config.mode != "full":
+            policy.write(temporary, adapter)
         torch.save(state, temporary / "state.pt")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -51,12 +77,9 @@ def save_checkpoint(
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise SweError(
-            f"The checkpoint of step {step} could not be written to {folder} ({error}): free some "
-            "space and go on with --resume."
+            f"The checkpoint of step {state['step']} could not be written to {folder} ({error}): "
+            "free some space and go on with --resume."
         ) from error
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -65,22 +88,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore_checkpoint(state: Mapping[str, Any], model: Any, optimizer: Any) -> None:
+def restore_checkpoint(
+    state: Mapping[str, Any], policy: Policy, optimizer: torch.optim.Optimizer
+) -> None:
     """Put model, optimizer and random generators back.
 
     Raises:
         ConfigError: the checkpoint is of a model with other trainable parameters.
     """
-    parameters = trainable(model)
+    parameters = policy.parameters
     if [p.shape for p in parameters] != [p.shape for p in state["parameters"]]:
         raise ConfigError("The checkpoint is of an adapter of another shape: start a new run.")
     with torch.no_grad():
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    if torch.cuda.is_available() and state["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+            parameter.copy_(parted_like(saved, parameter))
+    load_optimizer(optimizer, state["optimizer"])
+    index = policy.scorer.workers.index
+    if index < len(state["rng"]):  # a process that was not there before keeps its own
+        generators = state["rng"][index]
+        torch.set_rng_state(generators["cpu"])
+        if "device" in generators and policy.scorer.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["device"], policy.scorer.device)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -89,6 +117,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _rng() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _rng(device: torch.device) -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_rng_state(device)
+    return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from learners.training.loop import OnProgress, Progress
+    from learners.training.results import OnProgress, Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ def train(
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="With --plan: how many, sharded.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="With --plan: lora (default), qlora or full.")
+        str | None, typer.Option(help="With --plan: lora, qlora or full, in place of the mode.")
     ] = None,
     assume: Annotated[
         list[str] | None,
@@ -60,6 +60,7 @@ def train(
     from agents.rollouts.commands import parse_options
     from learners.training.config import TrainConfig
     from learners.training.loop import train as run
+    from learners.training.workers import is_main, stop_workers
 
     given: dict[str, Any] = {
         "loss": loss, "buffer": buffer, "model": model, "out": out, "init_adapter": init_adapter,
@@ -77,7 +78,9 @@ def train(
     resolved = TrainConfig.load(config, **changes)
     with progress_bar() as show:
         result = run(resolved, on_progress=show)
-    _print(result, as_json)
+    if is_main():
+        _print(result, as_json)
+    stop_workers()
 
 
 def _plan(path: Path | None, changes: dict[str, Any], asked: dict[str, Any], as_json: bool) -> None:

@@ -32,6 +32,8 @@ class TrainConfig(BaseModel):
     """Folder the adapter, its card, the metrics and the checkpoints go to."""
     init_adapter: str | None = None
     """A peft adapter to start from; with it the model is also the reference policy."""
+    mode: Literal["lora", "full", "qlora"] = "lora"
+    """What is trained: an adapter, every weight, or an adapter on weights in 4 bits (CUDA)."""
 
     gamma: float = Field(default=0.1, gt=0)
     """Weight of the KL to the reference; beta of ``dpo`` and ``kto``."""
@@ -59,7 +61,11 @@ class TrainConfig(BaseModel):
     lora_alpha: int = Field(default=16, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora_targets: str | list[str] = "all-linear"
-    """peft's ``target_modules``. The four are ignored with `init_adapter`, which has its own."""
+    """peft's ``target_modules``."""
+    lora_parameters: list[str] = []
+    """peft's ``target_parameters``: weights that are no layers of their own, such as the stacked
+    experts ``mlp.experts.gate_up_proj`` and ``mlp.experts.down_proj``. The five are ignored with
+    `init_adapter`, which has its own."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
@@ -76,8 +82,9 @@ class TrainConfig(BaseModel):
     seed: int = 0
     """Chooses pairs, order, and the adapter's first weights."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    """Of the frozen weights; by default bfloat16 where the device computes in it natively. The
-    adapter and the optimizer are float32 always."""
+    """Of the frozen weights, or with ``mode = "full"`` of the computation and the result; by
+    default bfloat16 where the device computes in it natively. What is trained and the optimizer
+    are float32 always."""
     device: str = "auto"
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time, far less memory."""
@@ -86,9 +93,19 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; None for none."""
     keep_checkpoints: int = Field(default=2, ge=1)
     eval_every: int | None = Field(default=None, ge=1)
-    """Steps between calls of `on_eval`; it is also called at the end."""
+    """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too."""
+    eval_buffer: str | None = None
+    """Folder of a held-out replay buffer, on which the same loss's figures are taken."""
+    stop_entropy: float | None = Field(default=None, gt=0, lt=1)
+    """Stop when the entropy falls below this share of what it was at the start."""
+    stop_kl: float | None = Field(default=None, gt=0)
+    """Stop when the policy is so many nats an agent token from the reference (``kl_bound``)."""
+    stop_window: int = Field(default=10, ge=1)
+    """Steps over which the two are averaged; no run is stopped before as many are done."""
     tensorboard: bool = True
     """Write TensorBoard events beside ``metrics.jsonl``."""
+    wandb_project: str | None = None
+    """Send the figures to this project of Weights & Biases, too."""
     resume: bool = False
     """Go on from the last checkpoint in `out`, to the same result as if never stopped."""
 

@@ -1,4 +1,4 @@
-"""`train`: from a configuration to an adapter on disk."""
+"""`train`: from a configuration to an adapter, or a whole model, on disk."""
 
 from __future__ import annotations
 
@@ -6,94 +6,33 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from learners.data.dataset import Dataset
-from learners.data.report import DropReport
-from learners.losses import get_loss
-from learners.losses.z0 import Z0
-from learners.ops import check_logits
-from learners.training.baseline import check_mismatched, make_z0, mismatches, state_of
-from learners.training.card import commit, versions, write_card
-from learners.training.checkpoint import (
-    checkpoints,
-    read_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
-)
+from learners.training.baseline import state_of
+from learners.training.card import commit, public_settings, write_card
+from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.metrics import MetricsWriter, read_metrics
-from learners.training.model import (
-    adapter_digest,
-    add_adapter,
-    base_fingerprint,
-    check_adapter,
-    save_adapter,
-    trainable,
+from learners.training.model import adapter_digest
+from learners.training.parts import Parts, make_parts
+from learners.training.results import (
+    OnEval,
+    OnProgress,
+    Progress,
+    StopTraining,
+    TrainResult,
+    silent,
 )
-from learners.training.prepare import (
-    build_dataset,
-    check_folder,
-    check_vocabulary,
-    open_folder,
-    read_buffer,
-)
-from learners.training.reference import reference_logps
-from learners.training.schedule import batch_at, learning_rate, total_steps
-from learners.training.score import Scorer
-from learners.training.step import BatchResult, Objective, run_batch
-from swe_env.errors import ConfigError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
+from learners.training.schedule import batch_at, learning_rate
+from learners.training.shard import whole
+from learners.training.step import BatchResult, run_batch
+from learners.training.stopping import StopRule
+from learners.training.workers import start_workers
 
 log = logging.getLogger(__name__)
-
-OnEval = Callable[["PeftModel", int], dict[str, float]]
-"""``on_eval(model, step) -> figures`` to record; may raise `StopTraining`."""
-OnProgress = Callable[["Progress"], None]
-
-
-class StopTraining(Exception):
-    """Raised by a callback to end a run early; the adapter is saved as it is."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands, for whoever shows it."""
-
-    stage: str
-    """"data", "reference" or "training"."""
-    done: int
-    total: int
-    metrics: dict[str, float]
-    """Figures of the step just done; empty in other stages."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run gave."""
-
-    out: Path
-    """Folder with the adapter, ``README.md``, ``training.json`` and ``metrics.jsonl``."""
-    steps: int
-    """Optimizer steps done, those before a resumption included."""
-    metrics: dict[str, float]
-    """Figures of the last step."""
-    report: DropReport
-    """What was left out of the buffer, and why."""
-    stopped: str = ""
-    """Why the run ended early, or empty."""
 
 
 def train(
@@ -102,126 +41,106 @@ def train(
     on_eval: OnEval | None = None,
     on_progress: OnProgress | None = None,
 ) -> TrainResult:
-    """Train a LoRA adapter on a replay buffer.
+    """Train on a replay buffer: a LoRA adapter, or every weight.
 
     Everything that can be wrong with settings, buffer, model or output folder is found before the
     first forward pass. The run depends on its settings and the buffer alone; with
-    ``config.resume`` it goes on from its last checkpoint to the same result.
+    ``config.resume`` it goes on from its last checkpoint to the same result. Started several
+    times over by ``accelerate launch``, the processes share the work and come to the result of
+    one, up to rounding.
 
     Args:
         config: The settings; `TrainConfig.load` reads them from a file.
         on_eval: Called every ``eval_every`` steps and at the end with the model in evaluation
             mode; its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run.
-        on_progress: Called with a `Progress` as things go on; may raise `StopTraining` too.
+            Of several processes each calls it, and the main one's figures count.
+        on_progress: Called with a `Progress` as things go on, by the main process only; may raise
+            `StopTraining` too.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
         NoSignal: the buffer holds nothing to learn from (a ConfigError too).
         SweError: a checkpoint could not be written.
     """
-    run = _Run(config, on_eval, on_progress)
+    workers = start_workers(config.device)
+    show = on_progress if on_progress is not None and workers.main else silent
+    run = _Run(make_parts(config, workers, show), on_eval, show)
     with run.recording():
         return run.go()
 
 
-def _silent(_: Progress) -> None:
-    """Show nothing."""
-
-
 class _Run:
-    """The parts of one run, each made once."""
+    """One run under way."""
 
-    def __init__(
-        self, config: TrainConfig, on_eval: OnEval | None, on_progress: OnProgress | None
-    ) -> None:
-        from agents.policies.hub import load, load_tokenizer
-
-        self.config = config
-        self.on_eval = on_eval
-        self.on_progress = on_progress or _silent
-        self.loss = get_loss(config.loss)
-        zeta = config.zeta_for(self.loss.parameters)
-        if self._wants_mismatched():
-            check_mismatched(config, self.loss.name, zeta)
-        if config.init_adapter is not None:
-            check_adapter(config.init_adapter)
-        self.out = check_folder(config)
-        trajectories = read_buffer(config.buffer)
-        tokenizer = load_tokenizer(config.model)
-        self.dataset: Dataset = build_dataset(trajectories, tokenizer, config, self.loss)
-        saved = self._saved()
-        self.mismatched = mismatches(self.dataset.samples) if self._wants_mismatched() else []
-        log.info("%s", self.dataset.report)
-        self.on_progress(Progress("data", len(self.dataset), self.dataset.report.seen, {}))
-
-        base, _ = load(config.model, dtype=config.dtype, device=config.device)
-        base.requires_grad_(False)
-        check_vocabulary(self.dataset, base.config.get_text_config().vocab_size)
-        self.fingerprint = base_fingerprint(base)
-        self.device = base.device
-        self.model = add_adapter(base, config, self.fingerprint)
-        self.scorer = Scorer(self.model, self.device)
-        first = self.dataset.samples[0].sequences[0].input_ids[:16]
-        check_logits(self.model, torch.tensor(first, device=self.device))
-        open_folder(self.out, config)
-        settings = config.model_dump(
-            include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
-        )
-        settings |= {"zeta": zeta, "beta": config.gamma}
-        self.objective = Objective(self.loss, settings, self.scorer, config.micro_batch_tokens)
-        self.optimizer = torch.optim.AdamW(
-            trainable(self.model), lr=0.0, weight_decay=config.weight_decay
-        )
-        self.total = total_steps(
-            len(self.dataset), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
-        )
-        self.references, self.z0 = self._reference(config.gamma / zeta)
+    def __init__(self, parts: Parts, on_eval: OnEval | None, on_progress: OnProgress) -> None:
+        self.parts, self.on_eval, self.on_progress = parts, on_eval, on_progress
+        self.config, self.workers, self.out = parts.config, parts.workers, parts.out
+        self.dataset = parts.data.train
+        self.rule = StopRule(parts.config)
+        self.writer: MetricsWriter | None = None
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.stopped = ""
-        if saved is not None:
-            self._resume(saved)
+        if parts.saved is not None:
+            self._resume(parts.saved)
 
     def go(self) -> TrainResult:
-        """All steps, then the adapter."""
-        self.model.train()
+        """All steps, then the result."""
+        self.parts.policy.model.train()
         if self.step:
             self._resume_reporting()
-        while self.step < self.total and not self.stopped:
+        while self.step < self.parts.total and not self.stopped:
             self._step()
         self._finish()
         return TrainResult(self.out, self.step, self.metrics, self.dataset.report, self.stopped)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """The metrics files, open."""
+        """The metrics files, open where this process is the one that writes."""
+        if not self.workers.main:
+            yield
+            return
         with MetricsWriter(
-            self.out, tensorboard=self.config.tensorboard, from_step=self.step
+            self.out,
+            tensorboard=self.config.tensorboard,
+            wandb_project=self.config.wandb_project,
+            settings=public_settings(self.config),
+            from_step=self.step,
         ) as self.writer:
             yield
 
     def _step(self) -> None:
-        config, started = self.config, time.perf_counter()
+        config, parts, started = self.config, self.parts, time.perf_counter()
         rows = batch_at(self.step, len(self.dataset), config.batch_size, config.seed)
         samples = [self.dataset.samples[row] for row in rows]
-        rate = learning_rate(self.step, self.total, peak=config.learning_rate, warmup=config.warmup)
-        z0 = self.z0.estimate(rows) if self.z0 is not None else None
-        result = run_batch(self.objective, samples, self.references[rows], z0)
-        norm = torch.nn.utils.clip_grad_norm_(trainable(self.model), config.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = learning_rate(
+            self.step, parts.total, peak=config.learning_rate, warmup=config.warmup
+        )
+        z0 = parts.z0.estimate(rows) if parts.z0 is not None else None
+        result = run_batch(parts.objective, samples, parts.references[rows], z0)
+        norm = self._update(rate)
         self._update_z0(rows, result)
         self.step += 1
         seconds = time.perf_counter() - started
         self.metrics = result.metrics | {
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "learning_rate": rate,
             "epoch": self.step * config.batch_size / len(self.dataset),
             "tokens_per_second": sum(sample.num_tokens for sample in samples) / seconds,
         }
+        self.rule.see(self.metrics)
         self._after_step()
+
+    def _update(self, rate: float) -> float:
+        """One optimizer step on the gradients of all processes; gives their norm."""
+        parameters, optimizer = self.parts.policy.parameters, self.parts.optimizer
+        self.workers.add_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(whole(norm))
 
     def _after_step(self) -> None:
         config = self.config
@@ -232,31 +151,35 @@ class _Run:
 
     def _evaluates(self) -> bool:
         every = self.config.eval_every
-        due = self.step == self.total or (every is not None and self.step % every == 0)
-        return self.on_eval is not None and due
+        due = self.step == self.parts.total or (every is not None and self.step % every == 0)
+        return due and (self.on_eval is not None or self.parts.held_out is not None)
 
     def _report(self) -> None:
         """Evaluate where it is due, write the step's figures down and show them."""
-        if self.on_eval is not None and self._evaluates() and not self.stopped:
+        reason = self.rule.reason()
+        if self._evaluates() and not self.stopped:
             try:
-                figures = self._evaluate(self.on_eval)
+                figures = self._evaluate()
                 self.metrics |= {f"eval/{name}": value for name, value in figures.items()}
             except StopTraining as stop:
-                self._stop(stop)
-        self.writer.write(self.step, self.metrics)
-        self._show()
+                reason = stop.reason
+        if self.writer is not None:
+            self.writer.write(self.step, self.metrics)
+        try:
+            if not (self.stopped or reason):
+                self._show()
+        except StopTraining as stop:
+            reason = stop.reason
+        reason = self.workers.agree(reason)
+        if reason and not self.stopped:
+            self._stop(reason)
 
     def _show(self) -> None:
-        if self.stopped:
-            return
-        try:
-            self.on_progress(Progress("training", self.step, self.total, self.metrics))
-        except StopTraining as stop:
-            self._stop(stop)
+        self.on_progress(Progress("training", self.step, self.parts.total, self.metrics))
 
-    def _stop(self, stop: StopTraining) -> None:
+    def _stop(self, reason: str) -> None:
         """No more steps; in the checkpoint too, so that a resumed run takes none either."""
-        self.stopped = stop.reason
+        self.stopped = reason
         log.info("Stopped after step %d: %s", self.step, self.stopped)
         self._save()
 
@@ -265,107 +188,83 @@ class _Run:
         if self.config.save_every is None:
             return
         extra = {
-            "z0": state_of(self.z0), "metrics": self.metrics,
+            "z0": state_of(self.parts.z0), "metrics": self.metrics, "rule": self.rule.state_dict(),
             "data": self.dataset.digest, "stopped": self.stopped,
         }  # fmt: skip
         save_checkpoint(
-            self.out / "checkpoints", self.step, self.model, self.optimizer, extra,
+            self.out / "checkpoints", self.step, self.parts.policy, self.parts.optimizer, extra,
             keep=self.config.keep_checkpoints,
         )  # fmt: skip
 
-    def _evaluate(self, on_eval: OnEval) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Whatever the callback draws, the run's own random numbers stay what they were."""
-        self.model.eval()
+        model, figures = self.parts.policy.model, dict[str, float]()
+        model.eval()
         try:
             with torch.random.fork_rng():
-                return on_eval(self.model, self.step)
+                if self.parts.held_out is not None:
+                    figures |= self.parts.held_out.figures()
+                if self.on_eval is not None:
+                    figures |= self.on_eval(model, self.step)
         finally:
-            self.model.train()
-
-    def _reference(self, ratio: float) -> tuple[Tensor, Z0 | None]:
-        samples = self.dataset.samples
-        sequences = [s for sample in samples for s in sample.sequences]
-        count, width = len(sequences), len(samples[0].sequences)
-        if not self.loss.needs_reference:
-            return torch.zeros(count, width, dtype=torch.float64), None
-        key = [
-            self.fingerprint, adapter_digest(self.config.init_adapter), self.dataset.digest,
-            str(self.model.dtype), self.device.type, str(sorted(versions().items())),
-        ]  # fmt: skip
-        logps = reference_logps(
-            self.scorer, [*sequences, *self.mismatched], key=key,
-            progress=lambda done, total: self.on_progress(Progress("reference", done, total, {})),
-        ).logps  # fmt: skip
-        references = logps[:count].view(-1, width)
-        if "z0" not in self.loss.parameters:
-            return references, None
-        mismatch = (self.mismatched, logps[count:]) if self.mismatched else None
-        z0 = make_z0(
-            self.config.z0, samples, references[:, 0],
-            ratio=ratio, scorer=self.scorer, mismatch=mismatch,
-        )  # fmt: skip
-        return references, z0
-
-    def _wants_mismatched(self) -> bool:
-        return self.config.z0 == "mismatched" and "z0" in self.loss.parameters
+            model.train()
+        return figures
 
     def _update_z0(self, rows: list[int], result: BatchResult) -> None:
-        if self.z0 is not None:
-            settings = self.objective.settings
+        z0, settings = self.parts.z0, self.parts.objective.settings
+        if z0 is not None:
             ratio = settings["gamma"] / settings["zeta"]
-            self.z0.update(rows, result.logps[:, 0] - ratio * self.references[rows, 0])
-
-    def _saved(self) -> dict[str, Any] | None:
-        """The last checkpoint, once it is known to be of the same data.
-
-        Raises:
-            ConfigError: the buffer gives other samples than when the run began.
-        """
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
-            return None
-        state = read_checkpoint(found[-1])
-        before = state["extra"].get("data", self.dataset.digest)
-        if before != self.dataset.digest:
-            raise ConfigError(
-                f"The buffer {self.config.buffer} gives other samples (digest "
-                f"{self.dataset.digest}) than when the run in {self.out} began ({before}): resume "
-                "it with the buffer as it was, or train into another folder."
-            )
-        return state
+            z0.update(rows, result.logps[:, 0] - ratio * self.parts.references[rows, 0])
 
     def _resume(self, saved: dict[str, Any]) -> None:
-        restore_checkpoint(saved, self.model, self.optimizer)
+        restore_checkpoint(saved, self.parts.policy, self.parts.optimizer)
         self.step, extra = saved["step"], saved["extra"]
         self.metrics = extra["metrics"]
-        self.stopped = extra.get("stopped", "")
-        if self.z0 is not None:
-            self.z0.load_state_dict(extra["z0"])
-        log.info("Going on after step %d of %d.", self.step, self.total)
+        self.stopped = extra["stopped"]
+        self.rule.load_state_dict(extra["rule"])
+        if self.parts.z0 is not None:
+            self.parts.z0.load_state_dict(extra["z0"])
+        log.info("Going on after step %d of %d.", self.step, self.parts.total)
 
     def _resume_reporting(self) -> None:
         """The last step's figures as they were written down, or a report that was cut short."""
-        written = [r for r in read_metrics(self.out) if r["step"] == self.step]
+        written = self.workers.on_main(
+            lambda: [r for r in read_metrics(self.out) if r["step"] == self.step]
+        )
         if not written:
             self._report()
             return
         self.metrics = {name: value for name, value in written[-1].items() if name != "step"}
-        self._show()
+        reason = ""
+        try:
+            if not self.stopped:
+                self._show()
+        except StopTraining as stop:
+            reason = stop.reason
+        if reason := self.workers.agree(reason):
+            self._stop(reason)
 
     def _finish(self) -> None:
-        self.model.eval()
-        save_adapter(self.model, self.out)
+        policy = self.parts.policy
+        policy.model.eval()
+        weights = policy.collect()
+        self.workers.on_main(lambda: self._write(weights))
+
+    def _write(self, weights: dict[str, torch.Tensor] | None) -> None:
+        policy, config = self.parts.policy, self.config
+        policy.write(self.out, weights)
         record: dict[str, Any] = {
-            "base_fingerprint": self.fingerprint,
-            "init_adapter_digest": adapter_digest(self.config.init_adapter),
+            "base_fingerprint": policy.fingerprint,
+            "init_adapter_digest": adapter_digest(config.init_adapter),
             "data_digest": self.dataset.digest,
             "data_report": str(self.dataset.report),
             "samples": len(self.dataset),
+            "processes": self.workers.count,
             "steps": self.step,
             "stopped": self.stopped,
             "metrics": self.metrics,
             "commit": commit(),
         }
-        write_card(self.out, self.config, record)
-        if not self.stopped and self.step == self.total:
+        write_card(self.out, config, record)
+        if not self.stopped and self.step == self.parts.total:
             shutil.rmtree(self.out / "checkpoints", ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.policies import hub
 from learners.training.card import public_model
@@ -55,15 +55,15 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=config.lora_targets,
+            target_parameters=config.lora_parameters or None,
             task_type="CAUSAL_LM",
         )
         try:
             with hub.quiet_renames():
                 model = get_peft_model(base, lora)
         except ValueError as error:
-            raise ConfigError(
-                f"No adapter with targets {config.lora_targets!r}: {error}"
-            ) from error
+            targets = [config.lora_targets, *config.lora_parameters]
+            raise ConfigError(f"No adapter with targets {targets!r}: {error}") from error
     else:
         folder = check_adapter(config.init_adapter, fingerprint)
         try:
@@ -117,9 +117,12 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as peft, transformers and vLLM read it."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+def save_adapter(model: Any, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the adapter as peft, transformers and vLLM read it.
+
+    `weights` are the model's trained parameters by name, where it has them only in parts.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
 
 
 def _other_base(folder: Path, model: str) -> ConfigError:

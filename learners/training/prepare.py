@@ -25,7 +25,11 @@ class NoSignal(ConfigError):
     """The settings may be right, but the data hold nothing to learn from: collect more."""
 
 
-_MAY_CHANGE = {"resume", "out", "save_every", "keep_checkpoints", "eval_every", "tensorboard"}
+_SETTINGS = "settings.json"
+_MAY_CHANGE = {
+    "resume", "out", "save_every", "keep_checkpoints", "eval_every", "eval_buffer", "tensorboard",
+    "wandb_project",
+}  # fmt: skip
 """Settings that a resumed run may have other values of: they do not change its result."""
 
 
@@ -36,7 +40,7 @@ def check_folder(config: TrainConfig) -> Path:
         ConfigError: it holds something else, or a run with other settings.
     """
     out = Path(config.out).expanduser()
-    record = out / "config.json"
+    record = out / _SETTINGS
     settings = json.loads(config.model_dump_json())
     if out.exists() and any(out.iterdir()):
         if not config.resume:
@@ -62,7 +66,7 @@ def check_folder(config: TrainConfig) -> Path:
 def open_folder(out: Path, config: TrainConfig) -> None:
     """Make the output folder and write down the settings; called once nothing can be wrong."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    (out / _SETTINGS).write_text(config.model_dump_json(indent=2) + "\n")
 
 
 def read_buffer(path: str) -> list[Trajectory]:

@@ -40,6 +40,8 @@ def reference_logps(
 ) -> Reference:
     """Score every sequence with the policy as it is, or read what an equal run wrote.
 
+    Several processes score their shares, and all get the main process's figures.
+
     Args:
         scorer: Over the policy before its first step.
         sequences: What to score.
@@ -49,10 +51,24 @@ def reference_logps(
     content = [list(key), [digest([s.input_ids, s.turn_ids]) for s in sequences]]
     target = cache_dir("reference") / f"{digest(content)}"
 
-    def build(folder: Path) -> None:
-        (folder / "logps.json").write_text(json.dumps(_score(scorer, sequences, progress)))
+    def build(folder: Path, logps: list[float] | None = None) -> None:
+        found = _score(scorer, sequences, progress) if logps is None else logps
+        (folder / _FILE).write_text(json.dumps(found))
 
-    logps = json.loads((build_once(target, build) / "logps.json").read_text())
+    if scorer.workers.count == 1:
+        return _read(build_once(target, build))
+    if scorer.workers.agree(target.exists()):
+        return scorer.workers.on_main(lambda: _read(target))
+    # Not under the cache's lock: the processes would wait for each other for ever.
+    logps = _score(scorer, sequences, progress)
+    return scorer.workers.on_main(lambda: _read(build_once(target, lambda to: build(to, logps))))
+
+
+_FILE = "logps.json"
+
+
+def _read(folder: Path) -> Reference:
+    logps = json.loads((folder / _FILE).read_text())
     return Reference(torch.tensor(logps, dtype=torch.float64))
 
 
@@ -63,11 +79,6 @@ def _score(
 ) -> list[float]:
     was_training = scorer.model.training
     scorer.model.eval()
-    logps: list[float] = []
-    with torch.no_grad():
-        for done, sequence in enumerate(sequences, start=1):
-            logps += scorer([sequence]).logps.tolist()
-            if progress is not None:
-                progress(done, len(sequences))
+    found: list[float] = scorer.all(sequences, progress).logps.tolist()
     scorer.model.train(was_training)
-    return logps
+    return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learners.data.batching import microbatches
+from learners.data.batching import microbatches, shares
 from learners.data.dataset import Sample
 from learners.losses import Loss
 from learners.training.score import Scorer
@@ -43,8 +43,10 @@ def run_batch(
 ) -> BatchResult:
     """Loss, gradients (accumulated into the parameters) and metrics of one optimizer batch.
 
-    The gradient does not depend on how the batch is cut into micro-batches: each is weighted by
-    its share of samples (of loss tokens for SFT), whatever their sizes.
+    The gradient depends neither on how the batch is cut into micro-batches nor on how those are
+    dealt out to processes: each is weighted by its share of samples (of loss tokens for SFT),
+    whatever their sizes. Gradients are this process's part of the sum, or, where the model is
+    sharded, the whole; figures are the whole batch's on every process.
 
     Args:
         objective: What to minimise.
@@ -52,28 +54,83 @@ def run_batch(
         references: Reference sums, float64, (samples, sequences a sample).
         z0: KTO's reference point of each sample, (samples,), or None.
     """
-    device = objective.scorer.device
+    device, workers = objective.scorer.device, objective.scorer.workers
     width = len(samples[0].sequences)
     logps = torch.zeros(len(samples), width, dtype=torch.float64, device=device)
     entropies, counts = torch.zeros_like(logps), torch.zeros_like(logps, dtype=torch.long)
     references = references.to(device)
     weights = [_weight(objective.loss, sample) for sample in samples]
-    for rows in microbatches(samples, objective.micro_batch_tokens):
+    for rows, counted in _my_batches(objective, samples):
         chosen = [samples[row] for row in rows]
         sums = objective.scorer([s for sample in chosen for s in sample.sequences])
         live = sums.logps.view(len(rows), width)
         tokens = sums.num_tokens.view(len(rows), width)
         offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
         share = sum(weights[row] for row in rows) / sum(weights)
+        share *= workers.gradient_factor if counted else 0
         torch.autograd.backward(objective.loss(**offered).loss * share)
+        if not counted:
+            continue
         logps[rows] = live.detach()
         entropies[rows] = sums.entropies.detach().view(len(rows), width)
         counts[rows] = tokens
+    workers.add(logps, entropies, counts)
+    metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)
+    return BatchResult(metrics, logps.cpu())
+
+
+def batch_figures(
+    objective: Objective,
+    samples: Sequence[Sample],
+    references: Tensor,
+    z0: Tensor | None,
+    logps: Tensor,
+    entropies: Tensor,
+    counts: Tensor,
+) -> dict[str, float]:
+    """The loss's own figures over all samples, and the policy's entropy and distance.
+
+    ``entropy`` is exact, in nats, a mean over agent tokens. ``kl_bound`` is the mean of
+    ``|S - S_ref|`` over agent tokens: at least ``|E[S_ref - S]|``, which is KL(reference ‖ policy)
+    where the reference sampled the trajectories.
+
+    Args:
+        objective: The loss.
+        samples: What the sums are of.
+        references: Reference sums, (samples, sequences a sample).
+        z0: As for `run_batch`.
+        logps: Policy sums, like `references`.
+        entropies: Sums of entropies, like `references`.
+        counts: Agent tokens, like `references`.
+    """
     everything = list(range(len(samples)))
     out = objective.loss(**_offer(objective, samples, logps, counts, references, z0, everything))
-    entropy = float(entropies.sum() / counts.sum().clamp(min=1))
-    metrics = {"loss": float(out.loss), **out.metrics, "entropy": entropy}
-    return BatchResult(metrics, logps.cpu())
+    tokens = counts.sum().clamp(min=1)
+    figures = {"loss": float(out.loss), **out.metrics, "entropy": float(entropies.sum() / tokens)}
+    if objective.loss.needs_reference:
+        figures["kl_bound"] = float((logps - references).abs().sum() / tokens)
+    return figures
+
+
+def _my_batches(
+    objective: Objective, samples: Sequence[Sample]
+) -> Iterator[tuple[list[int], bool]]:
+    """This process's micro-batches, and whether each counts.
+
+    A sharded model needs the same number of passes from every process: who has fewer repeats the
+    shortest sample, for nothing.
+    """
+    workers = objective.scorer.workers
+    plans = []
+    for share in shares(samples, workers.count):
+        cut = microbatches([samples[row] for row in share], objective.micro_batch_tokens)
+        plans.append([[share[position] for position in rows] for rows in cut])
+    mine = plans[workers.index]
+    yield from ((rows, True) for rows in mine)
+    if workers.sharded:
+        shortest = min(range(len(samples)), key=lambda row: samples[row].num_tokens)
+        for _ in range(max(map(len, plans)) - len(mine)):
+            yield [shortest], False
 
 
 def _offer(

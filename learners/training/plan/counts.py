@@ -110,6 +110,7 @@ def _inherited(config: TrainConfig) -> dict[str, Any]:
         "lora_r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_targets": targets if isinstance(targets, str) else sorted(targets),
+        "lora_parameters": sorted(lora.target_parameters or ()),
     }
 
 

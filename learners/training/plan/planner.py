@@ -64,7 +64,7 @@ def plan_training(
     *,
     gpu: str = "A100-80",
     gpus: int = 1,
-    method: str = "lora",
+    method: str | None = None,
     assumptions: Assumptions | None = None,
 ) -> Plan:
     """Memory, time and verdict of the run that `config` describes; loads no weights.
@@ -73,7 +73,8 @@ def plan_training(
         config: As for `learners.train`; ``out`` is not touched.
         gpu: A name from `learners.training.plan.gpus`.
         gpus: Cards; more than one shard the model (FSDP), each with samples of its own.
-        method: ``lora``, ``qlora`` (linear layers in 4 bits) or ``full``.
+        method: ``lora``, ``qlora`` (linear layers in 4 bits) or ``full``; by default the
+            settings' mode.
         assumptions: Figures that are not arithmetic; by default `Assumptions()`.
 
     Raises:
@@ -85,6 +86,7 @@ def plan_training(
     assume = assumptions or Assumptions()
     if gpus < 1:
         raise ConfigError(f"A run needs at least 1 GPU, not {gpus}.")
+    method = config.mode if method is None else method
     if method not in METHODS:
         raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
     card = find_gpu(gpu)
@@ -158,10 +160,10 @@ def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> t
         )
     if config.z0 == "mismatched":
         notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
-    if setup.method != "lora":
+    if setup.method != config.mode:
         notes.append(
-            f"Planned as {setup.method}; learners.train itself trains LoRA adapters on bfloat16 "
-            "weights."
+            f"Planned as {setup.method}, while the settings have mode {config.mode}: train with "
+            f"--set mode={setup.method}."
         )
     if setup.gpus > 1:
         notes.append(

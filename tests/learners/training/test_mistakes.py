@@ -24,7 +24,7 @@ def _no_forward(monkeypatch):
         raise AssertionError("long work began")
 
     monkeypatch.setattr("learners.training.loop.run_batch", refuse)
-    monkeypatch.setattr("learners.training.loop.reference_logps", refuse)
+    monkeypatch.setattr("learners.training.parts.reference_logps", refuse)
 
 
 def fails(settings, message, error=ConfigError, **changes):
@@ -102,7 +102,7 @@ def test_nothing_is_overwritten(settings):
     (out / "thesis.txt").write_text("precious")
     fails(settings, "is not empty: give another, or go on with --resume")
     fails(settings, "holds no earlier training run", resume=True)
-    (out / "config.json").write_text(json.dumps({**settings, "seed": 3}))
+    (out / "settings.json").write_text(json.dumps({**settings, "seed": 3}))
     fails(settings, "was started with", resume=True)
     assert (out / "thesis.txt").read_text() == "precious"
 

@@ -231,7 +231,7 @@ def test_a_kill_after_a_stop_does_not_train_past_it(settings, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as dying:
-        dying.setattr("learners.training.loop.save_adapter", die)
+        dying.setattr("learners.training.loop.write_card", die)
         with pytest.raises(Killed):
             train(TrainConfig(**settings), on_progress=stop)
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]

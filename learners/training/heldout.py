@@ -1,0 +1,44 @@
+"""`HeldOut`: the loss's own figures on trajectories that are not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from learners.data.dataset import Sample
+from learners.losses.z0 import estimator
+from learners.training.step import Objective, batch_figures
+
+
+class HeldOut:
+    """A held-out data set with its reference sums."""
+
+    def __init__(
+        self, objective: Objective, samples: Sequence[Sample], references: Tensor, z0: str
+    ) -> None:
+        """`references` are the samples' reference sums, (samples, sequences a sample)."""
+        self._objective = objective
+        self._samples = samples
+        self._sequences = [s for sample in samples for s in sample.sequences]
+        self._references = references
+        # Mismatched samples are of the training set; the task's mean is the nearest to them.
+        self._z0 = "task" if z0 == "mismatched" else z0
+
+    def figures(self) -> dict[str, float]:
+        """Loss, margins, accuracy, entropy and distance under the policy as it is.
+
+        To be called by all processes, with the model in evaluation mode. KTO's z0 is estimated
+        from the held-out rewards themselves, which are all as new as the policy.
+        """
+        sums = self._objective.scorer.all(self._sequences)
+        logps, entropies, counts = (column.view_as(self._references) for column in sums)
+        z0 = None
+        if "z0" in self._objective.loss.parameters:
+            settings = self._objective.settings
+            rewards = logps[:, 0] - settings["gamma"] / settings["zeta"] * self._references[:, 0]
+            groups = [sample.group for sample in self._samples]
+            z0 = estimator(self._z0, rewards, groups).estimate(range(len(self._samples)))
+        return batch_figures(
+            self._objective, self._samples, self._references, z0, logps, entropies, counts
+        )

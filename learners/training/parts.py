@@ -1,0 +1,235 @@
+"""`Parts`: everything one run is made of, each part made once and checked before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from learners.data.dataset import Dataset, Sample
+from learners.data.encode import Encoded
+from learners.losses import Loss, get_loss
+from learners.losses.z0 import Z0
+from learners.training.baseline import check_mismatched, make_z0, mismatches
+from learners.training.card import versions
+from learners.training.checkpoint import checkpoints, read_checkpoint
+from learners.training.config import TrainConfig
+from learners.training.heldout import HeldOut
+from learners.training.metrics import check_wandb
+from learners.training.model import adapter_digest, check_adapter
+from learners.training.policy import Policy, check_mode, make_policy
+from learners.training.prepare import (
+    build_dataset,
+    check_folder,
+    check_vocabulary,
+    open_folder,
+    read_buffer,
+)
+from learners.training.reference import reference_logps
+from learners.training.results import OnProgress, Progress
+from learners.training.schedule import total_steps
+from learners.training.step import Objective
+from learners.training.workers import Workers
+from swe_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What the buffers hold for this run."""
+
+    train: Dataset
+    held_out: Dataset | None
+    mismatched: list[Encoded]
+    """KTO's mismatched sequences, when its z0 wants them."""
+
+    @property
+    def digest(self) -> str:
+        """Over everything that a process must see as the others do."""
+        return self.train.digest + (self.held_out.digest if self.held_out is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one run is made of."""
+
+    config: TrainConfig
+    workers: Workers
+    out: Path
+    data: Data
+    saved: dict[str, Any] | None
+    """The checkpoint to go on from."""
+    policy: Policy
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    references: Tensor
+    """Of the training samples, float64, (samples, sequences a sample)."""
+    z0: Z0 | None
+    held_out: HeldOut | None
+    total: int
+    """Optimizer steps of the whole run."""
+
+
+def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts:
+    """Check, read, load and score; everything that can be wrong is found before the scoring.
+
+    Raises:
+        ConfigError: as `learners.train` says.
+    """
+    from agents.policies.hub import load_tokenizer
+
+    loss, zeta = _check(config, workers)
+    out = workers.on_main(lambda: check_folder(config))
+    data = _read(config, load_tokenizer(config.model), loss)
+    workers.check_equal("samples", data.digest)
+    saved = _saved(config, out, data.train)
+    log.info("%s", data.train.report)
+    show(Progress("data", len(data.train), data.train.report.seen, {}))
+
+    def fits(vocab_size: int) -> None:
+        for dataset in (data.train, data.held_out):
+            if dataset is not None:
+                check_vocabulary(dataset, vocab_size)
+
+    probe = data.train.samples[0].sequences[0].input_ids[:16]
+    policy = make_policy(config, workers, list(probe), fits)
+    workers.on_main(lambda: open_folder(out, config))
+    settings = config.model_dump(
+        include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
+    )
+    settings |= {"zeta": zeta, "beta": config.gamma}
+    objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
+    references, z0 = _reference(policy, objective, data, config, show)
+    return Parts(
+        config=config,
+        workers=workers,
+        out=out,
+        data=data,
+        saved=saved,
+        policy=policy,
+        objective=objective,
+        optimizer=torch.optim.AdamW(policy.parameters, lr=0.0, weight_decay=config.weight_decay),
+        references=references,
+        z0=z0,
+        held_out=_held_out(policy, objective, data, config),
+        total=total_steps(
+            len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
+        ),
+    )
+
+
+def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
+    """The loss and its zeta, once the settings are known to go together."""
+    loss = get_loss(config.loss)
+    zeta = config.zeta_for(loss.parameters)
+    if _wants_mismatched(config, loss):
+        check_mismatched(config, loss.name, zeta)
+    if config.stop_kl is not None and not loss.needs_reference:
+        raise ConfigError(
+            f"stop_kl is a distance from the reference, which {loss.name} has none of: leave it "
+            "out."
+        )
+    check_wandb(config.wandb_project)
+    check_mode(config, workers)
+    if config.init_adapter is not None:
+        check_adapter(config.init_adapter)
+    return loss, zeta
+
+
+def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
+    train = build_dataset(read_buffer(config.buffer), tokenizer, config, loss)
+    held_out = None
+    if config.eval_buffer is not None:
+        held_out = build_dataset(read_buffer(config.eval_buffer), tokenizer, config, loss)
+    wanted = _wants_mismatched(config, loss)
+    return Data(train, held_out, mismatches(train.samples) if wanted else [])
+
+
+def _saved(config: TrainConfig, out: Path, dataset: Dataset) -> dict[str, Any] | None:
+    """The last checkpoint, once it is known to be of the same data.
+
+    Raises:
+        ConfigError: the buffer gives other samples than when the run began.
+    """
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        return None
+    state = read_checkpoint(found[-1])
+    before = state["extra"].get("data", dataset.digest)
+    if before != dataset.digest:
+        raise ConfigError(
+            f"The buffer {config.buffer} gives other samples (digest {dataset.digest}) than when "
+            f"the run in {out} began ({before}): resume it with the buffer as it was, or train "
+            "into another folder."
+        )
+    return state
+
+
+def _reference(
+    policy: Policy, objective: Objective, data: Data, config: TrainConfig, show: OnProgress
+) -> tuple[Tensor, Z0 | None]:
+    """Reference sums of the training samples, and KTO's z0."""
+    samples, loss = data.train.samples, objective.loss
+    count, width = _shape(samples)
+    if not loss.needs_reference:
+        return torch.zeros(count, width, dtype=torch.float64), None
+    logps = _score(policy, data.train, config, show, extra=data.mismatched)
+    references = logps[: count * width].view(-1, width)
+    if "z0" not in loss.parameters:
+        return references, None
+    mismatch = (data.mismatched, logps[count * width :]) if data.mismatched else None
+    ratio = objective.settings["gamma"] / objective.settings["zeta"]
+    z0 = make_z0(
+        config.z0, samples, references[:, 0],
+        ratio=ratio, scorer=policy.scorer, mismatch=mismatch,
+    )  # fmt: skip
+    return references, z0
+
+
+def _held_out(
+    policy: Policy, objective: Objective, data: Data, config: TrainConfig
+) -> HeldOut | None:
+    if data.held_out is None:
+        return None
+    samples = data.held_out.samples
+    references = torch.zeros(_shape(samples), dtype=torch.float64)
+    if objective.loss.needs_reference:
+        scored = _score(policy, data.held_out, config, lambda _: None)
+        references = scored.view_as(references)
+    return HeldOut(objective, samples, references, config.z0)
+
+
+def _score(
+    policy: Policy,
+    dataset: Dataset,
+    config: TrainConfig,
+    show: OnProgress,
+    extra: Sequence[Encoded] = (),
+) -> Tensor:
+    sequences = [s for sample in dataset.samples for s in sample.sequences]
+    key = [
+        policy.fingerprint, adapter_digest(config.init_adapter), dataset.digest,
+        f"{config.mode} {policy.compute} {policy.model.dtype}", policy.scorer.device.type,
+        str(sorted(versions().items())),
+    ]  # fmt: skip
+    return reference_logps(
+        policy.scorer, [*sequences, *extra], key=key,
+        progress=lambda done, total: show(Progress("reference", done, total, {})),
+    ).logps  # fmt: skip
+
+
+def _shape(samples: Sequence[Sample]) -> tuple[int, int]:
+    return len(samples), len(samples[0].sequences)
+
+
+def _wants_mismatched(config: TrainConfig, loss: Loss) -> bool:
+    return config.z0 == "mismatched" and "z0" in loss.parameters

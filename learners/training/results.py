@@ -1,0 +1,56 @@
+"""What a run tells while it goes and gives at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learners.data.report import DropReport
+
+OnEval = Callable[[Any, int], dict[str, float]]
+"""``on_eval(model, step) -> figures`` to record; may raise `StopTraining`.
+
+The model is a `PeftModel`, or in mode ``full`` transformers' own."""
+OnProgress = Callable[["Progress"], None]
+
+
+class StopTraining(Exception):
+    """Raised by a callback to end a run early; the result is saved as it is."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, for whoever shows it."""
+
+    stage: str
+    """"data", "reference" or "training"."""
+    done: int
+    total: int
+    metrics: dict[str, float]
+    """Figures of the step just done; empty in other stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run gave."""
+
+    out: Path
+    """Folder with the adapter or model, ``README.md``, ``training.json`` and ``metrics.jsonl``."""
+    steps: int
+    """Optimizer steps done, those before a resumption included."""
+    metrics: dict[str, float]
+    """Figures of the last step."""
+    report: DropReport
+    """What was left out of the buffer, and why."""
+    stopped: str = ""
+    """Why the run ended early, or empty."""
+
+
+def silent(_: Progress) -> None:
+    """Show nothing."""

@@ -1,0 +1,30 @@
+"""What each of several processes runs: trainings one after the other, some of them killed."""
+
+import json
+import sys
+from pathlib import Path
+
+from learners import TrainConfig, train
+
+
+class Killed(BaseException):
+    """Stands for a kill between two steps, of all processes."""
+
+
+def run(job):
+    def kill(model, step):
+        if step == job["kill_at"]:
+            raise Killed
+        return {}
+
+    try:
+        train(TrainConfig(**job["settings"]), on_eval=kill if job.get("kill_at") else None)
+    except Killed:
+        if job.get("leave"):
+            return
+        train(TrainConfig(**{**job["settings"], "resume": True}))
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(job)

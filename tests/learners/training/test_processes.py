@@ -1,0 +1,151 @@
+"""Two processes (gloo, on the CPU) come to the result of one: replicated, and sharded by FSDP2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from learners import TrainConfig, read_metrics, train
+from learners.data.batching import shares
+from learners.data.dataset import Sample
+from learners.data.encode import Encoded
+from learners.training.workers import Workers, start_workers
+from swe_env.errors import ConfigError
+from tests.learners.models import save_model
+from tests.learners.records import mixed_buffer
+from tests.learners.training.conftest import write_buffer
+
+CASES = {
+    "pairs": {"loss": "entropo-dpo", "tie_word_embeddings": False},
+    "one": {"loss": "sft", "batch_size": 1},  # the second process has nothing to do
+    "mismatched": {"loss": "kto", "z0": "mismatched"},
+    "full": {"loss": "entropo-dpo", "mode": "full", "learning_rate": 1e-3},
+    "resumed": {"loss": "entropo-kto", "z0": "task", "save_every": 2, "eval_every": 4},
+}
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+pytestmark = pytest.mark.timeout(600)  # three trainings of five runs each, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, model_folder):
+    """``jobs(kind)``: every case, into a folder of that kind."""
+    home = tmp_path_factory.mktemp("processes")
+    buffer = write_buffer(home / "buffer", mixed_buffer())
+    untied = save_model(home / "untied", tie_word_embeddings=False)
+
+    def build(kind):
+        found = []
+        for name, case in CASES.items():
+            changes = dict(case)
+            tied = changes.pop("tie_word_embeddings", True)
+            settings = {
+                "buffer": buffer, "learning_rate": 5e-3, "batch_size": 7, "max_steps": 5,
+                "lora_r": 4, "device": "cpu", "dtype": "float32", "tensorboard": False,
+                "save_every": None, "warmup": 0.0, "micro_batch_tokens": 200,
+                "model": model_folder if tied else untied, "out": str(home / kind / name),
+            }  # fmt: skip
+            kill_at = 4 if name == "resumed" else None
+            found.append({"settings": {**settings, **changes}, "kill_at": kill_at})
+        return home, found
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def one(jobs):
+    """Where a single process trained, uninterrupted."""
+    home, found = jobs("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWE_ENV_CACHE", str(home / "cache-of-one"))
+        for job in found:
+            train(TrainConfig(**job["settings"]))
+    return home / "one"
+
+
+@pytest.fixture(scope="module", params=["replicated", "sharded"])
+def two(jobs, request):
+    """Where two processes trained, each with the whole model or with a part of its weights."""
+    home, found = jobs(request.param)
+    environment = {"SWE_ENV_CACHE": str(home / f"cache-{request.param}"), "OMP_NUM_THREADS": "1"}
+    if request.param == "sharded":
+        environment |= SHARDED
+        found.append({**jobs("left")[1][-1], "leave": True})
+    launch(home / f"{request.param}.json", found, environment)
+    return home / request.param
+
+
+def launch(file, jobs, environment):
+    file.write_text(json.dumps(jobs))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "tests.learners.training.launched", str(file),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def weights(folder):
+    whole = folder / "model.safetensors"
+    return load_file(whole if whole.exists() else folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_take_the_steps_of_one(one, two, case):
+    alone, shared = read_metrics(one / case), read_metrics(two / case)
+    assert [r["step"] for r in shared] == [1, 2, 3, 4, 5]
+    for ours, theirs in zip(alone, shared, strict=True):
+        # Accuracies jump where a margin is 0 up to rounding, as at the first step of KTO.
+        for name in set(ours) - {"tokens_per_second", "rewards/accuracies"}:
+            assert theirs[name] == pytest.approx(ours[name], abs=1e-5, rel=1e-5), name
+    compare(two / case, one / case)
+    record = json.loads((two / case / "training.json").read_text())
+    assert record["processes"] == 2
+    if (two.name, case) == ("sharded", "resumed"):
+        goes_on_alone(two.parent / "left" / case, one / case)
+
+
+def goes_on_alone(left, whole):
+    """A checkpoint does not depend on how the model was spread."""
+    settings = json.loads((left / "settings.json").read_text())
+    assert (left / "checkpoints" / "step-00000004").is_dir()
+    compare(train(TrainConfig(**{**settings, "resume": True})).out, whole)
+
+
+def compare(folder, other):
+    found, expected = weights(folder), weights(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=5e-5, rtol=1e-3)
+
+
+def samples(*lengths):
+    return [Sample((Encoded((1,) * n, (False,) * n, (0,) * n),), 0) for n in lengths]
+
+
+def test_shares_are_even_in_tokens_and_complete():
+    assert shares(samples(9, 1, 1, 8, 1), 2) == [[0, 2], [1, 3, 4]]
+    assert shares(samples(5), 3) == [[0], [], []]
+    assert shares(samples(3, 9, 4), 1) == [[0, 1, 2]]
+
+
+def test_what_a_launcher_may_not_ask_for(monkeypatch):
+    assert start_workers("cuda:1").count == 1  # alone, any device will do
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="leave device 'cuda:1' out"):
+        start_workers("cuda:1")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="does not run under DeepSpeed: launch it with FSDP2"):
+        start_workers("cpu")
+
+
+def test_a_process_alone_needs_nobody():
+    workers = Workers()
+    assert workers.main
+    assert workers.agree(3) == 3
+    assert workers.gather("x") == ["x"]

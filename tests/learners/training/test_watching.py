@@ -1,0 +1,114 @@
+"""Evaluation on a held-out buffer, and the rules that end a run early."""
+
+import importlib.util
+from itertools import pairwise
+
+import pytest
+import torch
+
+from learners import TrainConfig, read_metrics, train
+from learners.data import encode
+from learners.ops import sequence_logps
+from learners.training.stopping import StopRule
+from swe_env.errors import ConfigError
+from swe_env.replay import ReplayBuffer
+from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.records import mixed_buffer
+from tests.learners.training.conftest import write_buffer
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    return write_buffer(tmp_path / "held-out", mixed_buffer(tasks=2, seed=9))
+
+
+@pytest.mark.parametrize("loss", ["entropo-dpo", "entropo-kto", "kto", "sft"])
+def test_a_held_out_buffer_is_evaluated_and_changes_nothing(settings, held_out, loss, tmp_path):
+    settings |= {"loss": loss, "lora_dropout": 0.2}
+    plain = read_metrics(train(TrainConfig(**settings)).out)
+    settings |= {"eval_buffer": held_out, "eval_every": 2, "out": str(tmp_path / "second")}
+    watched = read_metrics(train(TrainConfig(**settings)).out)
+    assert [r["loss"] for r in plain] == [r["loss"] for r in watched]
+    evaluated = [r["step"] for r in watched if "eval/entropy" in r]
+    assert evaluated == [2, 4, 6]
+    names = {name for name in watched[-1] if name.startswith("eval/")}
+    assert {"eval/loss", "eval/entropy"} <= names
+    if loss != "sft":
+        assert {"eval/rewards/margins", "eval/rewards/accuracies", "eval/kl_bound"} <= names
+
+
+def test_the_held_out_figures_are_those_of_the_finished_policy(settings, held_out):
+    from peft import PeftModel
+
+    settings |= {"loss": "dpo", "ties": 0, "eval_buffer": held_out}
+    out = train(TrainConfig(**settings)).out
+    last = read_metrics(out)[-1]
+    model = PeftModel.from_pretrained(tiny_llama(), out)
+    from learners.data.dataset import pair_samples
+
+    tokenizer = byte_tokenizer()
+    pairs = pair_samples(list(ReplayBuffer(held_out)), lambda t: encode(t, tokenizer)).samples
+
+    def sums(sequence):
+        ids, mask = torch.tensor([sequence.input_ids]), torch.tensor([sequence.loss_mask])
+        with torch.no_grad():
+            return sequence_logps(model, ids, mask)
+
+    margins, entropies, tokens = [], 0.0, 0
+    for pair in pairs:
+        chosen, rejected = (sums(s) for s in pair.sequences)
+        with model.disable_adapter():
+            first, second = (sums(s).logps for s in pair.sequences)
+        margins.append(0.1 * ((chosen.logps - rejected.logps) - (first - second)).item())
+        entropies += (chosen.entropies + rejected.entropies).item()
+        tokens += (chosen.num_tokens + rejected.num_tokens).item()
+    assert last["eval/rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
+    assert last["eval/rewards/accuracies"] == sum(m > 0 for m in margins) / len(margins)
+    assert last["eval/entropy"] == pytest.approx(entropies / tokens, rel=1e-5)
+
+
+def test_a_collapse_of_entropy_ends_the_run_and_a_resumed_one(settings):
+    settings |= {
+        "loss": "sft", "mode": "full", "learning_rate": 1e-2, "max_steps": 40,
+        "stop_entropy": 0.9, "stop_window": 2, "save_every": 50,
+    }  # fmt: skip
+    result = train(TrainConfig(**settings))
+    assert result.steps < 40
+    assert result.stopped.startswith("the entropy fell to ")
+    entropies = [r["entropy"] for r in read_metrics(result.out)]
+    means = [(a + b) / 2 for a, b in pairwise(entropies)]
+    assert means[-1] < 0.9 * means[0] <= min(means[:-1])
+    again = train(TrainConfig(**settings, resume=True))
+    assert (again.steps, again.stopped) == (result.steps, result.stopped)
+
+
+def test_a_kl_budget_ends_the_run(settings):
+    settings |= {"loss": "dpo", "stop_kl": 0.02, "stop_window": 1, "max_steps": 40}
+    result = train(TrainConfig(**settings))
+    distances = [r["kl_bound"] for r in read_metrics(result.out)]
+    assert distances[0] == 0
+    assert distances[-1] > 0.02 >= max(distances[:-1])
+    assert "from the reference, over the budget of 0.02" in result.stopped
+    with pytest.raises(ConfigError, match="which sft has none of"):
+        train(TrainConfig(**{**settings, "loss": "sft"}))
+
+
+def test_a_rule_goes_on_where_it_was(settings):
+    config = TrainConfig(**settings, stop_entropy=0.5, stop_window=3)
+    whole, before = StopRule(config), StopRule(config)
+    reasons = []
+    for entropy in [2.0, 2.0, 2.0, 1.5, 0.8, 0.8, 0.8]:
+        whole.see({"entropy": entropy})
+        after = StopRule(config)
+        after.load_state_dict(before.state_dict())
+        after.see({"entropy": entropy})
+        before = after
+        assert after.reason() == whole.reason()
+        reasons.append(bool(whole.reason()))
+    assert reasons == [False] * 6 + [True]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_wandb_is_asked_for_and_missing(settings):
+    with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
+        train(TrainConfig(**settings, wandb_project="p"))
