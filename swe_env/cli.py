@@ -18,6 +18,7 @@ from swe_env.errors import ConfigError, InfrastructureError, SweError
 
 COMMANDS = (
     "swe_env.tasks.commands",
+    "swe_env.grading.commands",
     "swe_env.replay.commands",
     "swe_env.commands",
     "agents.rollouts.commands",

@@ -108,6 +108,7 @@ def test_the_command_line_has_exactly_these_commands(tmp_path):
     assert shown.returncode == 0, shown.stderr
     panel = shown.stdout.split("Commands", 1)[1]
     assert re.findall(r"^\W? ([a-z][a-z-]*)  ", panel, re.MULTILINE) == [
+        "grade",
         "doctor",
         "run",
         "replay",

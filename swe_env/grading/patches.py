@@ -10,6 +10,7 @@ from swe_env.errors import GradingError, PatchError, PatchRefused
 from swe_env.sandbox.base import Sandbox
 
 _GIT = ("git", "apply", "--numstat", "-z", "--apply", "--whitespace=nowarn")
+_FUZZY = ("patch", "--batch", "--fuzz=5", "-p1", "--no-backup-if-mismatch", "--reject-file=-")
 _GIT_ENV = {
     "GIT_DIR": "/nonexistent",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -36,6 +37,8 @@ class Applied:
 
     paths: tuple[str, ...]
     """Every path that the patch may have touched, relative to the root, sorted."""
+    fuzzy: bool = False
+    """It did not apply as it stands; the lines around its changes were not all as it says."""
 
 
 def patch_paths(patch: str) -> set[str]:
@@ -55,11 +58,20 @@ def patch_paths(patch: str) -> set[str]:
     return {path for path in found if path}
 
 
-def apply_patch(sandbox: Sandbox, patch: str, *, what: str = "The patch") -> Applied:
+def apply_patch(
+    sandbox: Sandbox, patch: str, *, what: str = "The patch", fuzzy: bool = False
+) -> Applied:
     """Apply a unified diff to the sandbox's workspace, all of it or nothing.
 
     Git itself refuses absolute paths, ``..``, ``.git`` and paths behind a symbolic link; links
     that would point out of the workspace are refused here.
+
+    Args:
+        sandbox: Whose workspace.
+        patch: The diff; empty for none.
+        what: What it is called in errors.
+        fuzzy: Where git does not take it, try ``patch --fuzz=5``, as the SWE-bench harness does;
+            if that fails too the workspace may be changed in part.
 
     Raises:
         PatchError: it does not apply.
@@ -81,9 +93,17 @@ def apply_patch(sandbox: Sandbox, patch: str, *, what: str = "The patch") -> App
     if result.exit_code != 0:
         reason = result.output.strip().splitlines()[:1] or ["git apply failed"]
         kind = PatchRefused if _leads_out(patch, reason[0]) else PatchError
+        if fuzzy and kind is PatchError and _apply_fuzzily(sandbox, data):
+            return Applied(tuple(sorted(patch_paths(patch))), fuzzy=True)
         raise kind(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
     names = [entry.split("\t", 2)[-1] for entry in result.output.split("\0")]
     return Applied(tuple(sorted(patch_paths(patch) | {name for name in names if name})))
+
+
+def _apply_fuzzily(sandbox: Sandbox, data: bytes) -> bool:
+    """GNU patch, which takes hunks whose surroundings differ in part; False if it fails too."""
+    result = sandbox.exec(_FUZZY, stdin=data, env={"LC_ALL": "C", "PATCH_GET": "0"}, timeout=120)
+    return result.exit_code == 0
 
 
 def _leads_out(patch: str, reason: str) -> bool:

@@ -32,6 +32,7 @@ def grade(
     limits: Limits | None = None,
     spec: SandboxSpec | None = None,
     from_diff: bool = False,
+    fuzzy: bool = False,
 ) -> TestReport:
     """Grade a patch against the task's hidden tests.
 
@@ -47,6 +48,8 @@ def grade(
         spec: the starting state; `swe_env.repos.sandbox_spec(task)` when None.
         from_diff: the patch is what `Sandbox.diff` gave, and was written by nobody: when it does
             not apply, the machinery failed.
+        fuzzy: a patch that git does not take as it stands is tried with ``patch --fuzz=5``, as the
+            SWE-bench harness does; the report says so.
 
     Raises:
         GradingError: the tests could not be run at all, or a sandbox's own diff does not apply;
@@ -64,7 +67,7 @@ def grade(
     try:
         found = _Findings()
         try:
-            changed = _prepare(box, task, patch, found)
+            changed = _prepare(box, task, patch, found, fuzzy)
         except PatchError as error:
             if from_diff and not isinstance(error, PatchRefused):
                 raise GradingError(
@@ -77,7 +80,9 @@ def grade(
     return _verdict(task, run, found)
 
 
-def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str]:
+def _prepare(
+    box: Sandbox, task: Task, patch: str, found: _Findings, fuzzy: bool = False
+) -> list[str]:
     """Patch the workspace and make its tests the task's; the program files that changed."""
     named = patch_paths(patch)
     tests = _protected(task, named)
@@ -85,7 +90,9 @@ def _prepare(box: Sandbox, task: Task, patch: str, found: _Findings) -> list[str
     rule_paths = guard.rules(box.files, named)
     expected = {path: before[path] for path in rule_paths}
     expected |= _gold_rules(box, task, rule_paths)
-    applied = apply_patch(box, patch)
+    applied = apply_patch(box, patch, fuzzy=fuzzy)
+    if applied.fuzzy:
+        found.notes.append("The patch does not apply as it stands; `patch --fuzz=5` took it.")
     surprise = set(applied.paths) - named
     if surprise:
         raise PatchRefused(

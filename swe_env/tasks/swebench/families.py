@@ -22,6 +22,7 @@ packages are all it needs."""
 _START, _END = ">>>>> Start Test Output", ">>>>> End Test Output"
 _CONDA = "/opt/miniconda3/envs/testbed/bin/python"
 """Python in the images of the SWE-bench family, whose processes have no environment activated."""
+_EXPORT = re.compile(r"^export (\w+=[\w.,:/@%+=-]*)$", re.MULTILINE)
 _ANSWER = (
     "instance_id", "repo", "base_commit", "problem_statement", "hints_text", "patch", "test_patch",
     "FAIL_TO_PASS", "PASS_TO_PASS", "version",
@@ -111,13 +112,18 @@ def _of_script(row: Fields, published: str) -> _How:
     script = row.text("eval_script")
     parser = row.text("log_parser", "parse_log_pytest")
     image = Image(name=row.text("image", published))
-    inside = script.partition(_START)[2].partition(_END)[0].splitlines()[1:-1]
+    before, _, rest = script.partition(_START)
+    inside = rest.partition(_END)[0].splitlines()[1:-1]
     lines = [line.strip() for line in inside if line.strip() and not line.startswith("set ")]
     if not lines:
         raise row.wrong("eval_script", "it has no command between its two output markers")
+    # What the script prepares before is in the image; what it exports must be said again.
+    settings = " ".join(_EXPORT.findall(before))
     if len(lines) > 1:
-        return _How(image, _in_image(" && ".join(lines), parser), parser)
+        commands = [f"export {settings}", *lines] if settings else lines
+        return _How(image, _in_image(" && ".join(commands), parser), parser)
     command = _without_targets(lines[0], row.text("test_patch", ""))
+    command = f"{settings} {command}" if settings else command
     return _how_in_image(image.name, command, parser)
 
 

@@ -140,6 +140,29 @@ def test_version_5_rows_run_the_command_of_their_script(
     assert (task.log_parser, task.test_command) == (runner, command)
 
 
+@pytest.mark.parametrize(
+    ("commands", "parser", "command"),
+    [
+        (
+            ("./tests/runtests.py --verbosity 2 test_mod",),
+            "parse_log_django",
+            f"LC_ALL=C.UTF-8 PYTHONIOENCODING=utf8 {CONDA} ./tests/runtests.py --verbosity 2",
+        ),
+        (
+            ("make x", "pytest -rA"),
+            "parse_log_astropy",
+            ". /opt/miniconda3/bin/activate testbed && export LC_ALL=C.UTF-8 PYTHONIOENCODING=utf8 "
+            "&& make x && pytest -rA",
+        ),
+    ],
+)
+def test_what_a_version_5_script_exports_holds_for_its_tests(tmp_path, commands, parser, command):
+    exported = "export LC_ALL=C.UTF-8\nexport PATH=$PATH:/x\nexport PYTHONIOENCODING=utf8\n"
+    own = script(*commands).replace("cd /testbed\n", f"cd /testbed\n{exported}")
+    row = {**ROW, "eval_script": own, "log_parser": parser}
+    assert one(tmp_path, "swebench", row).test_command == command
+
+
 def test_rows_in_languages_without_a_runner_are_left_out_and_counted(tmp_path, caplog):
     jest = {
         **ROW,
