@@ -12,7 +12,8 @@ from swe_env import sandbox as sandboxes
 from swe_env.errors import ToolError
 from swe_env.sandbox import SandboxSpec
 from swe_env.tools.edit_lines import replaced
-from swe_env.tools.matching import reindent, replace
+from swe_env.tools.indentation import reindent, step
+from swe_env.tools.matching import replace
 from swe_env.tools.text import TextFile, split
 
 SOURCE = """\
@@ -214,14 +215,88 @@ def test_any_bytes_survive_taking_apart_and_putting_together(data):
     assert len(found.pieces) == len(found.lines)
 
 
-def test_reindenting_keeps_steps_inside_new_text():
-    new = split("if a:\n  b\n  if c:\n      d")
-    assert reindent(new, ["if a:", "  b"], ["\tif a:", "\t\tb"]) == [
-        "\tif a:",
-        "\t\tb",
-        "\t\tif c:",
-        "\t\t    d",
-    ]
+def reindented(new, written, actual):
+    return [line for line, _ in reindent(split(new), written, actual, step(actual))]
+
+
+@pytest.mark.parametrize(
+    ("new", "written", "actual", "made"),
+    [
+        (  # two spaces are a tab, so four are two
+            "if a:\n  b\n  if c:\n      d",
+            ["if a:", "  b"],
+            ["\tif a:", "\t\tb"],
+            ["\tif a:", "\t\tb", "\t\tif c:", "\t\t\t\td"],
+        ),
+        ("if a:\n    b", ["a"], ["\t\ta"], ["\t\tif a:", "\t\t\tb"]),
+        ("if a:\n\tb", ["a"], ["    a"], ["    if a:", "        b"]),
+        (
+            "if a:\n  b\nelse:\n  c",
+            ["if a:", "  b"],
+            ["    if a:", "        b"],
+            ["    if a:", "        b", "    else:", "        c"],
+        ),
+        ("    a\nb", ["    a"], ["\t\ta"], ["\t\ta", "\tb"]),
+        ("f(a,\n  c)", ["f(a,", "  b)"], ["  f(a,", "    b)"], ["  f(a,", "    c)"]),
+    ],
+)
+def test_reindenting_keeps_steps_inside_new_text(new, written, actual, made):
+    assert reindented(new, written, actual) == made
+
+
+def test_unchanged_lines_keep_their_own_indentation(desk):
+    source = 'def f():\n    text = """\nplain\n  more\n"""\n    return 1\n'
+    desk.put("a.py", source)
+    old = '        text = """\nplain\n  more\n"""\n        return 1'
+    edit = {"path": "a.py", "old_str": old, "new_str": old.replace("return 1", "return 2")}
+    assert desk.call("edit", **edit).exit_code == 0
+    assert desk.get("a.py").decode() == source.replace("return 1", "return 2")
+
+
+LOOP = "def f():\n    for x in y:\n        z()\n        a()\n    b()\n"
+
+
+@pytest.mark.parametrize("new", ["a()\nc()\n", "c()\nb()\n", "b()\na()\n", "a()\nb()\nc()\n"])
+def test_one_written_depth_for_two_in_the_file_is_refused_with_the_lines(desk, new):
+    desk.put("a.py", LOOP)
+    result = desk.call("edit", path="a.py", old_str="a()\nb()\n", new_str=new)
+    assert result.exit_code == 1
+    assert "different depths" in result.text
+    assert result.text.endswith("     4\t        a()\n     5\t    b()")
+    assert desk.get("a.py").decode() == LOOP
+
+
+def test_a_line_may_go_whatever_the_depths(desk):
+    desk.put("a.py", LOOP)
+    assert desk.call("edit", path="a.py", old_str="a()\nb()\n", new_str="a()\n").exit_code == 0
+    assert desk.get("a.py").decode() == LOOP.replace("    b()\n", "")
+
+
+def test_which_of_two_alike_is_left_must_be_plain(desk):
+    desk.put("a.py", LOOP.replace("b()", "a()"))
+    assert desk.call("edit", path="a.py", old_str="a()\na()\n", new_str="a()\n").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "after"),
+    [
+        ("a = 1\nb = 2\n", "a = 1\nb = 3\n", b"a = 1\r\nb = 3\nc = 3\r\n"),
+        ("a = 1\nb = 2\n", "a = 0\nb = 2\nx\n", b"a = 0\r\nb = 2\nx\nc = 3\r\n"),
+        ("a = 1\nb = 2\nc = 3", "a = 1\nx\nc = 3", b"a = 1\r\nx\nc = 3\r\n"),
+    ],
+)
+def test_lines_keep_their_own_ends(desk, old, new, after):
+    desk.put("a.txt", b"a = 1\r\nb = 2\nc = 3\r\n")
+    result = desk.call("edit", path="a.txt", old_str=old, new_str=new)
+    assert result.exit_code == 0
+    assert "re-indented" not in result.text
+    assert desk.get("a.txt") == after
+
+
+def test_a_folder_is_no_file_to_create(desk):
+    desk.put("d/x.txt", "x")
+    result = desk.call("edit", path="d", new_str="x")
+    assert (result.exit_code, result.text) == (1, "Error: d is a folder: give the path of a file.")
 
 
 LINES = st.lists(
