@@ -139,7 +139,7 @@ def running_commands_go_on(bench: Bench) -> None:
     expect(box.exec("cat", **_BRIEF).running, "what was not read is gone, and so is no script")
     said(box.resume(interrupt=True, timeout=20), "", 130)
     big = b"x" * 300_000 + b"\n"
-    said(box.exec("wc -c", stdin=big, keep_running=True, timeout=20), "300002")
+    said(box.exec("wc -c", stdin=big, keep_running=True, timeout=20), "300001")
     _leave(box, "cat; echo on; read a; sleep 60", stdin=b"all\n", first="all\n")
     refused(lambda: box.resume(stdin=b"more\n"), "feeding one whose input has ended")
     said(box.resume(interrupt=True, timeout=20), "", 130)
@@ -175,7 +175,8 @@ def _leave(box: Sandbox, command: str, stdin: bytes = b"", first: str = "") -> N
             break
         result = box.resume(timeout=0.1)
         seen += result.output
-    expect(result.running and seen == f"{first}on\n", f"{command!r} is left running", (seen, result))
+    left = result.running and seen == f"{first}on\n"
+    expect(left, f"{command!r} is left running", (seen, result))
     expect(result.exit_code == -1 and not result.timed_out, "which is no time-out", result)
 
 

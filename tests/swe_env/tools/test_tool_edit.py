@@ -247,10 +247,10 @@ def test_reindenting_keeps_steps_inside_new_text(new, written, actual, made):
 def test_unchanged_lines_keep_their_own_indentation(desk):
     source = 'def f():\n    text = """\nplain\n  more\n"""\n    return 1\n'
     desk.put("a.py", source)
-    old = '        text = """\nplain\n  more\n"""\n        return 1'
-    edit = {"path": "a.py", "old_str": old, "new_str": old.replace("return 1", "return 2")}
+    old = 'text = """\nplain\n  more\n"""\nreturn 1'
+    edit = {"path": "a.py", "old_str": old, "new_str": old.replace("more", "less")}
     assert desk.call("edit", **edit).exit_code == 0
-    assert desk.get("a.py").decode() == source.replace("return 1", "return 2")
+    assert desk.get("a.py").decode() == source.replace("more", "less")
 
 
 LOOP = "def f():\n    for x in y:\n        z()\n        a()\n    b()\n"
