@@ -190,7 +190,9 @@ def test_a_diff_over_two_files_is_applied_whole_or_not_at_all(desk):
     assert result.exit_code == 1
     assert desk.get("a.py") == b"a = 2\n"
     assert desk.get("b.py") == b"b = 1\n"
-    assert "does not apply" in desk.call("apply_diff", diff=good).text
+    result = desk.call("apply_diff", diff=good)
+    assert "does not apply" in result.text
+    assert result.text.endswith("The nearest lines are:\n     1\ta = 2")
 
 
 def test_undo_goes_back_step_by_step(desk):
@@ -416,3 +418,120 @@ def test_a_diff_cannot_lead_outside_or_into_git(desk):
     for path in ("../out.txt", "/tmp/out.txt", ".git/config", "x/../../out.txt"):
         diff = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x\n"
         assert desk.call("apply_diff", diff=diff).exit_code == 1
+
+
+TWENTY = [f"line {n}" for n in range(1, 21)]
+
+
+def twenty(end="\n", **other):
+    """The file of 20 lines, some of them others: ``_4="new"``."""
+    lines = [other.get(f"_{n}", line) for n, line in enumerate(TWENTY, 1)]
+    return "".join(line + end for line in lines).encode()
+
+
+def on_twenty(hunks):
+    return f"--- a/t.txt\n+++ b/t.txt\n{hunks}"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("hunks", "after"),
+    [
+        ("@@ -4,2 +4,2 @@\n line 4\n-line 5\n+new\n", {"_5": "new"}),
+        ("@@ -5,2 +5,2 @@\n-line 5\n+new\n line 6\n", {"_5": "new"}),
+        ("@@ -5 +5 @@\n-line 5\n+new\n", {"_5": "new"}),
+        ("@@ -5 +4,0 @@\n-line 5\n", {"_5": "gone"}),
+        ("@@ -1,3 +1,3 @@\n line 8\n-line 9\n+new\n line 10\n", {"_9": "new"}),
+        ("@@ -1 +1 @@\n-line 9\n+new\n", {"_9": "new"}),
+        ("@@ -19,2 +19,2 @@\n-line 5\n+new\n line 6\n", {"_5": "new"}),
+        ("@@\n line 4\n-line 5\n+new\n", {"_5": "new"}),
+        (
+            "@@ -2,2 +2,2 @@\n line 2\n-line 3\n+new\n@@ -5,2 +5,2 @@\n line 5\n-line 6\n+six\n",
+            {"_3": "new", "_6": "six"},
+        ),
+    ],
+)
+def test_a_hunk_is_applied_where_its_lines_are(desk, end, hunks, after):
+    desk.put("t.txt", twenty(end))
+    result = desk.call("apply_diff", diff=on_twenty(hunks))
+    assert result.exit_code == 0, result.text
+    assert desk.get("t.txt") == twenty(end, **after).replace(f"gone{end}".encode(), b"")
+
+
+def test_a_hunk_that_only_adds_goes_after_its_line_or_is_refused(desk):
+    desk.put("t.txt", twenty())
+    assert desk.call("apply_diff", diff=on_twenty("@@ -7,0 +8 @@\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(_7="line 7\nnew")
+    for header in ("@@ -99,0 +99 @@", "@@"):
+        result = desk.call("apply_diff", diff=on_twenty(f"{header}\n+new\n"))
+        assert (result.exit_code, "does not say where" in result.text) == (1, True)
+
+
+SIX = {f"_{n}": "same" for n in (2, 5, 8, 11, 14, 17)}
+
+
+@pytest.mark.parametrize("number", ["-40", "-13", "-7", "-20"])
+def test_a_hunk_that_fits_at_several_places_is_refused_with_them(desk, number):
+    desk.put("t.txt", twenty(**SIX))
+    result = desk.call("apply_diff", diff=on_twenty(f"@@ {number},1 +1,1 @@\n-same\n+new\n"))
+    assert result.exit_code == 1
+    assert "6 times in t.txt, at lines 2, 5, 8, 11, 14, 17" in result.text
+    assert desk.get("t.txt") == twenty(**SIX)
+
+
+def test_of_several_places_it_is_the_one_that_the_number_says_or_is_plainly_nearest(desk):
+    desk.put("t.txt", twenty(**SIX))
+    assert desk.call("apply_diff", diff=on_twenty("@@ -8 +8 @@\n-same\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(**SIX | {"_8": "new"})
+    desk.put("t.txt", twenty(_3="same", _18="same"))
+    assert desk.call("apply_diff", diff=on_twenty("@@ -5 +5 @@\n-same\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(_3="new", _18="same")
+
+
+def test_hunks_out_of_order_are_told(desk):
+    desk.put("t.txt", twenty())
+    hunks = "@@ -9 +9 @@\n-line 9\n+x\n@@ -3 +3 @@\n-line 3\n+y\n"
+    assert "file's order" in desk.call("apply_diff", diff=on_twenty(hunks)).text
+
+
+@pytest.mark.parametrize(
+    ("before", "hunk", "after"),
+    [
+        (b"a\nb", "@@ -1,2 +1,2 @@\n a\n-b\n+c\n", b"a\nc"),
+        (b"a\nb", "@@ -2 +2 @@\n-b\n\\ No newline at end of file\n+c\n", b"a\nc\n"),
+        (b"a\nb\n", "@@ -2 +2 @@\n-b\n+c\n\\ No newline at end of file\n", b"a\nc"),
+        (b"a\nb", "@@ -2,0 +3 @@\n+c\n", b"a\nb\nc"),
+        (b"a\r\nb\nc\r\n", "@@ -1,3 +1,3 @@\n-a\n-b\n+x\n+y\n c\n", b"x\r\ny\nc\r\n"),
+        (b"a\r\nb\n", "@@ -1,2 +1,2 @@\n-a\r\n+a\n b\n", b"a\nb\n"),
+        (b"\xef\xbb\xbfa\nb\n", "@@ -1,2 +1,2 @@\n-a\n+x\n b\n", b"\xef\xbb\xbfx\nb\n"),
+        (b"\xff\nb\n", "@@ -2 +2 @@\n-b\n+c\n", b"\xff\nc\n"),
+        (b"a\n", "@@ -1 +0,0 @@\n-a\n", b""),
+        (b"a  \nb\n", "@@ -1,2 +1,2 @@\n a\n-b\n+c\n", b"a  \nc\n"),
+    ],
+)
+def test_a_diff_keeps_what_it_does_not_change(desk, before, hunk, after):
+    desk.put("t.txt", before)
+    result = desk.call("apply_diff", diff=on_twenty(hunk))
+    assert result.exit_code == 0, result.text
+    assert desk.get("t.txt") == after
+
+
+def test_a_file_may_come_twice_in_a_diff_be_renamed_or_removed(desk):
+    desk.put("t.txt", twenty())
+    first, second = ("@@ -3 +3,2 @@\n-line 3\n+3\n+4\n", "@@ -4,2 +4,2 @@\n-4\n+four\n line 4\n")
+    assert desk.call("apply_diff", diff=on_twenty(first) + on_twenty(second)).exit_code == 0
+    assert desk.get("t.txt") == twenty(_3="3\nfour")
+    moved = (
+        "diff --git a/t.txt b/u.txt\nsimilarity index 90%\nrename from t.txt\nrename to u.txt\n"
+        "--- a/t.txt\n+++ b/u.txt\n@@ -1 +1 @@\n-line 9\n+nine\n"
+    )
+    assert desk.call("apply_diff", diff=moved).exit_code == 0
+    assert desk.get("u.txt") == twenty(_3="3\nfour", _9="nine")
+    desk.put("v.txt", "a\r\n")
+    gone = "--- a/v.txt\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+    assert desk.call("apply_diff", diff=gone).exit_code == 0
+    assert desk.box.files.stat("v.txt") is None
+    plain = "--- d/w.txt\n+++ d/w.txt\n@@ -1 +1 @@\n-a\n+b\n"
+    desk.put("d/w.txt", "a\n")
+    assert desk.call("apply_diff", diff=plain).exit_code == 0
+    assert desk.get("d/w.txt") == b"b\n"
