@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 
 import pytest
 from hypothesis import assume, given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from swe_env import sandbox as sandboxes
 from swe_env.errors import ToolError
 from swe_env.sandbox import SandboxSpec
+from swe_env.tools import hunks as hunks_module
 from swe_env.tools.edit_lines import replaced
 from swe_env.tools.indentation import reindent, step
 from swe_env.tools.matching import replace
@@ -535,3 +537,21 @@ def test_a_file_may_come_twice_in_a_diff_be_renamed_or_removed(desk):
     desk.put("d/w.txt", "a\n")
     assert desk.call("apply_diff", diff=plain).exit_code == 0
     assert desk.get("d/w.txt") == b"b\n"
+
+
+FEW = st.lists(st.sampled_from(["a", "b", "", "  a"]), max_size=8)
+
+
+@given(FEW, FEW, st.integers(0, 3), st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_a_right_diff_makes_the_right_file(old, new, around, old_ended, new_ended, end):
+    """Whatever stands twice in it: numbers that are right are followed to the line."""
+    before, after = (
+        TextFile(end.join(lines) + (end if ended and lines else ""))
+        for lines, ended in ((old, old_ended), (new, new_ended))
+    )
+    assume(before.text and before.text != after.text)
+    lines = difflib.unified_diff(before.pieces, after.pieces, "a/t", "b/t", n=around)
+    marker = "\n\\ No newline at end of file\n"
+    diff = "".join(line if line.endswith("\n") else line + marker for line in lines)
+    (_, found), *_ = hunks_module._sections(diff)
+    assert "".join(hunks_module._applied(before, "t", found)) == after.text
