@@ -162,9 +162,9 @@ class Sandbox(Protocol):
 
         With `keep_running` (string form only) a command that is not done at the time-out is left
         running: the result has exit code -1 and `ExecResult.running`, and `resume` goes on with
-        it. Its standard input is then an open pipe that holds `stdin` and whatever `resume` feeds;
-        without `keep_running` the input ends after `stdin`. Until it has ended, another command
-        for the shell raises `ToolError`; sequences still run.
+        it. Without `stdin` its standard input is then an open pipe that holds whatever `resume`
+        feeds; with `stdin`, and without `keep_running`, the input ends after `stdin`. Until it has
+        ended, another command for the shell raises `ToolError`; sequences still run.
         """
         ...
 
@@ -192,7 +192,7 @@ class Sandbox(Protocol):
             output_limit: as for `exec`.
 
         Raises:
-            ToolError: no command is running.
+            ToolError: no command is running, or there is `stdin` for one whose input has ended.
         """
         ...
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from swe_env.errors import SandboxError
+from swe_env.errors import SandboxError, ToolError
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.output import Capture
 from swe_env.sandbox.running import Ended, Pipes, drain, exit_code, pending, wait
@@ -36,6 +36,10 @@ _LINE = (
     '{{ builtin printf "%s %s %s\\0" {token} "$?" "$PWD" >&{report}; }} 2>/dev/null\n'
 )
 _READY_SECONDS = 30.0
+INPUT_ENDED = (
+    "The running command cannot be fed: its input ended with the text it was started with. Wait "
+    "for it, interrupt it or kill it."
+)
 _ROOM = 1 << 20
 
 
@@ -59,6 +63,8 @@ class _Running:
     """Processes that are not its own."""
     outgoing: dict[int, bytes]
     """What it has not taken yet, for each of our ends."""
+    fed: bool
+    """Its input is the pipe that can be fed, not what was given with it."""
     side: bytearray = field(default_factory=bytearray)
 
 
@@ -109,11 +115,9 @@ class Shell:
         pipes = self._pipes or self.start()
         earlier = self._processes() - self._own
         token = secrets.token_hex(8)
-        line = self._line(command, token, stdin, env, keep_running)
-        outgoing = {self._script: line}
-        if keep_running and stdin:
-            outgoing[self._input[1]] = stdin
-        running = _Running(token, earlier, outgoing)
+        fed = keep_running and not stdin
+        line = self._line(command, token, stdin, env, fed)
+        running = _Running(token, earlier, {self._script: line}, fed)
         return self._wait(pipes, running, capture, timeout, keep_running)
 
     def resume(
@@ -125,6 +129,8 @@ class Shell:
         assert pipes is not None
         if kill:
             return self._timed_out(capture, running.earlier, "The command was killed")
+        if stdin and not running.fed:
+            raise ToolError(INPUT_ENDED)
         if interrupt:
             self._keeper.call({"op": "interrupt", "spared": sorted(running.earlier)})
         if stdin:
@@ -222,9 +228,9 @@ class Shell:
         return {int(report[1]), int(report[2])}
 
     def _line(
-        self, command: str, token: str, stdin: bytes, env: Mapping[str, str], keep_running: bool
+        self, command: str, token: str, stdin: bytes, env: Mapping[str, str], fed: bool
     ) -> bytes:
-        if stdin and not keep_running:
+        if stdin:
             os.ftruncate(self._stdin, 0)
             os.pwrite(self._stdin, stdin, 0)
         if "\0" in command:
@@ -235,7 +241,7 @@ class Shell:
         given = f"/dev/fd/{_STDIN}" if stdin else "/dev/null"
         line = _LINE.format(
             command=shlex.quote(command),
-            stdin=f"&{_INPUT}" if keep_running else given,
+            stdin=f"&{_INPUT}" if fed else given,
             report=_REPORT,
             stored=_STDIN,
             input=_INPUT,

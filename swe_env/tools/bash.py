@@ -24,9 +24,9 @@ def bash(
             "ctrl+c" to interrupt it, a second time to kill it.
         timeout: Seconds to wait for its end.
         stdin: A line typed into the command that still runs, with command empty; with a new
-            command, its input.
+            command, its whole input, which then ends.
     """
-    if timeout is not None and timeout <= 0:
+    if timeout is not None and not timeout > 0:  # nor NaN, which is not more than anything
         raise ToolError("timeout must be more than 0 seconds.")
     seconds = min(timeout or ctx.command_timeout, ctx.command_timeout)
     wanted = command.strip()

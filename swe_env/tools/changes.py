@@ -160,12 +160,12 @@ def snippet(old: bytes | None, new: bytes) -> str:
 
 def span(before: Sequence[str], after: Sequence[str], around: int = AROUND) -> tuple[int, int]:
     """First line (from 0) and end of what changed in `after`, with lines around it."""
-    head = _common(before, after)
-    tail = _common(before[head:][::-1], after[head:][::-1])
+    head = common(before, after)
+    tail = common(before[head:][::-1], after[head:][::-1])
     return max(head - around, 0), min(len(after) - tail + around, len(after))
 
 
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
+def common(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the common prefix."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:

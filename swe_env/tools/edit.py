@@ -24,7 +24,9 @@ def edit(ctx: ToolContext, path: str, old_str: str = "", new_str: str = "") -> s
     files = ctx.sandbox.files
     entry = files.stat(path)
     if not old_str:
-        if entry is not None and (entry.kind == "dir" or entry.size):
+        if entry is not None and entry.kind == "dir":
+            raise ToolError(f"{path} is a folder: give the path of a file.")
+        if entry is not None and entry.size:
             raise ToolError(f"{path} exists: give old_str, the passage of it to replace.")
         old = None if entry is None else files.read(path)
         return change(ctx, path, new_str.encode("utf-8", "surrogateescape"), old)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swe_env.errors import ToolError
 from swe_env.tools.changes import nearest
-from swe_env.tools.text import TextFile, split
+from swe_env.tools.indentation import Ambiguous, reindent, step
+from swe_env.tools.text import TextFile, numbered, split
 
 _LISTED = 10
 
@@ -86,44 +88,38 @@ def _loosely(found: TextFile, path: str, old: str, new: str) -> Replacement:
         raise ToolError(_not_found(found, path, old, [start + 1 for start in starts]))
     start = starts[0]
     replaced = lines[start : start + size]
-    written = split(old)
-    while written and not written[0].strip():
-        written.pop(0)
-    ended = replaced[-1].endswith("\n")
-    fresh = reindent(split(new), written[:size], [line.rstrip("\r\n") for line in replaced])
-    while fresh and not fresh[0].strip():
-        fresh.pop(0)
-    while fresh and not fresh[-1].strip():
-        fresh.pop()
-    newline = "\r\n" if replaced[0].endswith("\r\n") else found.newline if not ended else "\n"
-    body = newline.join(fresh) + (newline if ended and fresh else "")
+    written = _trimmed(split(old))
+    ends = [_end(line) for line in replaced]
+    actual = [line.removesuffix(end) for line, end in zip(replaced, ends, strict=True)]
+    try:
+        fresh = reindent(_trimmed(split(new)), written, actual, step(lines))
+    except Ambiguous as error:
+        raise ToolError(
+            f"old_str is not in {path} exactly: lines that it indents alike (by {error}) stand at "
+            "different depths in the file. Copy them as they are there:\n"
+            f"{numbered(actual, start + 1)}"
+        ) from None
+    body = _joined(fresh, ends, found.newline)
     text = "".join(lines[:start]) + body + "".join(lines[start + size :])
+    if [line.rstrip() for line in written] == [line.rstrip() for line in actual]:
+        return Replacement(text, "Only white space at line ends differed from old_str.")
     return Replacement(text, "Only white space differed from old_str; new_str was re-indented.")
 
 
-def reindent(new: list[str], written: list[str], actual: list[str]) -> list[str]:
-    """`new`, whose author indented as in `written`, indented as the file's `actual` lines are."""
-    pairs = {_indent(w): _indent(a) for w, a in zip(written, actual, strict=False) if w.strip()}
-    shortest = min(pairs, key=len)
-    fresh = []
-    for line in new:
-        body, indent = line.lstrip(), _indent(line)
-        if not body:
-            fresh.append("")
-            continue
-        known = [w for w in pairs if indent.startswith(w)]
-        if known:
-            nearest_known = max(known, key=len)
-            indent = pairs[nearest_known] + indent[len(nearest_known) :]
-        else:
-            missing = len(shortest) - len(indent)
-            indent = pairs[shortest][: max(len(pairs[shortest]) - missing, 0)]
-        fresh.append(indent + body)
-    return fresh
+def _trimmed(lines: list[str]) -> list[str]:
+    """Without blank lines at the beginning and the end."""
+    filled = [place for place, line in enumerate(lines) if line.strip()]
+    return lines[filled[0] : filled[-1] + 1] if filled else []
 
 
-def _indent(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+def _end(line: str) -> str:
+    return "\r\n" if line.endswith("\r\n") else "\n" if line.endswith("\n") else ""
+
+
+def _joined(fresh: Sequence[tuple[str, int]], ends: list[str], newline: str) -> str:
+    """The lines, each with the end of the line that it stands for or follows."""
+    text = "".join(line + (ends[place] or newline) for line, place in fresh)
+    return text if ends[-1] else text.removesuffix(_end(text))
 
 
 def _not_found(found: TextFile, path: str, old: str, starts: list[int]) -> str:

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 from swe_env.errors import ToolError
 from swe_env.grading.runs import TestRun
 from swe_env.tools.base import ToolContext, ToolResult, tool
+from swe_env.tools.targets import meant, words
 from swe_env.types import Outcome
 
 _FAILED = "failed_tests"
 _SHOWN = 10
 _LINES = 6
+_NONE = "No tests ran."
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{8,}\b")
 """Addresses differ from run to run; the same actions must give the same observation."""
 _TOOK = re.compile(r"^=* ?(.*?) in \d+\.\d+s\b.*$", re.MULTILINE)
@@ -30,17 +31,15 @@ _COUNTED = (
 
 
 @tool
-def run_tests(ctx: ToolContext, targets: str = "") -> ToolResult:
+def run_tests(ctx: ToolContext, targets: str | list[str] = "") -> ToolResult:
     """Run the repository's tests and summarise what failed.
 
     Args:
-        targets: Test files, folders or ids, separated by blanks; "failed" for those that failed
-            the last time; empty for all.
+        targets: Test files, folders or ids, separated by blanks or as a list; "failed" for those
+            that failed the last time; empty for all.
     """
-    try:
-        wanted = shlex.split(targets)
-    except ValueError as error:
-        raise ToolError(f"targets cannot be read: {error}.") from error
+    given = words(targets) if isinstance(targets, str) else map(str.strip, targets)
+    wanted = [word for word in given if word]
     if wanted == ["failed"]:
         wanted = list(ctx.state.get(_FAILED, ()))
         if not wanted:
@@ -55,14 +54,19 @@ def run_tests(ctx: ToolContext, targets: str = "") -> ToolResult:
             if entry is None:
                 raise ToolError(f"there is no test file {path!r}: look for it with view or search.")
     run = ctx.run_tests(wanted)
-    ctx.state[_FAILED] = run.failed
-    return ToolResult(summary(run), 0 if run.ended and not run.failed and run.outcomes else 1)
+    text = summary(run)
+    if run.outcomes or not wanted:
+        ctx.state[_FAILED] = run.failed
+    else:
+        hint = meant(ctx.sandbox.files, wanted, ctx.state.get(_FAILED, ()))
+        text = text.replace(_NONE, _NONE + hint, 1)
+    return ToolResult(text, 0 if run.ended and not run.failed and run.outcomes else 1)
 
 
 def summary(run: TestRun) -> str:
     """Counts, then each failure with its last lines."""
     counts = [f"{n} {name}" for name in _COUNTED if (n := run.count(name))]
-    parts = [", ".join(counts) if counts else "No tests ran."]
+    parts = [", ".join(counts) if counts else _NONE]
     for test_id in run.failed[:_SHOWN]:
         lines = run.details.get(test_id, "").splitlines()[-_LINES:]
         parts.append("\n".join([f"{run.outcomes[test_id].upper()} {test_id}", *lines]))

@@ -172,7 +172,8 @@ def _takes_text(wanted: Any) -> bool:
 def _without_none(wanted: Any) -> Any:
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):
         rest = tuple(kind for kind in typing.get_args(wanted) if kind is not type(None))
-        return typing.Union[rest]  # noqa: UP007 - built at run time
+        if len(rest) < len(typing.get_args(wanted)):
+            return typing.Union[rest]  # noqa: UP007 - built at run time
     return wanted
 
 

@@ -133,12 +133,14 @@ def contents_of(ctx: ToolContext, path: str) -> Iterator[tuple[str, bytes]]:
     """(path, bytes) of the text files to search: a file, or what git would not ignore in a folder.
 
     Raises:
-        ToolError: there is nothing at that path.
+        ToolError: there is nothing at that path, or nothing with lines (a FIFO, a device).
     """
     files = ctx.sandbox.files
     entry = files.stat(path)
     if entry is None:
         raise ToolError(f"there is no file or folder {path!r} to search.")
+    if entry.kind not in ("dir", "file"):
+        raise ToolError(f"{path} is no regular file or folder: it cannot be searched.")
     if entry.kind == "dir":
         yield from contents(files, path)
     elif (data := text_or_none(files, path)) is not None:

@@ -12,6 +12,7 @@ from swe_env.types import ExecResult
 INTERRUPT = "ctrl+c"
 _RUNNING = "shell_running"
 _INTERRUPTED = "shell_interrupted"
+_INPUT_ENDED = "shell_input_ended"
 _NOTES = 400
 """Characters that notes about a command may take."""
 _SLICE = 0.2
@@ -23,6 +24,8 @@ _HEEDED = 5.0
 
 def run(ctx: ToolContext, command: str, seconds: float, stdin: str = "") -> ExecResult:
     """Run a command; when it is not done after `seconds` it is left running.
+
+    With `stdin` its input is that text and ends there; without, `feed` can type into it.
 
     Raises:
         ToolError: an earlier command still runs.
@@ -40,6 +43,7 @@ def run(ctx: ToolContext, command: str, seconds: float, stdin: str = "") -> Exec
             "a command still runs: wait for it with an empty command, or end it with "
             f'"{INTERRUPT}", before you run another.'
         ) from error
+    ctx.state[_INPUT_ENDED] = bool(stdin)
     return _noted(ctx, result)
 
 
@@ -62,9 +66,14 @@ def feed(ctx: ToolContext, text: str, seconds: float) -> ExecResult:
     """Give the running command a line, and wait until it ends or has answered and is quiet.
 
     Raises:
-        ToolError: no command is running.
+        ToolError: no command is running, or its input has ended.
     """
     _require(ctx)
+    if ctx.state.get(_INPUT_ENDED):
+        raise ToolError(
+            "the running command was started with its whole input and takes no more: wait for it "
+            f'with an empty command, or end it with "{INTERRUPT}".'
+        )
     line = text if text.endswith("\n") else f"{text}\n"
     deadline = time.monotonic() + seconds
     result = _resume(ctx, stdin=line.encode("utf-8", "surrogateescape"), timeout=_SLICE)

@@ -139,7 +139,10 @@ def running_commands_go_on(bench: Bench) -> None:
     expect(box.exec("cat", **_BRIEF).running, "what was not read is gone, and so is no script")
     said(box.resume(interrupt=True, timeout=20), "", 130)
     big = b"x" * 300_000 + b"\n"
-    said(box.exec("head -c 300001 | wc -c", stdin=big, keep_running=True, timeout=20), "300001")
+    said(box.exec("wc -c", stdin=big, keep_running=True, timeout=20), "300001")
+    _leave(box, "cat; echo on; read a; sleep 60", stdin=b"all\n", first="all\n")
+    refused(lambda: box.resume(stdin=b"more\n"), "feeding one whose input has ended")
+    said(box.resume(interrupt=True, timeout=20), "", 130)
 
 
 def interrupts_reach_the_foreground(bench: Bench) -> None:
@@ -163,16 +166,17 @@ def interrupts_reach_the_foreground(bench: Bench) -> None:
     said(box.exec("echo on"), "on")
 
 
-def _leave(box: Sandbox, command: str) -> None:
-    """Leave a command running once it has said "on"."""
-    result = box.exec(command, **_BRIEF)
+def _leave(box: Sandbox, command: str, stdin: bytes = b"", first: str = "") -> None:
+    """Leave a command running once it has said "on", after `first`."""
+    result = box.exec(command, stdin=stdin, **_BRIEF)
     seen = result.output
     for _ in range(100):
         if not result.running or "on\n" in seen:
             break
         result = box.resume(timeout=0.1)
         seen += result.output
-    expect(result.running and seen == "on\n", f"{command!r} is left running", (seen, result))
+    left = result.running and seen == f"{first}on\n"
+    expect(left, f"{command!r} is left running", (seen, result))
     expect(result.exit_code == -1 and not result.timed_out, "which is no time-out", result)
 
 

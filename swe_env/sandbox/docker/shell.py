@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from swe_env.errors import ToolError
 from swe_env.sandbox.docker import scripts
 from swe_env.sandbox.docker.engine import Engine
 from swe_env.sandbox.docker.listener import Listener
 from swe_env.sandbox.docker.stream import Stream
 from swe_env.sandbox.output import Capture
+from swe_env.sandbox.shell import INPUT_ENDED
 
 _READY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -102,6 +104,7 @@ class Shell:
         self._running: Listener | None = None
         self._feeder: Stream | None = None
         self._food = b""
+        self._fed = False
 
     @property
     def running(self) -> bool:
@@ -128,8 +131,9 @@ class Shell:
         token = secrets.token_hex(16)
         capture.feed(self._early)
         self._early = b""
-        self._food = stdin if keep_running else b""
-        stream.queue(scripts.line(command, token, stdin, env, fed=keep_running))
+        self._food = b""
+        self._fed = keep_running and not stdin
+        stream.queue(scripts.line(command, token, stdin, env, fed=self._fed))
         return self._wait(Listener(token, capture), timeout, tick, keep_running)
 
     def resume(
@@ -148,6 +152,8 @@ class Shell:
         listener.go_on(capture)
         if kill:
             return self._end(listener, "was killed", timed_out=True)
+        if stdin and not self._fed:
+            raise ToolError(INPUT_ENDED)
         if interrupt:
             self._signal("INT", listener.since, listener.pid)
         self._food += stdin

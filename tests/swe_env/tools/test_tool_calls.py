@@ -200,7 +200,8 @@ def test_function_calling_and_r2e_text_say_the_same(names):
         ]
         for name, kind, _ in listed:
             entry = properties[name]
-            assert kind == entry.get("type", "string" if "enum" in entry else None)
+            either = " or ".join(one["type"] for one in entry.get("anyOf", ()))
+            assert kind == entry.get("type", "string" if "enum" in entry else either)
             assert entry["description"] in parameters
             for value in entry.get("enum", ()):
                 assert f"{value}" in parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 
 import pytest
 from hypothesis import assume, given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from swe_env import sandbox as sandboxes
 from swe_env.errors import ToolError
 from swe_env.sandbox import SandboxSpec
+from swe_env.tools import hunks as hunks_module
 from swe_env.tools.edit_lines import replaced
-from swe_env.tools.matching import reindent, replace
+from swe_env.tools.indentation import reindent, step
+from swe_env.tools.matching import replace
 from swe_env.tools.text import TextFile, split
 
 SOURCE = """\
@@ -189,7 +192,9 @@ def test_a_diff_over_two_files_is_applied_whole_or_not_at_all(desk):
     assert result.exit_code == 1
     assert desk.get("a.py") == b"a = 2\n"
     assert desk.get("b.py") == b"b = 1\n"
-    assert "does not apply" in desk.call("apply_diff", diff=good).text
+    result = desk.call("apply_diff", diff=good)
+    assert "does not apply" in result.text
+    assert result.text.endswith("The nearest lines are:\n     1\ta = 2")
 
 
 def test_undo_goes_back_step_by_step(desk):
@@ -214,14 +219,88 @@ def test_any_bytes_survive_taking_apart_and_putting_together(data):
     assert len(found.pieces) == len(found.lines)
 
 
-def test_reindenting_keeps_steps_inside_new_text():
-    new = split("if a:\n  b\n  if c:\n      d")
-    assert reindent(new, ["if a:", "  b"], ["\tif a:", "\t\tb"]) == [
-        "\tif a:",
-        "\t\tb",
-        "\t\tif c:",
-        "\t\t    d",
-    ]
+def reindented(new, written, actual):
+    return [line for line, _ in reindent(split(new), written, actual, step(actual))]
+
+
+@pytest.mark.parametrize(
+    ("new", "written", "actual", "made"),
+    [
+        (  # two spaces are a tab, so four are two
+            "if a:\n  b\n  if c:\n      d",
+            ["if a:", "  b"],
+            ["\tif a:", "\t\tb"],
+            ["\tif a:", "\t\tb", "\t\tif c:", "\t\t\t\td"],
+        ),
+        ("if a:\n    b", ["a"], ["\t\ta"], ["\t\tif a:", "\t\t\tb"]),
+        ("if a:\n\tb", ["a"], ["    a"], ["    if a:", "        b"]),
+        (
+            "if a:\n  b\nelse:\n  c",
+            ["if a:", "  b"],
+            ["    if a:", "        b"],
+            ["    if a:", "        b", "    else:", "        c"],
+        ),
+        ("    a\nb", ["    a"], ["\t\ta"], ["\t\ta", "\tb"]),
+        ("f(a,\n  c)", ["f(a,", "  b)"], ["  f(a,", "    b)"], ["  f(a,", "    c)"]),
+    ],
+)
+def test_reindenting_keeps_steps_inside_new_text(new, written, actual, made):
+    assert reindented(new, written, actual) == made
+
+
+def test_unchanged_lines_keep_their_own_indentation(desk):
+    source = 'def f():\n    text = """\nplain\n  more\n"""\n    return 1\n'
+    desk.put("a.py", source)
+    old = 'text = """\nplain\n  more\n"""\nreturn 1'
+    edit = {"path": "a.py", "old_str": old, "new_str": old.replace("more", "less")}
+    assert desk.call("edit", **edit).exit_code == 0
+    assert desk.get("a.py").decode() == source.replace("more", "less")
+
+
+LOOP = "def f():\n    for x in y:\n        z()\n        a()\n    b()\n"
+
+
+@pytest.mark.parametrize("new", ["a()\nc()\n", "c()\nb()\n", "b()\na()\n", "a()\nb()\nc()\n"])
+def test_one_written_depth_for_two_in_the_file_is_refused_with_the_lines(desk, new):
+    desk.put("a.py", LOOP)
+    result = desk.call("edit", path="a.py", old_str="a()\nb()\n", new_str=new)
+    assert result.exit_code == 1
+    assert "different depths" in result.text
+    assert result.text.endswith("     4\t        a()\n     5\t    b()")
+    assert desk.get("a.py").decode() == LOOP
+
+
+def test_a_line_may_go_whatever_the_depths(desk):
+    desk.put("a.py", LOOP)
+    assert desk.call("edit", path="a.py", old_str="a()\nb()\n", new_str="a()\n").exit_code == 0
+    assert desk.get("a.py").decode() == LOOP.replace("    b()\n", "")
+
+
+def test_which_of_two_alike_is_left_must_be_plain(desk):
+    desk.put("a.py", LOOP.replace("b()", "a()"))
+    assert desk.call("edit", path="a.py", old_str="a()\na()\n", new_str="a()\n").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "after"),
+    [
+        ("a = 1\nb = 2\n", "a = 1\nb = 3\n", b"a = 1\r\nb = 3\nc = 3\r\n"),
+        ("a = 1\nb = 2\n", "a = 0\nb = 2\nx\n", b"a = 0\r\nb = 2\nx\nc = 3\r\n"),
+        ("a = 1\nb = 2\nc = 3", "a = 1\nx\nc = 3", b"a = 1\r\nx\nc = 3\r\n"),
+    ],
+)
+def test_lines_keep_their_own_ends(desk, old, new, after):
+    desk.put("a.txt", b"a = 1\r\nb = 2\nc = 3\r\n")
+    result = desk.call("edit", path="a.txt", old_str=old, new_str=new)
+    assert result.exit_code == 0
+    assert "re-indented" not in result.text
+    assert desk.get("a.txt") == after
+
+
+def test_a_folder_is_no_file_to_create(desk):
+    desk.put("d/x.txt", "x")
+    result = desk.call("edit", path="d", new_str="x")
+    assert (result.exit_code, result.text) == (1, "Error: d is a folder: give the path of a file.")
 
 
 LINES = st.lists(
@@ -341,3 +420,138 @@ def test_a_diff_cannot_lead_outside_or_into_git(desk):
     for path in ("../out.txt", "/tmp/out.txt", ".git/config", "x/../../out.txt"):
         diff = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x\n"
         assert desk.call("apply_diff", diff=diff).exit_code == 1
+
+
+TWENTY = [f"line {n}" for n in range(1, 21)]
+
+
+def twenty(end="\n", **other):
+    """The file of 20 lines, some of them others: ``_4="new"``."""
+    lines = [other.get(f"_{n}", line) for n, line in enumerate(TWENTY, 1)]
+    return "".join(line + end for line in lines).encode()
+
+
+def on_twenty(hunks):
+    return f"--- a/t.txt\n+++ b/t.txt\n{hunks}"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("hunks", "after"),
+    [
+        ("@@ -4,2 +4,2 @@\n line 4\n-line 5\n+new\n", {"_5": "new"}),
+        ("@@ -5,2 +5,2 @@\n-line 5\n+new\n line 6\n", {"_5": "new"}),
+        ("@@ -5 +5 @@\n-line 5\n+new\n", {"_5": "new"}),
+        ("@@ -5 +4,0 @@\n-line 5\n", {"_5": "gone"}),
+        ("@@ -1,3 +1,3 @@\n line 8\n-line 9\n+new\n line 10\n", {"_9": "new"}),
+        ("@@ -1 +1 @@\n-line 9\n+new\n", {"_9": "new"}),
+        ("@@ -19,2 +19,2 @@\n-line 5\n+new\n line 6\n", {"_5": "new"}),
+        ("@@\n line 4\n-line 5\n+new\n", {"_5": "new"}),
+        (
+            "@@ -2,2 +2,2 @@\n line 2\n-line 3\n+new\n@@ -5,2 +5,2 @@\n line 5\n-line 6\n+six\n",
+            {"_3": "new", "_6": "six"},
+        ),
+    ],
+)
+def test_a_hunk_is_applied_where_its_lines_are(desk, end, hunks, after):
+    desk.put("t.txt", twenty(end))
+    result = desk.call("apply_diff", diff=on_twenty(hunks))
+    assert result.exit_code == 0, result.text
+    assert desk.get("t.txt") == twenty(end, **after).replace(f"gone{end}".encode(), b"")
+
+
+def test_a_hunk_that_only_adds_goes_after_its_line_or_is_refused(desk):
+    desk.put("t.txt", twenty())
+    assert desk.call("apply_diff", diff=on_twenty("@@ -7,0 +8 @@\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(_7="line 7\nnew")
+    for header in ("@@ -99,0 +99 @@", "@@"):
+        result = desk.call("apply_diff", diff=on_twenty(f"{header}\n+new\n"))
+        assert (result.exit_code, "does not say where" in result.text) == (1, True)
+
+
+SIX = {f"_{n}": "same" for n in (2, 5, 8, 11, 14, 17)}
+
+
+@pytest.mark.parametrize("number", ["-40", "-13", "-7", "-20"])
+def test_a_hunk_that_fits_at_several_places_is_refused_with_them(desk, number):
+    desk.put("t.txt", twenty(**SIX))
+    result = desk.call("apply_diff", diff=on_twenty(f"@@ {number},1 +1,1 @@\n-same\n+new\n"))
+    assert result.exit_code == 1
+    assert "6 times in t.txt, at lines 2, 5, 8, 11, 14, 17" in result.text
+    assert desk.get("t.txt") == twenty(**SIX)
+
+
+def test_of_several_places_it_is_the_one_that_the_number_says_or_is_plainly_nearest(desk):
+    desk.put("t.txt", twenty(**SIX))
+    assert desk.call("apply_diff", diff=on_twenty("@@ -8 +8 @@\n-same\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(**SIX | {"_8": "new"})
+    desk.put("t.txt", twenty(_3="same", _18="same"))
+    assert desk.call("apply_diff", diff=on_twenty("@@ -5 +5 @@\n-same\n+new\n")).exit_code == 0
+    assert desk.get("t.txt") == twenty(_3="new", _18="same")
+
+
+def test_hunks_out_of_order_are_told(desk):
+    desk.put("t.txt", twenty())
+    hunks = "@@ -9 +9 @@\n-line 9\n+x\n@@ -3 +3 @@\n-line 3\n+y\n"
+    assert "file's order" in desk.call("apply_diff", diff=on_twenty(hunks)).text
+
+
+@pytest.mark.parametrize(
+    ("before", "hunk", "after"),
+    [
+        (b"a\nb", "@@ -1,2 +1,2 @@\n a\n-b\n+c\n", b"a\nc"),
+        (b"a\nb", "@@ -2 +2 @@\n-b\n\\ No newline at end of file\n+c\n", b"a\nc\n"),
+        (b"a\nb\n", "@@ -2 +2 @@\n-b\n+c\n\\ No newline at end of file\n", b"a\nc"),
+        (b"a\nb", "@@ -2,0 +3 @@\n+c\n", b"a\nb\nc"),
+        (b"a\r\nb\nc\r\n", "@@ -1,3 +1,3 @@\n-a\n-b\n+x\n+y\n c\n", b"x\r\ny\nc\r\n"),
+        (b"a\r\nb\n", "@@ -1,2 +1,2 @@\n-a\r\n+a\n b\n", b"a\nb\n"),
+        (b"\xef\xbb\xbfa\nb\n", "@@ -1,2 +1,2 @@\n-a\n+x\n b\n", b"\xef\xbb\xbfx\nb\n"),
+        (b"\xff\nb\n", "@@ -2 +2 @@\n-b\n+c\n", b"\xff\nc\n"),
+        (b"a\n", "@@ -1 +0,0 @@\n-a\n", b""),
+        (b"a  \nb\n", "@@ -1,2 +1,2 @@\n a\n-b\n+c\n", b"a  \nc\n"),
+    ],
+)
+def test_a_diff_keeps_what_it_does_not_change(desk, before, hunk, after):
+    desk.put("t.txt", before)
+    result = desk.call("apply_diff", diff=on_twenty(hunk))
+    assert result.exit_code == 0, result.text
+    assert desk.get("t.txt") == after
+
+
+def test_a_file_may_come_twice_in_a_diff_be_renamed_or_removed(desk):
+    desk.put("t.txt", twenty())
+    first, second = ("@@ -3 +3,2 @@\n-line 3\n+3\n+4\n", "@@ -4,2 +4,2 @@\n-4\n+four\n line 4\n")
+    assert desk.call("apply_diff", diff=on_twenty(first) + on_twenty(second)).exit_code == 0
+    assert desk.get("t.txt") == twenty(_3="3\nfour")
+    moved = (
+        "diff --git a/t.txt b/u.txt\nsimilarity index 90%\nrename from t.txt\nrename to u.txt\n"
+        "--- a/t.txt\n+++ b/u.txt\n@@ -1 +1 @@\n-line 9\n+nine\n"
+    )
+    assert desk.call("apply_diff", diff=moved).exit_code == 0
+    assert desk.get("u.txt") == twenty(_3="3\nfour", _9="nine")
+    desk.put("v.txt", "a\r\n")
+    gone = "--- a/v.txt\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+    assert desk.call("apply_diff", diff=gone).exit_code == 0
+    assert desk.box.files.stat("v.txt") is None
+    plain = "--- d/w.txt\n+++ d/w.txt\n@@ -1 +1 @@\n-a\n+b\n"
+    desk.put("d/w.txt", "a\n")
+    assert desk.call("apply_diff", diff=plain).exit_code == 0
+    assert desk.get("d/w.txt") == b"b\n"
+
+
+FEW = st.lists(st.sampled_from(["a", "b", "", "  a"]), max_size=8)
+
+
+@given(FEW, FEW, st.integers(0, 3), st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_a_right_diff_makes_the_right_file(old, new, around, old_ended, new_ended, end):
+    """Whatever stands twice in it: numbers that are right are followed to the line."""
+    before, after = (
+        TextFile(end.join(lines) + (end if ended and lines else ""))
+        for lines, ended in ((old, old_ended), (new, new_ended))
+    )
+    assume(before.text and before.text != after.text)
+    lines = difflib.unified_diff(before.pieces, after.pieces, "a/t", "b/t", n=around)
+    marker = "\n\\ No newline at end of file\n"
+    diff = "".join(line if line.endswith("\n") else line + marker for line in lines)
+    (_, found), *_ = hunks_module._sections(diff)
+    assert "".join(hunks_module._applied(before, "t", found)) == after.text

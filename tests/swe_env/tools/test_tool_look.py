@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from swe_env.tools.ignore import visible
+from swe_env.tools.targets import words
 
 MODULE = """\
 import os
@@ -194,6 +196,8 @@ def test_devices_and_fifos_are_refused_and_do_not_block(desk):
             assert result.exit_code == 1
             assert result.text.startswith("Error: ")
     assert desk.call("search", query="root").text == "No line contains 'root'."
+    result = desk.call("search", query="root", path="pipe")
+    assert (result.exit_code, "no regular file" in result.text) == (1, True)
 
 
 def test_search_caps_and_counts(desk):
@@ -309,6 +313,73 @@ def test_wrong_targets_are_told(desk):
     assert result.text.endswith("no tests ran")
     again = desk.call("run_tests", targets="tests/test_mod.py::test_gone")
     assert again.text == result.text
+
+
+IDS = """\
+import pytest
+
+
+@pytest.mark.parametrize("text", ["x y-1", "[", "a'b", "plain"])
+def test_p(text):
+    assert text == "plain"
+
+
+class TestBox:
+    def test_in(self):
+        assert True
+"""
+
+
+def test_the_ids_that_it_prints_can_be_given_back(desk):
+    desk.put("tests/test_p.py", IDS)
+    printed = [
+        line.removeprefix("FAILED ")
+        for line in desk.call("run_tests").text.splitlines()
+        if line.startswith("FAILED ")
+    ]
+    assert len(printed) == 3
+    for test_id in printed:
+        result = desk.call("run_tests", targets=test_id)
+        assert result.text.startswith(f"1 failed\n\nFAILED {test_id}\n"), test_id
+    assert desk.call("run_tests", targets=" ".join(printed)).text.startswith("3 failed")
+    assert desk.call("run_tests", targets=printed[:2]).text.startswith("2 failed")
+    assert desk.call("run_tests", targets=json.dumps(printed)).text.startswith("3 failed")
+    assert desk.call("run_tests", targets=["failed"]).text.startswith("3 failed")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        ("a.py  b.py::test_x", ["a.py", "b.py::test_x"]),
+        ("b.py::t[x y-1] c.py", ["b.py::t[x y-1]", "c.py"]),
+        ("b.py::C::t[a[b c] d] 'my tests/c.py'", ["b.py::C::t[a[b c] d]", "my tests/c.py"]),
+        ("b.py::t[[-1] c.py::t[a]", ["b.py::t[[-1]", "c.py::t[a]"]),
+        ("b.py::t[]-1] c.py", ["b.py::t[]-1]", "c.py"]),
+        (r"b.py::t[a\nb'c d] my\ c.py", [r"b.py::t[a\nb'c d]", "my c.py"]),
+        ('"b.py::t[x y]"', ["b.py::t[x y]"]),
+        ("tests/a[b] c.py", ["tests/a[b]", "c.py"]),
+        ("b.py::t[never c.py", ["b.py::t[never", "c.py"]),
+    ],
+)
+def test_targets_are_taken_apart_outside_of_brackets(text, found):
+    assert words(text) == found
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("test_in", "Did you mean tests/test_p.py::TestBox::test_in?"),
+        ("TestBox::test_inn", "Did you mean tests/test_p.py::TestBox::test_in?"),
+        ("test_p[x y-2]", "Did you mean tests/test_p.py::test_p[x y-1]? tests/test_p.py::test_p "),
+        ("test_p[zzzzzzzzzzzzzzzzzzz]", "No tests ran. tests/test_p.py::test_p without brackets"),
+    ],
+)
+def test_a_wrong_id_names_a_near_one(desk, target, hint):
+    desk.put("tests/test_p.py", IDS)
+    desk.ctx.state["failed_tests"] = ("tests/test_p.py::test_p[x y-1]",)
+    assert hint in desk.call("run_tests", targets=f"tests/test_p.py::{target}").text
+    assert desk.call("run_tests", targets="failed").text.startswith("1 failed")
 
 
 def test_a_file_that_cannot_be_imported_is_shown(desk):

@@ -42,8 +42,34 @@ def test_an_interpreter_answers_each_line_without_waiting_for_the_time_out(desk)
     assert desk.call("bash", stdin="raise SystemExit(4)").exit_code == 4
 
 
-def test_a_new_command_takes_its_input(desk):
-    assert desk.call("bash", command="head -n 1", stdin="first\nsecond\n").text == "first"
+@pytest.mark.parametrize(
+    ("command", "stdin", "text"),
+    [
+        ("wc -c", "abc\n", "4"),
+        ("cat > f; cat f", "first\nsecond", "first\nsecond"),
+        ("python3 -", "print(6 * 7)\n", "42"),
+        ("read x; echo got $x", "val", "got val"),
+    ],
+)
+def test_a_new_command_takes_its_input_to_the_end(desk, command, stdin, text):
+    result = desk.call("bash", command=command, stdin=stdin, timeout=10)
+    assert (result.text, result.exit_code) == (text, 0)
+
+
+def test_a_command_whose_input_has_ended_cannot_be_fed_and_the_next_one_can(desk):
+    desk.call("bash", command="cat; sleep 30", stdin="all\n", timeout=0.3)
+    result = desk.call("bash", stdin="more")
+    assert result.exit_code == 1
+    assert "whole input" in result.text
+    assert desk.call("bash", command="ctrl+c").exit_code == 130
+    desk.call("bash", command="read line; echo got $line", timeout=0.2)
+    assert desk.call("bash", stdin="a word").text == "got a word"
+
+
+def test_a_time_out_that_is_no_number_is_refused(desk):
+    for timeout in (float("nan"), 0, -1):
+        result = desk.call("bash", command="echo on", timeout=timeout)
+        assert (result.exit_code, "more than 0" in result.text) == (1, True)
 
 
 def test_a_command_deaf_to_ctrl_c_is_killed_by_the_second(desk, monkeypatch):
