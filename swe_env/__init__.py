@@ -84,6 +84,9 @@ def _register(registration: Any) -> None:
             id=name,
             entry_point="swe_env.env:SWEEnv",
             max_episode_steps=100,
+            # Gymnasium's passive checker breaks for good when the first reset fails (a wrong
+            # instance_id): each step then acts, and raises. `check_env` finds what it would.
+            disable_env_checker=True,
             additional_wrappers=(limits,),
             kwargs={"tasks": tasks} if tasks else {},
         )

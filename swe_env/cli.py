@@ -14,6 +14,7 @@ from importlib import util
 
 import typer
 
+from swe_env import disk
 from swe_env.errors import ConfigError, InfrastructureError, SweError
 
 COMMANDS = (
@@ -51,7 +52,10 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run `swe`; a known failure is one sentence on stderr and exit code 2 (3: infrastructure)."""
+    """Run `swe`; a known failure is one sentence on stderr and exit code 2.
+
+    3 is the code where the infrastructure failed, 1 where a disk could not be written to.
+    """
     # OpenMP's threads spin while they wait, which starves the tests that run beside a local model
     # (prefill 5 times slower on 2 busy cores). Read when torch is loaded, so set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,6 +67,16 @@ def main() -> None:
     except SweError as error:
         print(f"swe: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, InfrastructureError) else 2)
+    except OSError as error:
+        if not (said := disk.refusal(error)):
+            raise
+        where = error.filename or "a file"
+        print(
+            f"swe: {where} could not be written ({said}): free space there, or choose another "
+            "folder, and run the same command again.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("swe: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium.spaces import Dict, Discrete
 
+from swe_env import settings as check
 from swe_env import tasks as task_sources
 from swe_env.errors import ConfigError, InfrastructureError, SandboxError
 from swe_env.grading import TestRun, grade, run_tests
@@ -20,9 +21,9 @@ from swe_env.grading.cache import grade_once
 from swe_env.plugins import Registry
 from swe_env.repos import sandbox_spec
 from swe_env.sandbox import get as get_sandbox
-from swe_env.sandbox.base import WORKDIR, Limits, Sandbox
+from swe_env.sandbox.base import WORKDIR, Sandbox
 from swe_env.spaces import ToolCallSpace, UnicodeText
-from swe_env.tools import ToolContext, ToolResult, shorten, terminal, toolset
+from swe_env.tools import ToolContext, ToolResult, shorten, terminal
 from swe_env.types import INVALID_TOOL, Action, Observation, Task, TestReport
 
 MAX_TEXT = 65_536
@@ -59,7 +60,7 @@ class SWEEnv(gym.Env[Observation, Action]):
     """
 
     metadata = {  # noqa: RUF012 - gymnasium's own form
-        "render_modes": ["ansi", "human"],
+        "render_modes": list(check.RENDER_MODES),
         "render_fps": 1,  # text that follows the steps has no rate; Gymnasium asks for one
     }
 
@@ -100,23 +101,26 @@ class SWEEnv(gym.Env[Observation, Action]):
             ConfigError: a name or value is wrong.
             SandboxError: that kind of sandbox does not work on this machine; says what to do.
         """
-        self._source = tasks
+        self._source = check.tasks(tasks)
         self._tasks: list[Task] | None = None
-        self.toolset = toolset(tools)
+        self.toolset = check.tools(tools)
+        self._reward_name = check.word("reward", reward, "resolved")
         self._reward = rewards.get(reward)
-        self._reward_name = reward
-        self._sandbox_name = sandbox
+        self._sandbox_name = check.word("sandbox", sandbox, "auto")
+        self._sandbox_used = ""
+        self._limits = check.limits(limits)
+        self.max_episode_steps = check.whole(
+            "max_episode_steps", max_episode_steps, check.MOST_STEPS
+        )
+        self.command_timeout = check.seconds("command_timeout", command_timeout)
+        self.grade_timeout = check.seconds("grade_timeout", grade_timeout)
+        output = check.whole("output_limit", output_limit, what="number of characters")
+        self.output_limit = min(output, MAX_TEXT - 2 * _MARK)
+        self.network = check.flag("network", network)
+        self.grade_cache = check.flag("grade_cache", grade_cache)
+        self.render_mode = check.render_mode(render_mode)
         if reason := get_sandbox(sandbox).available():
             raise SandboxError(reason)
-        self._sandbox_used = ""
-        self._limits = _limits(limits)
-        self.max_episode_steps = max_episode_steps
-        self.command_timeout = command_timeout
-        self.grade_timeout = grade_timeout
-        self.output_limit = min(output_limit, MAX_TEXT - 2 * _MARK)
-        self.network = network
-        self.grade_cache = grade_cache
-        self.render_mode = render_mode
         # Gymnasium types both spaces by what they hold; Dict cannot name a TypedDict.
         self.observation_space: gym.Space[Any] = Dict(
             {
@@ -182,6 +186,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         """Start an episode: the task of ``options["instance_id"]``, else one drawn by the seed.
 
         Raises:
+            ConfigError: an option is unknown, or its value of the wrong kind.
             TaskError: there is no such task; says which is near.
             InfrastructureError: the checkout, environment or sandbox could not be had.
         """
@@ -191,7 +196,7 @@ class SWEEnv(gym.Env[Observation, Action]):
             return self._begin(options)
 
     def _begin(self, options: dict[str, Any] | None) -> tuple[Observation, dict[str, Any]]:
-        wanted = (options or {}).get("instance_id")
+        wanted = check.instance_id(options)
         draw = int(self.np_random.integers(len(self.tasks)))
         self.task = self.tasks[draw] if wanted is None else task_sources.find(self.tasks, wanted)
         started = time.perf_counter()
@@ -214,6 +219,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         """
         if self._over or self.task is None:
             raise gym.error.ResetNeeded("The episode is over: call reset() before step().")
+        action = check.action(action)
         self._steps += 1
         started = time.perf_counter()
         failure: InfrastructureError | None = None
@@ -245,9 +251,12 @@ class SWEEnv(gym.Env[Observation, Action]):
 
         Returns:
             (reward, info) with ``report``, ``patch`` and ``truncation``, or with ``failure``.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there is no running episode; one is graded once only.
         """
-        assert self.task is not None
-        assert self._context is not None
+        if self._over or self.task is None or self._context is None:
+            raise gym.error.ResetNeeded("There is no running episode to grade: call reset() first.")
         started = time.perf_counter()
         try:
             patch = self._context.sandbox.diff()
@@ -326,10 +335,7 @@ class SWEEnv(gym.Env[Observation, Action]):
         assert self._context is not None
         name, arguments = action.get("tool"), action.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            name, arguments = (
-                INVALID_TOOL,
-                {"reason": 'An action is {"tool": name, "arguments": {...}}; nothing was done.'},
-            )
+            name, arguments = INVALID_TOOL, {"reason": check.FORM}
         if name == INVALID_TOOL:
             self._invalid += 1
             return ToolResult(str(arguments.get("reason", "The call was malformed.")), exit_code=1)
@@ -384,11 +390,3 @@ def _closing(box: Sandbox | None) -> Iterator[None]:
         closed = beside.submit(box.close)
         yield
     closed.result()
-
-
-def _limits(overrides: Mapping[str, int] | None) -> Limits:
-    try:
-        return Limits(**(overrides or {}))
-    except TypeError as error:
-        known = ", ".join(Limits.__dataclass_fields__)
-        raise ConfigError(f"limits: {error}; known limits: {known}.") from error

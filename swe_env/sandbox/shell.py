@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from swe_env.errors import SandboxError, ToolError
 from swe_env.sandbox.client import Keeper
@@ -20,6 +21,8 @@ from swe_env.sandbox.running import Ended, Pipes, drain, exit_code, pending, wai
 _INPUT = 96
 _REPORT = 97
 _STDIN = 98
+_OUTPUT = 99
+_ERRORS = 95
 # bash reads its script from a pipe one line at a time, at top level, so that `declare`, `break`
 # or `return` in a command mean what they mean in any shell.
 #
@@ -29,18 +32,30 @@ _STDIN = 98
 _HELLO = (
     "shopt -s expand_aliases; "
     "trap '{{ [[ -e /dev/fd/{report} ]] || exec </dev/null; break 9999; }} 2>/dev/null' "
-    'INT; builtin printf "%s %s %s %s\\0" {token} $$ $PPID / >&{report}\n'
+    "INT; exec {output}>&1; "
+    # Reports the exit code, whether the shell's output still goes to us (not 0; "!" keeps `set -e`
+    # out of it), and the folder; kept here because bash reads what is sent later byte by byte.
+    "__swe_done() {{ "
+    "! [[ /dev/fd/1 -ef /dev/fd/{output} && /dev/fd/{errors} -ef /dev/fd/{output} ]]; "
+    'builtin printf "%s %s %s %s\\0" "$1" "$2" "$?" "$PWD" >&{report}; }}; '
+    'builtin printf "%s %s %s %s\\0" {token} $$ $PPID / >&{report}\n'
 )
-_LINE = (
-    "builtin eval {command} <{stdin} {report}>&- {stored}>&- {input}>&-; "
-    '{{ builtin printf "%s %s %s\\0" {token} "$?" "$PWD" >&{report}; }} 2>/dev/null\n'
-)
+_LINE = "builtin eval {command} <{stdin} {report}>&- {stored}>&- {input}>&- {output}>&-\n"
+# A line of its own, so that an alias that the command made is in force here and not first at the
+# next command, and through the same two words. The empty line that follows stays in the pipe until
+# bash asks for its next command: one that has read it and not reported is beyond help.
+_DONE = '{{ builtin eval __swe_done {token} "$?"; }} {errors}>&2 2>/dev/null\n\n'
+_LOOK_SECONDS = 0.25
+"""How often to look whether a shell that has not reported waits for its next command."""
+_READ_SECONDS = 0.1
 _READY_SECONDS = 30.0
 INPUT_ENDED = (
     "The running command cannot be fed: its input ended with the text it was started with. Wait "
     "for it, interrupt it or kill it."
 )
 _ROOM = 1 << 20
+_REDIRECTED = "The command redirected the shell's own output"
+_DEAF = "The shell no longer runs what it is given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,14 @@ class _Running:
     fed: bool
     """Its input is the pipe that can be fed, not what was given with it."""
     side: bytearray = field(default_factory=bytearray)
+
+
+class _Report(NamedTuple):
+    """What the shell says after a command."""
+
+    exit_code: int
+    sound: bool
+    cwd: str
 
 
 class Shell:
@@ -148,21 +171,30 @@ class Shell:
     ) -> ShellResult:
         deadline = time.monotonic() + timeout
         while True:
+            idle = self._script not in running.outgoing and not pending(self._script)
+            left = deadline - time.monotonic()
             ended = wait(
                 pipes,
                 capture,
-                timeout=deadline - time.monotonic(),
+                # A report written before the look is in the pipe by now, and is read at once.
+                timeout=_READ_SECONDS if idle else min(left, _LOOK_SECONDS),
                 outgoing=running.outgoing,
                 until=b"\0",
             )
             running.side += ended.side
             report = _report(running.side, running.token)
             if report is not None and ended.status is None:
-                self.cwd = report[1]
+                self.cwd = report.cwd
+                if not report.sound:
+                    return self._replace(capture, report.exit_code, _REDIRECTED)
                 self._running = None
                 if keep_running:
                     drain(self._input[0])
-                return ShellResult(int(report[0]))
+                return ShellResult(report.exit_code)
+            if ended.timed_out and idle:
+                return self._replace(capture, -1, _DEAF)
+            if ended.timed_out and time.monotonic() < deadline:
+                continue
             if ended.timed_out:
                 if keep_running:
                     return self._leave(pipes, running)
@@ -219,7 +251,7 @@ class Shell:
     def _greet(self, pipes: Pipes) -> set[int]:
         token = secrets.token_hex(8)
         capture = Capture(2000)
-        hello = {self._script: _HELLO.format(token=token, report=_REPORT).encode()}
+        hello = {self._script: _hello(token)}
         ended = wait(pipes, capture, timeout=_READY_SECONDS, outgoing=hello, until=b"\0")
         report = ended.side.decode("utf-8", "replace").split()
         if len(report) < 3 or report[0] != token:
@@ -239,12 +271,14 @@ class Shell:
             names = " ".join(shlex.quote(f"{name}={value}") for name, value in env.items())
             command = f"export {names}\n{command}"
         given = f"/dev/fd/{_STDIN}" if stdin else "/dev/null"
-        line = _LINE.format(
+        line = (_LINE + _DONE).format(
             command=shlex.quote(command),
             stdin=f"&{_INPUT}" if fed else given,
             report=_REPORT,
             stored=_STDIN,
             input=_INPUT,
+            output=_OUTPUT,
+            errors=_ERRORS,
             token=token,
         )
         return line.encode("utf-8", "surrogateescape")
@@ -268,6 +302,15 @@ class Shell:
         )
         return ShellResult(-1, timed_out=True, note=note)
 
+    def _replace(self, capture: Capture, code: int, why: str) -> ShellResult:
+        """Have a new shell in place of one that is no longer of use; processes are spared."""
+        assert self._pipes is not None
+        self._keeper.call({"op": "kill", "spared": sorted(self._processes() - self._own)})
+        wait(self._pipes, capture, timeout=1.0)
+        self.close()
+        note = f"[{why}, so a new shell starts in {self.cwd}; variables and functions are gone.]"
+        return ShellResult(code, note=note)
+
     def _died(self, ended: Ended) -> ShellResult:
         code = exit_code(ended.status or b"")
         self.close()
@@ -278,11 +321,15 @@ class Shell:
         return ShellResult(code, note=note)
 
 
-def _report(side: bytearray, token: str) -> tuple[str, str] | None:
-    """(exit code, folder) from the record that carries our token."""
+def _hello(token: str) -> bytes:
+    return _HELLO.format(token=token, report=_REPORT, output=_OUTPUT, errors=_ERRORS).encode()
+
+
+def _report(side: bytearray, token: str) -> _Report | None:
+    """The record that carries our token."""
     for record in side.split(b"\0"):
-        fields = record.decode("utf-8", "surrogateescape").split(" ", 2)
-        if len(fields) == 3 and fields[0] == token:
+        fields = record.decode("utf-8", "surrogateescape").split(" ", 3)
+        if len(fields) == 4 and fields[0] == token:
             with contextlib.suppress(ValueError):
-                return str(int(fields[1])), fields[2]
+                return _Report(int(fields[1]), int(fields[2]) != 0, fields[3])
     return None

@@ -44,12 +44,23 @@ def read(path: str | Path) -> list[Task]:
 
 
 def dump(tasks: Iterable[Task], path: str | Path) -> None:
-    """Write tasks so that `read` gives them back; the file is there whole or not at all."""
+    """Write tasks so that `read` gives them back; the file is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; names the file, and what was there before stays.
+    """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     data = b"".join(msgspec.json.encode(task) + b"\n" for task in tasks)
     if path.name.endswith(".zst"):
         data = zstandard.ZstdCompressor(level=10).compress(data)
+    try:
+        _replace(path, data)
+    except OSError as error:  # it has the temporary file's name, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -79,7 +90,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
         hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
         raise TaskError(f"There is no task file {str(path)!r}.{hint}") from error
     except (OSError, zstandard.ZstdError) as error:
-        raise TaskError(f"{path} cannot be read: {error}.") from error
+        said = getattr(error, "strerror", None) or error
+        raise TaskError(f"{path} cannot be read: {said}.") from error
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -95,13 +107,24 @@ def _row(line: bytes, where: str) -> Task:
         return _task(raw)
     except msgspec.DecodeError as error:
         raise TaskError(f"{where}: {_plain(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{where}: {not_utf8(error)}.") from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with a row that is no text."""
+    return f"the byte 0x{error.object[error.start]:02x} in it is no valid UTF-8"
 
 
 def _task(raw: dict[str, Any]) -> Task:
     for name in _LISTS:
         # SWE-bench's classic rows hold these lists as JSON text.
         if isinstance(raw.get(name), str):
-            raw[name] = msgspec.json.decode(raw[name] or "[]")
+            try:
+                raw[name] = msgspec.json.decode(raw[name] or "[]")
+            except msgspec.DecodeError as error:
+                said = f"it is no list as JSON text ({error})"
+                raise msgspec.DecodeError(f"field {name!r}: {said}") from error
     extra = {key: raw.pop(key) for key in list(raw) if key not in _FIELDS}
     environment = raw.pop("environment", None)
     if raw.get("source") is None and isinstance(raw.get("repo"), str) and "/" in raw["repo"]:

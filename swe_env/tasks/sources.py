@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from swe_env.errors import ConfigError, TaskError
@@ -41,6 +42,8 @@ sources: Registry[TaskSource] = Registry(
 def jsonl(argument: str, *, seed: int = 0, progress: Report | None = None) -> list[Task]:
     """``jsonl:PATH``: tasks of a file; see `swe_env.tasks.rows.read`."""
     del seed, progress
+    if not argument:
+        raise TaskError(f"jsonl needs a file: jsonl:PATH, which ends in {_endings()}.")
     return rows.read(argument)
 
 
@@ -65,8 +68,24 @@ def load(spec: str, *, seed: int = 0, progress: Report | None = None) -> list[Ta
     try:
         source = sources.get(name)
     except ConfigError as error:
-        raise TaskError(str(error)) from error
+        raise TaskError(_of_a_family(spec) or str(error)) from error
     return source(argument, seed=seed, progress=progress)
+
+
+def _of_a_family(spec: str) -> str:
+    """What is missing in a spec that is only a file, folder or data set of rows, or empty."""
+    rows_of = spec.endswith((".json", ".parquet")) or (spec.count("/") > 0 and ":" not in spec)
+    if not rows_of and not Path(spec).exists():
+        return ""
+    return (
+        f"{spec!r} names no task source: rows of a benchmark need their family's name before "
+        f"them, as in 'swebench:{spec}' (or r2e:, swegym:, swesmith:, swerebench:); only a file "
+        f"that ends in {_endings()} stands alone."
+    )
+
+
+def _endings() -> str:
+    return " or ".join(rows.SUFFIXES)
 
 
 def find(tasks: Sequence[Task], instance_id: str) -> Task:

@@ -18,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 import swe_env
+from swe_env.errors import TaskError
 from swe_env.replay import Trajectory
 from swe_env.sandbox import get
 from swe_env.tasks import dump
@@ -44,7 +45,14 @@ def test_check_env_is_clean(source, sandbox, tools, capsys):
     """Rendering, seeding and closing included; the passive checker of `gym.make`, too."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = gym.make("SWE-v0", tasks=source, sandbox=sandbox, tools=tools, render_mode="ansi")
+        made = gym.make(
+            "SWE-v0",
+            tasks=source,
+            sandbox=sandbox,
+            tools=tools,
+            render_mode="ansi",
+            disable_env_checker=False,
+        )
         check_env(made.unwrapped)
         made.reset(seed=1)
         made.action_space.seed(1)
@@ -54,6 +62,17 @@ def test_check_env_is_clean(source, sandbox, tools, capsys):
         made.close()
     complaints = [str(w.message) for w in caught if "does NOT isolate" not in str(w.message)]
     assert complaints == []
+
+
+@pytest.mark.parametrize("name", ["SWE-v0", "SWE-bench-Lite-v0"])
+def test_an_environment_works_after_a_first_reset_that_failed(source, name):
+    made = gym.make(name, tasks=source)
+    with pytest.raises(TaskError, match="There is no task 'wrong'"):
+        made.reset(options={"instance_id": "wrong"})
+    made.reset(seed=0)
+    observation, *_ = made.step(LOOK)
+    assert "100 + discount" in observation["text"]
+    made.close()
 
 
 def test_the_spec_survives_json(source):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from swe_env.errors import TaskError
-from swe_env.tasks.rows import SUFFIXES, lines_of
+from swe_env.tasks.rows import SUFFIXES, lines_of, not_utf8
 
 _EXTRA = "install it with `pip install 'swe-env[datasets]'`"
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -74,6 +74,8 @@ def _decoded(data: bytes, kind: Any, where: str) -> Any:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
         raise TaskError(f"{where}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{where}: {not_utf8(error)}.") from error
 
 
 def _folder(path: Path, split: str) -> Iterator[Row]:

@@ -104,3 +104,32 @@ def test_unknown_names_say_what_was_near(tmp_path):
 def test_wrong_synth_specs_are_one_sentence(spec, said):
     with pytest.raises(TaskError, match=said):
         load(spec)
+
+
+def test_a_corrupt_list_as_text_is_named(tmp_path):
+    row = {**CLASSIC, "FAIL_TO_PASS": '["t.py::test_a"'}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TaskError, match=r"row 1: field 'FAIL_TO_PASS': it is no list as JSON text"):
+        load(str(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize(("family", "end"), [("", "l"), ("swebench:", "l"), ("swebench:", "")])
+def test_a_byte_that_is_no_utf8_is_told(tmp_path, family, end):
+    file = tmp_path / f"bad.json{end}"
+    row = json.dumps(CLASSIC).encode().replace(b"It fails", b"It \xff fails")
+    file.write_bytes(row if end else b"[" + row + b"]")
+    with pytest.raises(TaskError, match=r"bad\.json.*: the byte 0xff in it is no valid UTF-8\.$"):
+        load(f"{family}{file}")
+
+
+@pytest.mark.parametrize("spec", ["bad.parquet", "rows.json", "SWE-bench/SWE-bench_Lite"])
+def test_rows_without_their_family_say_how_to_name_it(spec):
+    with pytest.raises(TaskError, match=f"as in 'swebench:{spec}'"):
+        load(spec)
+
+
+def test_a_jsonl_source_needs_a_file(tmp_path):
+    with pytest.raises(TaskError, match=r"jsonl needs a file: jsonl:PATH"):
+        load("jsonl:")
+    with pytest.raises(TaskError, match=r" cannot be read: Is a directory\.$"):
+        load(f"jsonl:{tmp_path}")

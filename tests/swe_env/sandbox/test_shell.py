@@ -1,0 +1,72 @@
+"""A shell that a command made useless is replaced at once, and the model is told."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+BREAKING = [
+    "enable -n eval",
+    "enable -n printf",
+    "enable -n builtin",
+    "builtin() { :; }",
+    "alias builtin='true '",
+    'alias builtin="echo \'"',
+    "set -n",
+    "exec >/dev/null 2>&1",
+    "set -e; exec >/dev/null",
+    "exec 2>errors",
+    "exec 2>&-",
+]
+
+
+@pytest.mark.parametrize("keep_running", [False, True])
+@pytest.mark.parametrize("command", BREAKING)
+def test_a_shell_made_useless_is_replaced_at_once(start, kind, command, keep_running):
+    box = start(kind)
+    box.exec("cd pkg; sleep 300 & echo $! > ../early")
+    began = time.monotonic()
+    result = box.exec(f"echo on; x=1; {command}", timeout=20, keep_running=keep_running)
+    assert time.monotonic() - began < 8
+    assert result.output.startswith("on\n")
+    assert f"so a new shell starts in {box.workdir}/pkg; variables" in result.output
+    assert not result.running
+    after = box.exec("pwd; echo ${x:-gone}; echo err >&2; kill -0 $(cat ../early) && echo alive")
+    assert after.output == f"{box.workdir}/pkg\ngone\nerr\nalive\n"
+    assert after.exit_code == 0
+
+
+def test_the_exit_code_and_folder_of_a_command_that_redirected_are_its_own(start, kind):
+    box = start(kind)
+    result = box.exec("cd pkg; exec >/dev/null; (exit 7)")
+    assert result.exit_code == 7
+    assert f"new shell starts in {box.workdir}/pkg" in result.output
+
+
+def test_a_command_that_ends_between_two_looks_is_not_taken_for_a_lost_shell(start, kind):
+    """Its report then waits in the pipe while nothing is left of the script."""
+    box = start(kind)
+    for wait in range(12):
+        box.exec("sleep 0.1", timeout=0.02, keep_running=True)
+        time.sleep(0.15 if wait % 2 else 0.08)
+        result = box.resume(timeout=5)
+        assert (result.exit_code, result.output, result.running) == (0, "", False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo a; exec 2>&1",
+        "set -x; echo a 2>&1; set +x",
+        "trap 'true' DEBUG; echo a",
+        "exec 3>file 4<file 99>&- 97>&-; echo a",
+        "echo a; alias ls='ls -l'; printf() { :; }; echo() { :; }; cd() { :; }",
+        "sleep 0.8; echo a; x=1",
+    ],
+)
+def test_a_sound_shell_is_kept(start, kind, command):
+    box = start(kind)
+    box.exec("kept=yes")
+    assert "new shell" not in box.exec(command, timeout=20).output
+    assert box.exec("set +x; builtin echo $kept 2>/dev/null").output.endswith("yes\n")
