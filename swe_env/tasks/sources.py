@@ -75,7 +75,7 @@ def load(spec: str, *, seed: int = 0, progress: Report | None = None) -> list[Ta
 def _of_a_family(spec: str) -> str:
     """What is missing in a spec that is only a file, folder or data set of rows, or empty."""
     rows_of = spec.endswith((".json", ".parquet")) or (spec.count("/") > 0 and ":" not in spec)
-    if not rows_of and not Path(spec).exists():
+    if not rows_of and not (spec and Path(spec).exists()):
         return ""
     return (
         f"{spec!r} names no task source: rows of a benchmark need their family's name before "

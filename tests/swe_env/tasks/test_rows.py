@@ -126,6 +126,8 @@ def test_a_byte_that_is_no_utf8_is_told(tmp_path, family, end):
 def test_rows_without_their_family_say_how_to_name_it(spec):
     with pytest.raises(TaskError, match=f"as in 'swebench:{spec}'"):
         load(spec)
+    with pytest.raises(TaskError, match="no task source named ''"):
+        load("")
 
 
 def test_a_jsonl_source_needs_a_file(tmp_path):
