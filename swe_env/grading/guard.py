@@ -32,7 +32,11 @@ _INTERNALS = re.compile(
     r"|\bpluginmanager\b|\bcell_contents\b"
 )
 """Nothing that mends a program reaches for these, unless it already did."""
-
+_SELF_READING = re.compile(
+    r"\b(exec|eval|compile|import_module|getsource\w*|getdoc|getcomments|__import__|__doc__"
+    r"|__file__|__spec__|__loader__)\b"
+)
+"""With these a program may run what stands in its own comments and docstrings."""
 
 RUNNER_FILES = {
     "django": frozenset({"tests/runtests.py"}),
@@ -229,5 +233,31 @@ def _equals(data: bytes | None) -> set[str]:
 
 
 def _mentions(data: bytes | None) -> set[str]:
+    """The test runner's insides that a file's code names, in strings too."""
     text = (data or b"").decode("utf-8", "replace")
-    return {match.group(0) for match in _INTERNALS.finditer(text)}
+    found = {match.group(0) for match in _INTERNALS.finditer(text)}
+    return {match.group(0) for match in _INTERNALS.finditer(_code(text))} if found else found
+
+
+def _code(text: str) -> str:
+    """Python source less comments and docstrings, unless it could be that those are run."""
+    try:
+        tree = parse(text)
+        for node in ast.walk(tree):
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(node, name, None)
+                if isinstance(block, list):
+                    setattr(node, name, [s for s in block if not _is_text(s)] or [ast.Pass()])
+        code = ast.unparse(ast.fix_missing_locations(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+    return text if _SELF_READING.search(code) else code
+
+
+def _is_text(statement: ast.AST) -> bool:
+    """A docstring, or a string that stands alone as a comment does."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

@@ -121,7 +121,8 @@ def grade_predictions(
         raise ConfigError("Grading wants 0 workers (one per core) or more.")
     factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
     by_id = {task.instance_id: task for task in tasks}
-    known, unknown = [], []
+    known: list[Prediction] = []
+    unknown: list[Prediction] = []
     for prediction in predictions:
         (known if prediction.instance_id in by_id else unknown).append(prediction)
     done = _read(record) if record else {}
