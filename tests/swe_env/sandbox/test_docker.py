@@ -9,8 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from gymnasium.utils.env_checker import check_env
 
+import swe_env  # noqa: F401 - registers SWE-v0
 from swe_env.errors import ConfigError, SandboxError
 from swe_env.sandbox import Limits, SandboxSpec, check_sandbox, get
 from swe_env.sandbox.conformance import isolation, promises
@@ -253,3 +256,21 @@ def test_a_container_that_is_gone_is_a_sandbox_error(docker, begin):
     for command in ("true", ["true"]):
         with pytest.raises(SandboxError):
             box.exec(command)
+
+
+@pytest.mark.parametrize("tools", ["default", "r2e"])
+def test_check_env_is_clean(docker, shop_task, tools):
+    """An episode in containers, graded in one, and Gymnasium's own check."""
+    made = gym.make("SWE-v0", tasks=[shop_task], sandbox="docker", tools=tools, render_mode="ansi")
+    try:
+        check_env(made.unwrapped)
+        made.reset(seed=1)
+        fix = "sed -i 's/100 + discount/100 - discount/' shop.py"
+        bash = {"tool": "bash", "arguments": {"command": fix}}
+        if tools == "r2e":
+            bash = {"tool": "execute_bash", "arguments": {"command": fix}}
+        assert made.step(bash)[0]["exit_code"] == 0
+        *_, info = made.step({"tool": "finish" if tools == "r2e" else "submit", "arguments": {}})
+        assert info["report"].resolved, info
+    finally:
+        made.close()
