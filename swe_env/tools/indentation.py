@@ -68,9 +68,9 @@ def reindent(
         Ambiguous: a new line's indentation stands for several in the file.
     """
     known: defaultdict[str, set[str]] = defaultdict(set)
-    for line, found in zip(written, actual, strict=True):
+    for line, own in zip(written, actual, strict=True):
         if line.strip():
-            known[_indent(line)].add(_indent(found))
+            known[_indent(line)].add(_indent(own))
     scale = _scale(known, [*written, *new], level)
     fresh: list[tuple[str, int]] = []
     before, after = [line.rstrip() for line in written], [line.rstrip() for line in new]
