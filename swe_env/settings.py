@@ -49,7 +49,8 @@ def whole(name: str, value: object, most: int = _MOST_BYTES, *, what: str = "num
         and 1 <= int(value) <= most
     ):
         return int(value)
-    raise ConfigError(f"{name} is a whole {what}, at least 1 and at most {most:,}, not {value!r}.")
+    end = f" and at most {most:,}" if most < _MOST_BYTES else ""
+    raise ConfigError(f"{name} is a whole {what}, at least 1{end}, not {value!r}.")
 
 
 def flag(name: str, value: object) -> bool:
