@@ -79,12 +79,12 @@ def reindent(
     ).get_opcodes():
         for place in range(start, end):
             if kind == "equal":
-                there = first + place - start
-                _check_twins(before[there], before, after, actual)
-                fresh.append((actual[there], there))
+                kept = first + place - start
+                _check_twins(before[kept], before, after, actual)
+                fresh.append((actual[kept], kept))
                 continue
-            there = max(min(first + place - start, last - 1), 0)
-            fresh.append((_placed(new[place], known, scale), there))
+            near = max(min(first + place - start, last - 1), 0)
+            fresh.append((_placed(new[place], known, scale), near))
     return fresh
 
 
