@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ def collate(sequences: Sequence[Encoded], device: torch.device) -> Batch:
     What follows the last loss token predicts nothing that is learned, so leaving it out changes
     no log-probability.
     """
-    lengths = [_last_loss(sequence) + 1 for sequence in sequences]
+    lengths = [len(trimmed(sequence)[0]) for sequence in sequences]
     longest = max(lengths)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
@@ -43,27 +43,56 @@ def collate(sequences: Sequence[Encoded], device: torch.device) -> Batch:
     return Batch(ids.to(device), mask.to(device), attention.to(device) if padded else None)
 
 
-def microbatches(samples: Sequence[Sample], budget: int) -> list[list[int]]:
+def trimmed(sequence: Encoded) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Token ids and loss mask up to the last loss token."""
+    length = len(sequence) - sequence.loss_mask[::-1].index(True)
+    return sequence.input_ids[:length], sequence.loss_mask[:length]
+
+
+def padded_size(sequences: Sequence[Encoded]) -> int:
+    """Tokens computed where all sequences are padded to the longest."""
+    return len(sequences) * max(len(sequence) for sequence in sequences)
+
+
+Size = Callable[[Sequence[Encoded]], int]
+
+
+def microbatches(
+    samples: Sequence[Sample], budget: int, *, size: Size = padded_size
+) -> list[list[int]]:
     """Split an optimizer batch into micro-batches of at most `budget` tokens each.
 
-    Samples of like length go together. A sample longer than the budget is alone in its
-    micro-batch: pairs are never split.
+    Padded samples of like length go together, others those of one task, which may share their
+    beginning. A sample longer than the budget is alone in its micro-batch: pairs are never split.
+
+    Args:
+        samples: The optimizer batch.
+        budget: Most tokens computed in one pass.
+        size: Tokens computed for sequences in one pass.
 
     Returns:
         Positions in `samples`, each once.
     """
-    order = sorted(range(len(samples)), key=lambda i: (-_longest(samples[i]), i))
+    tasks: dict[int, int] = {}
+    if size is not padded_size:
+        for sample in samples:
+            tasks[sample.group] = max(_longest(sample), tasks.get(sample.group, 0))
     found: list[list[int]] = []
-    for position in order:
-        sample = samples[position]
+    for position in sorted(range(len(samples)), key=lambda i: _place(samples[i], tasks, i)):
         if found:
-            widest = max(_longest(samples[found[-1][0]]), _longest(sample))
-            rows = sum(len(samples[i].sequences) for i in found[-1]) + len(sample.sequences)
-            if rows * widest <= budget:
+            together = [s for i in [*found[-1], position] for s in samples[i].sequences]
+            if size(together) <= budget:
                 found[-1].append(position)
                 continue
         found.append([position])
     return found
+
+
+def _place(sample: Sample, tasks: dict[int, int], position: int) -> tuple[int, ...]:
+    """Longest first; with `tasks`, the task of the longest sample first."""
+    if tasks:
+        return -tasks[sample.group], sample.group, -_longest(sample), position
+    return -_longest(sample), position
 
 
 def shares(samples: Sequence[Sample], count: int) -> list[list[int]]:
@@ -83,7 +112,3 @@ def shares(samples: Sequence[Sample], count: int) -> list[list[int]]:
 
 def _longest(sample: Sample) -> int:
     return max(len(sequence) for sequence in sample.sequences)
-
-
-def _last_loss(sequence: Encoded) -> int:
-    return len(sequence) - 1 - sequence.loss_mask[::-1].index(True)

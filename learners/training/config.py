@@ -78,7 +78,13 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     """Samples (pairs or rows) an optimizer step."""
     micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens in one forward pass; a longer sample is alone in its own."""
+    """Tokens computed in one forward pass; a longer sample is alone in its own."""
+    packing: Literal["auto", "segments", "varlen", "flex", "dense", "none"] = "auto"
+    """How sequences share a forward pass without padding (docs/packing.md); by default what suits
+    the device and the model."""
+    min_share: float | None = Field(default=None, ge=0)
+    """A sequence takes over the beginning of another where at least this share of its tokens need
+    not be computed again: 0 always, above 1 never, by default where it pays on the device."""
     seed: int = 0
     """Chooses pairs, order, and the adapter's first weights."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None

@@ -31,7 +31,7 @@ class HeldOut:
         To be called by all processes, with the model in evaluation mode. KTO's z0 is estimated
         from the held-out rewards themselves, which are all as new as the policy.
         """
-        sums = self._objective.scorer.all(self._sequences)
+        sums = self._objective.scorer.all(self._sequences, self._references.shape[1])
         logps, entropies, counts = (column.view_as(self._references) for column in sums)
         z0 = None
         if "z0" in self._objective.loss.parameters:

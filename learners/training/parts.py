@@ -223,6 +223,7 @@ def _score(
     ]  # fmt: skip
     return reference_logps(
         policy.scorer, [*sequences, *extra], key=key,
+        width=len(dataset.samples[0].sequences),
         progress=lambda done, total: show(Progress("reference", done, total, {})),
     ).logps  # fmt: skip
 

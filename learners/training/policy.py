@@ -15,6 +15,7 @@ from agents.policies import hub
 from learners.ops import check_logits
 from learners.training.config import TrainConfig
 from learners.training.model import add_adapter, base_fingerprint, save_adapter, trainable
+from learners.training.passes import Packing, Passes
 from learners.training.score import PolicySums, Scorer
 from learners.training.shard import shard, whole
 from learners.training.workers import Workers
@@ -128,6 +129,10 @@ def make_policy(
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))
+    passes = Passes(
+        model, device, Packing(config.packing, config.min_share),
+        together=workers.sharded or None, place=torch.device(place),
+    )  # fmt: skip
     halved = full and compute != torch.float32
     sums = PolicySums(model, compute if halved and not workers.sharded else None)
     if workers.sharded:
@@ -137,7 +142,7 @@ def make_policy(
         workers.copy_from_main(parameters)
     if workers.index:  # dropout differs from process to process
         torch.manual_seed(config.seed + 1_000_003 * workers.index)
-    return Policy(model, Scorer(sums, device, workers), parameters, fingerprint, compute, config)
+    return Policy(model, Scorer(sums, passes, workers), parameters, fingerprint, compute, config)
 
 
 def _load(config: TrainConfig, place: str, compute: torch.dtype) -> PreTrainedModel:

@@ -36,6 +36,7 @@ def reference_logps(
     sequences: Sequence[Encoded],
     *,
     key: Sequence[str],
+    width: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Score every sequence with the policy as it is, or read what an equal run wrote.
@@ -46,13 +47,16 @@ def reference_logps(
         scorer: Over the policy before its first step.
         sequences: What to score.
         key: Everything else the figures depend on: base weights, adapter, data, types, versions.
+        width: Sequences a sample, which may share a pass.
         progress: Called with (done, total).
     """
-    content = [list(key), [digest([s.input_ids, s.turn_ids]) for s in sequences]]
+    passes = scorer.passes
+    how = [passes.kernel, str(passes.min_share), str(width)]
+    content = [[*key, *how], [digest([s.input_ids, s.turn_ids]) for s in sequences]]
     target = cache_dir("reference") / f"{digest(content)}"
 
     def build(folder: Path, logps: list[float] | None = None) -> None:
-        found = _score(scorer, sequences, progress) if logps is None else logps
+        found = _score(scorer, sequences, width, progress) if logps is None else logps
         (folder / _FILE).write_text(json.dumps(found))
 
     if scorer.workers.count == 1:
@@ -60,7 +64,7 @@ def reference_logps(
     if scorer.workers.agree(target.exists()):
         return scorer.workers.on_main(lambda: _read(target))
     # Not under the cache's lock: the processes would wait for each other for ever.
-    logps = _score(scorer, sequences, progress)
+    logps = _score(scorer, sequences, width, progress)
     return scorer.workers.on_main(lambda: _read(build_once(target, lambda to: build(to, logps))))
 
 
@@ -75,10 +79,11 @@ def _read(folder: Path) -> Reference:
 def _score(
     scorer: Scorer,
     sequences: Sequence[Encoded],
+    width: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[float]:
     was_training = scorer.model.training
     scorer.model.eval()
-    found: list[float] = scorer.all(sequences, progress).logps.tolist()
+    found: list[float] = scorer.all(sequences, width, progress=progress).logps.tolist()
     scorer.model.train(was_training)
     return found

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from learners.data.batching import collate
+from learners.data.batching import Batch
 from learners.data.encode import Encoded
-from learners.ops import SequenceLogps, sequence_logps
+from learners.ops import SequenceLogps
+from learners.ops.packing import Packed
+from learners.training.passes import Passes, forward
 from learners.training.workers import Workers
 
 
@@ -23,60 +25,66 @@ class PolicySums(nn.Module):
         self.model = model
         self._autocast = autocast
 
-    def forward(
-        self, input_ids: Tensor, loss_mask: Tensor, attention_mask: Tensor | None
-    ) -> SequenceLogps:
-        """As `sequence_logps`."""
+    def forward(self, batch: Batch | Packed, kernel: str) -> SequenceLogps:
+        """As `learners.training.passes.forward`."""
         with torch.autocast(
-            input_ids.device.type, self._autocast, enabled=self._autocast is not None
+            batch.input_ids.device.type, self._autocast, enabled=self._autocast is not None
         ):
-            return sequence_logps(self.model, input_ids, loss_mask, attention_mask=attention_mask)
+            return forward(self.model, batch, kernel)
 
 
 class Scorer:
     """Scores sequences with a model.
 
-    On a CPU each sequence has a forward pass of its own: one of a few hundred tokens keeps the
-    cores busy, padding would be work for nothing, and without a mask attention runs in its quick
-    causal mode. On other devices the sequences of a micro-batch share a padded one; so they do
-    where the model is sharded, because all processes must make equally many passes.
+    On a CPU each sequence has a forward pass of its own, or those of a sample have one together if
+    they share enough of their beginning; on other devices, and where the model is sharded (because
+    all processes must make equally many passes), all of a micro-batch are packed into one row,
+    without padding. See `Passes`.
     """
 
-    def __init__(
-        self,
-        sums: PolicySums,
-        device: torch.device,
-        workers: Workers,
-    ) -> None:
+    def __init__(self, sums: PolicySums, passes: Passes, workers: Workers) -> None:
         self.sums = sums
-        self.device = device
+        self.passes = passes
+        self.device = passes.device
         self.workers = workers
-        self._padded = device.type != "cpu" or workers.sharded
+        self.shared_tokens = 0
+        """Tokens that were not computed a second time, of all calls of this process so far."""
 
     @property
     def model(self) -> Any:
         """The model that is scored with."""
         return self.sums.model
 
-    def __call__(self, sequences: Sequence[Encoded]) -> SequenceLogps:
-        """Sums for each sequence; differentiable unless gradients are off."""
-        groups = [sequences] if self._padded else [[sequence] for sequence in sequences]
+    def __call__(self, sequences: Sequence[Encoded], width: int = 1) -> SequenceLogps:
+        """Sums for each sequence; differentiable unless gradients are off.
+
+        Args:
+            sequences: What to score, those of a sample beside each other.
+            width: Sequences a sample.
+        """
         parts = []
-        for group in groups:
-            batch = collate(group, self.device)
-            parts.append(self.sums(batch.input_ids, batch.loss_mask, batch.attention_mask))
+        for group in self.passes.groups(sequences, width):
+            batch = self.passes.batch(group)
+            if isinstance(batch, Packed):
+                self.shared_tokens += batch.shared
+            parts.append(self.sums(batch, self.passes.kernel))
         return SequenceLogps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def all(
-        self, sequences: Sequence[Encoded], progress: Callable[[int, int], None] | None = None
+        self,
+        sequences: Sequence[Encoded],
+        width: int = 1,
+        *,
+        progress: Callable[[int, int], None] | None = None,
     ) -> SequenceLogps:
         """Sums of many sequences without gradients, on the CPU, shared out over the processes.
 
-        Every process gets all of them. Each is scored alone, so that its figures depend neither
-        on the others nor on the number of processes.
+        Every process gets all of them. Each sample is scored alone, so that its figures depend
+        neither on the others nor on the number of processes.
 
         Args:
             sequences: What to score, the same on every process.
+            width: Sequences a sample.
             progress: Called with (done, total).
         """
         count, total = self.workers.count, len(sequences)
@@ -85,17 +93,21 @@ class Scorer:
             torch.zeros(total, dtype=torch.float64),
             torch.zeros(total, dtype=torch.long),
         )
+        samples = [range(at, min(at + width, total)) for at in range(0, total, width)]
         # Neighbours in this order are of like length, so that no process waits for another.
-        order = sorted(range(total), key=lambda row: len(sequences[row]), reverse=True)
+        samples.sort(key=lambda rows: -sum(len(sequences[row]) for row in rows))
+        done = 0
         with torch.no_grad():
-            for start in range(0, total, count):
+            for start in range(0, len(samples), count):
                 mine = start + self.workers.index
-                if mine < total or self.workers.sharded:  # a sharded pass needs every process
-                    found = self([sequences[order[min(mine, total - 1)]]])
-                if mine < total:
+                if mine < len(samples) or self.workers.sharded:  # a pass needs every process
+                    rows = samples[min(mine, len(samples) - 1)]
+                    found = self([sequences[row] for row in rows], width)
+                if mine < len(samples):
                     for column, value in zip(sums, found, strict=True):
-                        column[order[mine]] = value[0]
+                        column[rows.start : rows.stop] = value
+                done += sum(len(rows) for rows in samples[start : start + count])
                 if progress is not None:
-                    progress(min(start + count, total), total)
+                    progress(done, total)
         self.workers.add(*sums)
         return sums

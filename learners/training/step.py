@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learners.data.batching import microbatches, shares
+from learners.data.batching import shares
 from learners.data.dataset import Sample
 from learners.losses import Loss
 from learners.training.score import Scorer
@@ -54,7 +54,9 @@ def run_batch(
         references: Reference sums, float64, (samples, sequences a sample).
         z0: KTO's reference point of each sample, (samples,), or None.
     """
-    device, workers = objective.scorer.device, objective.scorer.workers
+    scorer, workers = objective.scorer, objective.scorer.workers
+    device = scorer.device
+    shared = torch.zeros(1, dtype=torch.float64, device=device)
     width = len(samples[0].sequences)
     logps = torch.zeros(len(samples), width, dtype=torch.float64, device=device)
     entropies, counts = torch.zeros_like(logps), torch.zeros_like(logps, dtype=torch.long)
@@ -62,7 +64,8 @@ def run_batch(
     weights = [_weight(objective.loss, sample) for sample in samples]
     for rows, counted in _my_batches(objective, samples):
         chosen = [samples[row] for row in rows]
-        sums = objective.scorer([s for sample in chosen for s in sample.sequences])
+        before = scorer.shared_tokens
+        sums = scorer([s for sample in chosen for s in sample.sequences], width)
         live = sums.logps.view(len(rows), width)
         tokens = sums.num_tokens.view(len(rows), width)
         offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
@@ -74,8 +77,10 @@ def run_batch(
         logps[rows] = live.detach()
         entropies[rows] = sums.entropies.detach().view(len(rows), width)
         counts[rows] = tokens
-    workers.add(logps, entropies, counts)
+        shared += scorer.shared_tokens - before
+    workers.add(logps, entropies, counts, shared)
     metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)
+    metrics["shared_tokens"] = float(shared)
     return BatchResult(metrics, logps.cpu())
 
 
@@ -120,10 +125,10 @@ def _my_batches(
     A sharded model needs the same number of passes from every process: who has fewer repeats the
     shortest sample, for nothing.
     """
-    workers = objective.scorer.workers
+    workers, passes = objective.scorer.workers, objective.scorer.passes
     plans = []
     for share in shares(samples, workers.count):
-        cut = microbatches([samples[row] for row in share], objective.micro_batch_tokens)
+        cut = passes.microbatches([samples[row] for row in share], objective.micro_batch_tokens)
         plans.append([[share[position] for position in rows] for rows in cut])
     mine = plans[workers.index]
     yield from ((rows, True) for rows in mine)

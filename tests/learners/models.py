@@ -18,6 +18,42 @@ def tiny_llama(vocab_size: int = 300, seed: int = 0, **changes):
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
+def tiny(family: str, seed: int = 0, **changes):
+    """A tiny model with random weights of a family: they differ in windows, caps, norms."""
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma2Config,
+        Gemma3TextConfig,
+        GPT2Config,
+        GPT2LMHeadModel,
+        MistralConfig,
+        Qwen3Config,
+    )
+
+    if family == "llama":
+        return tiny_llama(seed=seed, **changes)
+    if family == "gpt2":  # computes wholly in float64 if its weights are, norms included
+        torch.manual_seed(seed)
+        still = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        settings = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, **still}
+        return GPT2LMHeadModel(GPT2Config(**settings, initializer_range=0.2, **changes)).eval()
+    common = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2,
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+    mixed = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
+    kind, more = {
+        "qwen3": (Qwen3Config, {}),
+        "gemma3": (Gemma3TextConfig, mixed),
+        "gemma2": (Gemma2Config, {**mixed, "attn_logit_softcapping": 5.0}),
+        "mistral": (MistralConfig, {"sliding_window": 5}),
+    }[family]
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(kind(**{**common, **more, **changes})).eval()
+
+
 def byte_tokenizer():
     """A byte-level tokenizer of 256 bytes and ChatML's three special tokens: ids below 300."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers

@@ -43,9 +43,6 @@ class Assumptions:
     """CUDA context, cuBLAS work space, communication buffers. A guess."""
     fragmentation: float = 0.05
     """Of the card's memory, lost to the allocator. A guess."""
-    mask_bytes: int = 1
-    """Of one entry of an attention mask (bool). Sequences padded into one batch need a mask of
-    tokens x tokens for each row, and so do sliding windows that are shorter than the sequence."""
     characters_per_token: float = 3.5
     """Of text recorded without token ids. A guess; only used where ids are missing."""
 

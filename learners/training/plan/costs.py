@@ -98,13 +98,13 @@ class Costs:
         """Bytes on one GPU while `batch` is the micro-batch.
 
         Sizes are those of bfloat16; ``dtype = "float32"`` doubles what is not float32 already.
-        With P weights of the base, A of the adapter, T = rows x width tokens and L layers:
+        With P weights of the base, A of the adapter, T tokens computed and L layers:
         weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
         4 A, 4 A and 8 A; activations = what the L layers keep at T, or with checkpointing L inputs
-        of 2 x width x T, plus the last norm's input, output and float32 copy (8 x width x T) and
-        the mask. On N GPUs everything but activations is divided by N, and two whole layers in
-        bfloat16 are added (also for full training on one GPU, whose weights are float32). Each GPU
-        has a micro-batch of its own.
+        of 2 x width x T, plus the last norm's input, output and float32 copy (8 x width x T). On
+        N GPUs everything but activations is divided by N, and two whole layers in bfloat16 are
+        added (also for full training on one GPU, whose weights are float32). Each GPU has a
+        micro-batch of its own.
         """
         assume, counts, share = self.assume, self.counts, 1 / setup.gpus
         trained = counts.trainable
@@ -125,10 +125,10 @@ class Costs:
             adapter=round(counts.adapter * assume.trained_bytes * share),
             optimizer=round(trained * assume.optimizer_bytes * share),
             gradients=round(trained * assume.gradient_bytes * share),
-            activations=round(kept + 4 * hidden + self._mask(batch)),
+            activations=round(kept + 4 * hidden),
             layer=round(worst),
             logps=logps,
-            reference=round(max(forward, logps) + 2 * hidden + self._mask(batch)),
+            reference=round(max(forward, logps) + 2 * hidden),
             overhead=assume.context_bytes,
         )
 
@@ -160,18 +160,20 @@ class Costs:
         )
 
     def flops(self, setup: Setup, batch: MicroBatch, *, train: bool = True) -> float:
-        """Floating-point operations of one micro-batch, padding included.
+        """Floating-point operations of one micro-batch, shared tokens once.
 
         With W weights a token meets in the layers, A of the adapter, H of the head, n loss tokens
-        and F = sum over rows and layers of 4 x (heads x head size) x (tokens attended to, summed
-        over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients of
-        inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n, in
-        which the logits are computed again. Checkpointing adds one forward of the layers.
+        and F = sum over sequences and layers of 4 x (heads x head size) x (tokens attended to,
+        summed over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients
+        of inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n,
+        in which the logits are computed again. Checkpointing adds one forward of the layers.
         """
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
         adapter = 2.0 * counts.adapter_active * batch.tokens
-        attention = 4.0 * self._heads_width * batch.rows * self._attended(batch.width)
+        attended = sum(self._attended(tokens) for tokens in batch.lengths)
+        attended -= sum(self._attended(tokens) for tokens in batch.shared)
+        attention = 4.0 * self._heads_width * attended
         head = 2.0 * counts.head * batch.loss_tokens
         layers = linear + adapter + attention
         if not train:
@@ -195,12 +197,6 @@ class Costs:
             reach = min(window or width, width)
             total += reach * (reach + 1) / 2 + (width - reach) * reach
         return total
-
-    def _mask(self, batch: MicroBatch) -> int:
-        padded = min(batch.lengths) < batch.width
-        windowed = any(window is not None and window < batch.width for window in self.windows)
-        rows = batch.rows if padded else 1
-        return (padded or windowed) * rows * batch.width**2 * self.assume.mask_bytes
 
     def _logps_pass(self, batch: MicroBatch) -> int:
         key = batch.loss_tokens, batch.tokens

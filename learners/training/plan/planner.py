@@ -42,9 +42,11 @@ class Plan:
     samples: int
     steps: int
     tokens: int
-    """Of one epoch, without padding."""
+    """Of one epoch."""
+    shared_tokens: int
+    """Of those, the ones that stand in a beginning already computed for another sequence."""
     tokens_per_second: float
-    """Trained tokens, padding not counted, all GPUs together."""
+    """Trained tokens, shared ones each time, all GPUs together."""
     hours: float
     """The whole run: the reference pass and all steps; no evaluation, no checkpoints."""
     reference_hours: float
@@ -117,6 +119,7 @@ def plan_training(
         samples=work.samples,
         steps=work.total_steps,
         tokens=work.tokens,
+        shared_tokens=work.shared,
         tokens_per_second=work.tokens / step_seconds,
         hours=(reference_seconds + step_seconds * work.total_steps / len(work.steps)) / 3600,
         reference_hours=reference_seconds / 3600,
@@ -140,6 +143,11 @@ def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float
 def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
+    if work.shared:
+        notes.append(
+            f"Sequences share {work.shared / work.tokens:.0%} of their tokens with others of the "
+            "same pass, which are computed once (docs/packing.md)."
+        )
     if setup.method == "qlora" and counts.experts and not assume.quantised_experts:
         stay = counts.experts * costs.size / 2**30
         notes.append(

@@ -11,10 +11,14 @@ from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
 from learners.data.encode import Encoded, encode
 from learners.data.report import Unusable
 from learners.losses import Loss
+from learners.ops.prefix import grow
 from learners.training.config import TrainConfig
+from learners.training.passes import default_min_share
 from learners.training.plan.assumptions import Assumptions
 from learners.training.schedule import batch_at, total_steps
 from swe_env.replay.trajectory import Step, Trajectory
+
+_NEVER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,11 @@ class MicroBatch:
     """One forward and backward pass."""
 
     lengths: tuple[int, ...]
-    """Tokens of each of its sequences, without padding."""
+    """Tokens of each of its sequences."""
     loss_tokens: int
     """Tokens of all of them whose log-probability is learned."""
+    shared: tuple[int, ...] = ()
+    """Beginnings that sequences have in common with another, in tokens: not computed again."""
 
     @property
     def rows(self) -> int:
@@ -33,13 +39,13 @@ class MicroBatch:
 
     @property
     def width(self) -> int:
-        """Tokens each sequence is padded to."""
+        """Tokens of the longest sequence."""
         return max(self.lengths)
 
     @property
     def tokens(self) -> int:
-        """Tokens computed, padding included."""
-        return self.rows * self.width
+        """Tokens computed: there is no padding."""
+        return sum(self.lengths) - sum(self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Workload:
     """One epoch's optimizer steps, each as its micro-batches; the run repeats them."""
     total_steps: int
     references: tuple[MicroBatch, ...]
-    """Sequences scored once before the first step; none where the loss needs no reference."""
+    """Samples scored once before the first step; none where the loss needs no reference."""
     report: str
     """What was used of the buffer and what was left out."""
     estimated: int
@@ -60,13 +66,18 @@ class Workload:
 
     @property
     def longest(self) -> MicroBatch:
-        """The one with most tokens, padding included."""
+        """The one that computes most tokens."""
         return max((m for step in self.steps for m in step), key=lambda m: m.tokens)
 
     @property
     def tokens(self) -> int:
-        """Of one epoch, without padding."""
+        """Of one epoch, shared ones each time."""
         return sum(sum(m.lengths) for step in self.steps for m in step)
+
+    @property
+    def shared(self) -> int:
+        """Of those, the ones that are not computed again."""
+        return sum(sum(m.shared) for step in self.steps for m in step)
 
 
 def workload(
@@ -86,13 +97,19 @@ def workload(
     dataset = _dataset(list(trajectories), measure, config, loss)
     check_samples(dataset, loss)
     samples = dataset.samples
+    # Estimated sequences have no ids that could be equal.
+    share = _NEVER if measure.estimated else default_min_share("cuda")
     per_epoch = total_steps(len(samples), config.batch_size, epochs=1, max_steps=None)
     steps = tuple(
-        _step(samples, batch_at(step, len(samples), config.batch_size, config.seed), config)
+        _step(
+            [samples[row] for row in batch_at(step, len(samples), config.batch_size, config.seed)],
+            config,
+            share,
+        )
         for step in range(per_epoch)
     )
     references = (
-        tuple(_micro_batch([s]) for sample in samples for s in sample.sequences)
+        tuple(_micro_batch(sample.sequences, share) for sample in samples)
         if loss.needs_reference
         else ()
     )
@@ -121,20 +138,22 @@ def _dataset(
     )
 
 
-def _step(
-    samples: Sequence[Sample], rows: Sequence[int], config: TrainConfig
-) -> tuple[MicroBatch, ...]:
-    batch = [samples[row] for row in rows]
+def _step(batch: Sequence[Sample], config: TrainConfig, share: float) -> tuple[MicroBatch, ...]:
+    def size(sequences: Sequence[Encoded]) -> int:
+        return _micro_batch(sequences, share).tokens
+
     return tuple(
-        _micro_batch([s for i in group for s in batch[i].sequences])
-        for group in microbatches(batch, config.micro_batch_tokens)
+        _micro_batch([s for i in group for s in batch[i].sequences], share)
+        for group in microbatches(batch, config.micro_batch_tokens, size=size)
     )
 
 
-def _micro_batch(sequences: Sequence[Encoded]) -> MicroBatch:
+def _micro_batch(sequences: Sequence[Encoded], share: float) -> MicroBatch:
+    forest = grow([sequence.input_ids for sequence in sequences], min_share=share)
     return MicroBatch(
         tuple(len(sequence) for sequence in sequences),
         sum(sequence.num_loss_tokens for sequence in sequences),
+        tuple(tokens for tokens in forest.saved if tokens),
     )
 
 

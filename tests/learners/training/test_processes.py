@@ -101,7 +101,8 @@ def test_two_processes_take_the_steps_of_one(one, two, case):
     assert [r["step"] for r in shared] == [1, 2, 3, 4, 5]
     for ours, theirs in zip(alone, shared, strict=True):
         # Accuracies jump where a margin is 0 up to rounding, as at the first step of KTO.
-        for name in set(ours) - {"tokens_per_second", "rewards/accuracies"}:
+        # Sharded processes share beginnings between samples too, because all make few passes.
+        for name in set(ours) - {"tokens_per_second", "rewards/accuracies", "shared_tokens"}:
             assert theirs[name] == pytest.approx(ours[name], abs=1e-5, rel=1e-5), name
     compare(two / case, one / case)
     record = json.loads((two / case / "training.json").read_text())

@@ -116,15 +116,15 @@ def test_more_gpus_share_what_is_fixed_and_nothing_of_a_sample(qwen):
     assert four.weights == one_gpu.weights // 4 + 2 * qwen.counts.layer_total * 2
 
 
-def test_padding_and_short_windows_need_a_mask(small):
-    def activations(costs, *lengths):
-        batch = MicroBatch(lengths, 1)
-        return costs.memory(Setup("lora", 1, True), batch).activations
-
-    assert activations(small, 100, 50) - activations(small, 100, 100) == 2 * 100 * 100
-    windowed = Costs(tiny("gemma3_text", sliding_window=32), CONFIG, "lora", Assumptions())
-    wide = Costs(tiny("gemma3_text", sliding_window=4096), CONFIG, "lora", Assumptions())
-    assert activations(windowed, 100) - activations(wide, 100) == 100 * 100
+def test_a_shared_beginning_is_planned_once(small):
+    setup = Setup("lora", 1, True)
+    apart, joined = MicroBatch((100, 80), 1), MicroBatch((100, 80), 1, (60,))
+    assert apart.tokens == 180
+    assert joined.tokens == 120
+    assert small.memory(setup, joined).activations * 3 == small.memory(setup, apart).activations * 2
+    saved = small.flops(setup, apart, train=False) - small.flops(setup, joined, train=False)
+    head = 2 * small.counts.head
+    assert saved == pytest.approx(small.flops(setup, MicroBatch((60,), 1), train=False) - head)
 
 
 def test_a_window_shortens_what_is_attended_to():

@@ -1,0 +1,192 @@
+"""Attention over a packed row: the same result by several ways, for several devices.
+
+Each takes query (1, heads, tokens, width), key and value (1, key heads, tokens, width), the
+`Layout`, the factor of the scores (None: width ** -0.5), the sliding window and the soft cap (None
+where there is none), and gives (1, heads, tokens, width).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from learners.ops.packing import Layout, Span
+from swe_env.errors import ConfigError
+
+_BLOCK = 512
+"""Queries of a run that see a path, or a window, computed at once."""
+
+
+def segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Run by run, each against the keys of its own path: computes nothing that is masked."""
+    done = [
+        part
+        for span in layout.spans
+        for part in _span(span, query, key, value, scale, window, softcap)
+    ]
+    return done[0] if len(done) == 1 else torch.cat(done, 2)
+
+
+def dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """With the whole (tokens, tokens) mask: the plainest, for comparison."""
+    return _masked(query, key, value, layout.mask(window), scale, softcap)
+
+
+def flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Torch's flex attention; blocks that nobody sees are skipped. No gradients on a CPU."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    ends, positions, size = layout.ends, layout.positions, query.shape[2]
+
+    def sees(_row: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = (k <= q) & (q < ends[k])
+        return seen if window is None else seen & (positions[q] - positions[k] < window)
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    cuda = query.is_cuda
+
+    def make() -> Any:  # compiled, it never holds the whole mask
+        return create_block_mask(
+            sees, None, None, size, size, device=query.device, _compile=cuda
+        )  # fmt: skip
+
+    kernel: Any = _compiled_flex() if cuda else flex_attention
+    found: Tensor = kernel(
+        query, key, value,
+        score_mod=None if softcap is None else capped,
+        block_mask=layout.keep("flex", window, make),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return found
+
+
+def varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Torch's flash attention over runs of different lengths; CUDA and half precision only."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if softcap is not None:
+        raise ConfigError("torch's varlen attention has no soft cap.")
+    at = layout.keep("varlen", None, layout.varlen)
+    many: Any = varlen_attn
+    found: Tensor = many(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1)[at.keys],
+        value[0].transpose(0, 1)[at.keys],
+        at.queries_until, at.keys_until, at.longest_queries, at.longest_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return found.transpose(0, 1)[None]
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Layout, float | None, int | None, float | None], Tensor]
+KERNELS: dict[str, Kernel] = {
+    "segments": segments, "dense": dense, "flex": flex, "varlen": varlen,
+}  # fmt: skip
+"""By name: (query, key, value, layout, scale, window, softcap) -> (1, heads, tokens, width)."""
+
+
+def _span(
+    span: Span,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Iterator[Tensor]:
+    keys, values = (_gathered(part, span.keys) for part in (key, value))
+    new, seen = span.stop - span.start, keys.shape[2]
+    mine = query[:, :, span.start : span.stop]
+    if new == seen and softcap is None and (window is None or window >= new):
+        yield _masked(mine, keys, values, None, scale, None)
+        return
+    for first in range(0, new, _BLOCK):
+        part = mine[:, :, first : first + _BLOCK]
+        last = seen - new + first + part.shape[2]
+        begin = 0 if window is None else max(0, last - part.shape[2] - window + 1)
+        q = torch.arange(last - part.shape[2], last, device=query.device)[:, None]
+        k = torch.arange(begin, last, device=query.device)[None]
+        mask = k <= q if window is None else (k <= q) & (q - k < window)
+        yield _masked(
+            part, keys[:, :, begin:last], values[:, :, begin:last], mask, scale, softcap
+        )  # fmt: skip
+
+
+def _gathered(tensor: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    parts = [tensor[:, :, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Under a bool mask; without one, causal. Heads are repeated: torch's grouped path is slow."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+        )
+    assert mask is not None
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * factor / softcap)
+    wide = torch.promote_types(torch.float32, query.dtype)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=wide)
+    return weights.to(query.dtype) @ value
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled

@@ -1,0 +1,145 @@
+"""`packed_logps`: log-probability sums of packed sequences; `prepare` proves it fits a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from learners.ops.attention import NAMES, carrier, take_over
+from learners.ops.logps import token_logps
+from learners.ops.packing import Packed, pack
+from learners.ops.sequence import SequenceLogps, output_layer, sequence_logps, unwrap
+from swe_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_DROPOUT = ("attention_dropout", "attn_pdrop")
+_KINDS = ("full_attention", "sliding_attention")
+
+
+def packed_logps(
+    model: nn.Module, packed: Packed, kernel: str, *, chunk_size: int | None = None
+) -> SequenceLogps:
+    """As `sequence_logps`, for sequences in one row.
+
+    Args:
+        model: A causal language model that `prepare` found fit for it.
+        packed: From `pack`.
+        kernel: What computes attention, one of `learners.ops.kernels.KERNELS`.
+        chunk_size: See `token_logps`.
+    """
+    causal = unwrap(model)
+    packed.layout.kernel = kernel
+    hidden = causal.base_model(
+        input_ids=packed.input_ids,
+        attention_mask=carrier(causal, packed.layout),
+        position_ids=packed.layout.positions[None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    weight, bias, shape = output_layer(causal)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):  # as autocast would have it, were the layer called
+        weight = weight.to(torch.get_autocast_dtype(kind))
+        bias = bias.to(weight.dtype) if bias is not None else None
+    logps, entropies = token_logps(
+        hidden[packed.sources].to(weight.dtype), weight, packed.targets,
+        bias=bias, chunk_size=chunk_size, **shape,
+    )  # fmt: skip
+    # float64: see `learners.ops.sequence`.
+    zeros = torch.zeros(len(packed.counts), dtype=torch.float64, device=logps.device)
+    return SequenceLogps(
+        zeros.index_add(0, packed.rows, logps.double()[packed.entries]),
+        zeros.index_add(0, packed.rows, entropies.double()[packed.entries]),
+        packed.counts,
+    )
+
+
+def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
+    """Let a model take packed rows, if they give what its own attention gives.
+
+    Two sequences with a shared beginning and one without are scored packed and one by one. Every
+    layer must also have named the window that the configuration says it has, which a few tokens
+    would not show.
+
+    Args:
+        model: A causal language model of transformers, bare or wrapped by peft.
+        kernel: One of `KERNELS`.
+        device: Where the model is.
+
+    Returns:
+        Empty, or why the model cannot be packed with that kernel; it is then as it was.
+    """
+    causal = unwrap(model)
+    own = causal.config._attn_implementation
+    if own not in NAMES and own not in NAMES.values():
+        return f"its attention is {own!r}"
+    unknown = set(_kinds(causal)) - set(_KINDS)
+    if unknown:
+        return f"it has layers of the kind {', '.join(sorted(unknown))}"
+    config = causal.config.get_text_config()
+    if any(getattr(config, name, None) for name in _DROPOUT):
+        return "it drops attention out"
+    undo = take_over(causal)
+    try:
+        with _evaluating(causal), torch.no_grad():
+            reason = _probe(model, kernel, device)
+    except (ConfigError, RuntimeError, NotImplementedError, ImportError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+    if reason:
+        undo()
+    return reason
+
+
+def _kinds(causal: PreTrainedModel) -> list[str]:
+    """Each layer's kind of attention."""
+    config = causal.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None):
+        return ["chunked_attention"]
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return list(kinds)
+    windowed = getattr(config, "sliding_window", None) is not None
+    return [_KINDS[windowed]] * config.num_hidden_layers
+
+
+def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
+    causal = unwrap(model)
+    config = causal.config.get_text_config()
+    ids = [number % config.vocab_size for number in range(3, 43)]
+    sequences = [ids[:20], ids[:9] + ids[29:12:-1], ids[::2]]
+    masks = [[at > 0 for at in range(len(one))] for one in sequences]
+    packed = pack(list(zip(sequences, masks, strict=True)), device, min_share=0.1)
+    found = packed_logps(model, packed, kernel)
+    alone = [
+        sequence_logps(
+            model, torch.tensor([one], device=device), torch.tensor([mask], device=device)
+        )
+        for one, mask in zip(sequences, masks, strict=True)
+    ]
+    size = getattr(config, "sliding_window", None)
+    expected = [size if kind == "sliding_attention" else None for kind in _kinds(causal)]
+    if packed.layout.windows != expected:
+        return f"its layers attend in windows of {packed.layout.windows}, not {expected}"
+    single = torch.cat([one.logps for one in alone])
+    worst = float(((found.logps - single).abs() / packed.counts).max())
+    tolerance = 1e-4 if causal.dtype in (torch.float32, torch.float64) else 0.1
+    if worst <= tolerance:
+        return ""
+    return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, each module back in its own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,144 @@
+"""`Passes`: which sequences share a forward pass, and what it computes only once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from learners.data.batching import Batch, collate, microbatches, padded_size, trimmed
+from learners.data.dataset import Sample
+from learners.data.encode import Encoded
+from learners.ops import SequenceLogps, sequence_logps
+from learners.ops.kernels import KERNELS
+from learners.ops.packed import packed_logps, prepare
+from learners.ops.packing import Packed, pack
+from learners.ops.prefix import Forest, grow
+from swe_env.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_AUTO = {"cpu": ("segments",), "cuda": ("varlen", "flex")}
+"""Kernels by device, the first that gives the model's own results is taken."""
+_MIN_SHARE = {"cpu": 0.1}
+"""Least share of a sequence's tokens for which sharing pays; see docs/packing.md."""
+_ELSEWHERE = 0.02
+_NEVER = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How sequences are put together."""
+
+    kernel: str = "auto"
+    """``auto``, one of `learners.ops.kernels.KERNELS`, or ``none``: every sequence alone on a CPU,
+    padded together elsewhere."""
+    min_share: float | None = None
+    """A sequence shares the beginning of another where at least this share of its tokens need not
+    be computed again. None: what pays on the device; above 1: never."""
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("auto", "none", *KERNELS):
+            raise ConfigError(
+                f"There is no packing {self.kernel!r}; there are: auto, none, {', '.join(KERNELS)}."
+            )
+
+
+def default_min_share(device: str) -> float:
+    """The least share that pays on devices of this kind (`Packing.min_share`)."""
+    return _MIN_SHARE.get(device, _ELSEWHERE)
+
+
+class Passes:
+    """The way sequences of one model go through it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        packing: Packing | None = None,
+        *,
+        together: bool | None = None,
+        place: torch.device | None = None,
+    ) -> None:
+        """Find a kernel that gives the model's own results.
+
+        Args:
+            model: As for `prepare`, which may set its attention.
+            device: Where the model computes.
+            packing: What is asked for; by default what suits the device.
+            together: Whether all sequences of a micro-batch go in one pass; by default not on a
+                CPU, where one of a few hundred tokens keeps the cores busy and where the reference
+                is computed by the very passes of the policy, to the last digit.
+            place: Where the model is for now, if that is not `device`.
+
+        Raises:
+            ConfigError: the kernel that was asked for does not fit the model.
+        """
+        self.device = device
+        packing = packing or Packing()
+        self.kernel = _choose(model, device, packing, place or device)
+        self.together = device.type != "cpu" if together is None else together
+        share = packing.min_share
+        if share is None:
+            share = default_min_share(device.type)
+        self.min_share = share if self.kernel else _NEVER
+
+    def grow(self, sequences: Sequence[Encoded]) -> Forest:
+        """The sequences with what they share once."""
+        return grow([trimmed(sequence)[0] for sequence in sequences], min_share=self.min_share)
+
+    def groups(self, sequences: Sequence[Encoded], width: int) -> list[Sequence[Encoded]]:
+        """Those that go in one pass, in order: all, or the `width` of a sample if they share."""
+        if self.together:
+            return [sequences]
+        found: list[Sequence[Encoded]] = []
+        for start in range(0, len(sequences), width):
+            sample = sequences[start : start + width]
+            if self.kernel and len(sample) > 1 and self.grow(sample).shared:
+                found.append(sample)
+            else:
+                found += [[sequence] for sequence in sample]
+        return found
+
+    def batch(self, sequences: Sequence[Encoded]) -> Batch | Packed:
+        """One pass's input."""
+        if self.kernel and (self.together or len(sequences) > 1):
+            rows = [trimmed(sequence) for sequence in sequences]
+            return pack(rows, self.device, min_share=self.min_share)
+        return collate(sequences, self.device)
+
+    def microbatches(self, samples: Sequence[Sample], budget: int) -> list[list[int]]:
+        """An optimizer batch in passes of at most `budget` computed tokens, if a sample allows."""
+        padded = self.together and not self.kernel
+        size = padded_size if padded else lambda sequences: self.grow(sequences).computed
+        return microbatches(samples, budget, size=size)
+
+
+def forward(model: nn.Module, batch: Batch | Packed, kernel: str) -> SequenceLogps:
+    """One pass."""
+    if isinstance(batch, Packed):
+        return packed_logps(model, batch, kernel)
+    return sequence_logps(
+        model, batch.input_ids, batch.loss_mask, attention_mask=batch.attention_mask
+    )
+
+
+def _choose(model: nn.Module, device: torch.device, packing: Packing, place: torch.device) -> str:
+    if packing.kernel == "none":
+        return ""
+    wanted = _AUTO.get(device.type, ()) if packing.kernel == "auto" else (packing.kernel,)
+    reason = f"there is no kernel for {device.type}"
+    for kernel in wanted:
+        reason = prepare(model, kernel, place)
+        if not reason:
+            return kernel
+        log.info("Not packed with %s: %s.", kernel, reason)
+    if packing.kernel != "auto":
+        raise ConfigError(f"This model cannot be packed with {packing.kernel}: {reason}.")
+    if device.type != "cpu":
+        log.warning("Sequences are padded, not packed: %s.", reason)
+    return ""

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from learners.data.dataset import Sample
+from learners.data.encode import Encoded
+from learners.losses import get_loss
+from learners.training.passes import Packing, Passes
+from learners.training.reference import reference_logps
+from learners.training.score import PolicySums, Scorer
+from learners.training.step import Objective, run_batch
+from learners.training.workers import Workers
+from swe_env.errors import ConfigError
+from tests.learners.models import tiny, tiny_llama
+
+CPU = torch.device("cpu")
+
+
+def sequence(prompt, reply, rest=0, task=0):
+    """The prompt depends on the task alone, the reply on its own length too."""
+    ids = [task * 7 + at % 50 for at in range(prompt)]
+    ids += [100 + (reply * at) % 83 for at in range(1, reply + rest + 1)]
+    mask = (False,) * prompt + (True,) * reply + (False,) * rest
+    return Encoded(tuple(ids), mask, tuple(0 if m else -1 for m in mask))
+
+
+def pair(prompt, chosen, rejected, task=0):
+    return Sample(
+        (sequence(prompt, chosen, task=task), sequence(prompt, rejected, task=task)), task
+    )
+
+
+def scorer_of(model, packing):
+    return Scorer(PolicySums(model), Passes(model, CPU, packing), Workers())
+
+
+SEQUENCES = [
+    sequence(9, 20, rest=5), sequence(6, 4, task=1), sequence(9, 3), sequence(6, 9, task=1),
+    sequence(30, 2, task=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", ["auto", "segments", "dense"])
+@pytest.mark.parametrize("together", [False, True])
+def test_sums_do_not_depend_on_how_sequences_are_put_together(kernel, together):
+    model = tiny_llama()
+    plain = scorer_of(model, Packing("none"))(SEQUENCES)
+    scorer = scorer_of(model, Packing(kernel, min_share=0.0))
+    scorer.passes.together = together
+    for one, other in zip(scorer(SEQUENCES, width=3), plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert scorer.shared_tokens == (9 + 6 if together else 9)
+
+
+def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
+    near, far = pair(20, 6, 9).sequences, pair(12, 30, 50, task=1).sequences
+    passes = Passes(tiny_llama(), CPU, Packing(min_share=0.4))
+    sequences = [*near, *far]
+    assert passes.groups(sequences, 2) == [list(near), [far[0]], [far[1]]]
+    assert passes.groups(sequences, 1) == [[sequence] for sequence in sequences]
+    assert Passes(tiny_llama(), CPU, Packing(min_share=2.0)).groups(near, 2) == [[s] for s in near]
+    passes.together = True
+    assert passes.groups(sequences, 2) == [sequences]
+
+
+def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
+    model = tiny("gemma3")
+    model.config.layer_types = ["chunked_attention"] * 2
+    passes = Passes(model, CPU)
+    assert passes.kernel == ""
+    assert passes.groups(SEQUENCES, 5) == [[sequence] for sequence in SEQUENCES]
+    with pytest.raises(ConfigError, match="cannot be packed with dense: it has layers of the kind"):
+        Passes(model, CPU, Packing("dense"))
+
+
+def test_an_unknown_packing_is_one_sentence():
+    with pytest.raises(ConfigError, match="no packing 'flash'; there are: auto, none, segments"):
+        Packing("flash")
+
+
+def objective(model, packing, micro_batch_tokens=4096):
+    settings = {"gamma": 0.1, "zeta": 0.11, "beta": 0.1, "label_smoothing": 0.1}
+    return Objective(
+        get_loss("entropo-dpo"), settings, scorer_of(model, packing), micro_batch_tokens
+    )
+
+
+def test_a_batch_gives_the_same_gradient_and_says_what_was_shared():
+    samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2)]
+    references = torch.full((3, 2), -20.0, dtype=torch.float64)
+    found = {}
+    for packing in (Packing("none"), Packing(min_share=0.0)):
+        model = tiny_llama()
+        result = run_batch(objective(model, packing), samples, references, None)
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found[packing.kernel] = result, gradients
+    plain, packed = found["none"], found["auto"]
+    torch.testing.assert_close(packed[0].logps, plain[0].logps, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(packed[1], plain[1], atol=1e-5, rtol=1e-4)
+    assert plain[0].metrics["shared_tokens"] == 0
+    assert packed[0].metrics["shared_tokens"] == 20 + 12 + 20
+
+
+def test_micro_batches_count_what_is_computed_and_keep_tasks_together():
+    samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2), pair(12, 30, 1, task=1)]
+    passes = Passes(tiny_llama(), CPU, Packing(min_share=0.0))
+    assert passes.microbatches(samples, 55) == [[3, 1], [0, 2]]
+    assert passes.microbatches(samples, 10_000) == [[3, 1, 0, 2]]
+    assert sorted(map(tuple, passes.microbatches(samples, 1))) == [(0,), (1,), (2,), (3,)]
+    for rows in passes.microbatches(samples, 55):
+        together = [s for row in rows for s in samples[row].sequences]
+        assert passes.grow(together).computed <= 55
+
+
+def test_the_reference_makes_the_passes_of_the_policy(tmp_path, monkeypatch):
+    """At step 0 with lambda = 0 the margin is 0 to the last digit, with a shared prompt too."""
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
+    samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2)]
+    flat = [s for sample in samples for s in sample.sequences]
+    whole = objective(tiny_llama(), Packing(min_share=0.0))
+    logps = reference_logps(whole.scorer, flat, key=["test"], width=2).logps.view(-1, 2)
+    assert whole.scorer.shared_tokens == 20 + 12 + 20
+    result = run_batch(whole, samples, logps, None)
+    assert torch.equal(result.logps, logps)
