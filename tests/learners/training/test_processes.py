@@ -27,7 +27,10 @@ CASES = {
     "resumed": {"loss": "entropo-kto", "z0": "task", "save_every": 2, "eval_every": 4},
 }
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-pytestmark = pytest.mark.timeout(600)  # three trainings of five runs each, on a busy machine
+pytestmark = [
+    pytest.mark.timeout(600),  # three trainings of five runs each, on a busy machine
+    pytest.mark.xdist_group("processes"),  # which are made once for all
+]
 
 
 @pytest.fixture(scope="module")
