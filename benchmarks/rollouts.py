@@ -27,6 +27,7 @@ from synth import machine
 
 from agents.policies.base import BasePolicy, Episode
 from agents.rollouts import run_rollouts
+from agents.rollouts.job import JobFolder
 from swe_env import tasks as sources
 from swe_env.replay import Agent, ReplayBuffer
 from swe_env.types import Action, Task
@@ -40,11 +41,11 @@ class TenSteps(BasePolicy):
 
     def act(self, episode: Episode) -> Action:
         """The script's action of this turn."""
-        turn, path = len(episode.turns), str(episode.task.metadata["path"])
+        assert episode.answer is not None  # it is privileged
+        turn, path = len(episode.turns), str(episode.answer.metadata["path"])
         if turn == 9:
             return {"tool": "submit", "arguments": {}}
         if turn == 8:
-            assert episode.answer is not None
             patch = episode.answer.patch if episode.seed % 2 else ""
             command = f"git apply --allow-empty <<'END_OF_PATCH'\n{patch}\nEND_OF_PATCH"
             return {"tool": "bash", "arguments": {"command": command}}
@@ -126,7 +127,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "episodes_per_second": round(len(whole) / seconds, 2),
         "test_seconds": round(tests, 1),
-        "share_beside_the_tests": round(1 - tests / (seconds * options.cpu_slots), 3),
+        # None where the records do not say how long their tests took.
+        "share_beside_the_tests": (
+            round(1 - tests / (seconds * options.cpu_slots), 3) if tests else None
+        ),
         "killed": {
             "kills": kills,
             "lost": len(whole.keys() - again.keys()) + len(set(records) - set(stored)),
@@ -170,11 +174,12 @@ def storm(options: argparse.Namespace, folder: Path, seconds: float) -> int:
 
 def outcome(folder: Path) -> tuple[dict[tuple[str, int], tuple[str, bool, str]], list[str], float]:
     """(instance id, attempt) → (record, resolved, failure); the buffer's ids; tests' seconds."""
-    results = {}
-    for path in sorted((folder / "job").glob("*/*/report.json")):
-        row = json.loads(path.read_text())
-        item = (row["instance_id"], row["attempt"])
-        results[item] = (row["trajectory_id"], bool(row["resolved"]), row.get("failure", ""))
+    job, results = JobFolder(folder / "job"), {}
+    for path in sorted(job.path.glob("*/*/report.json")):
+        found = job.result(path.parent.parent.name, int(path.parent.name))
+        if found is not None:
+            item = (found.instance_id, found.attempt)
+            results[item] = (found.trajectory_id, found.resolved, found.failure)
     with ReplayBuffer(folder / "buffer") as buffer:
         ids, tests = [], 0.0
         for trajectory in buffer:
