@@ -97,7 +97,7 @@ def the_channel_is_apart(bench: Bench) -> None:
 def time_outs_kill(bench: Bench) -> None:
     """Foreground, background and stubborn processes go; earlier background processes stay."""
     box = bench.start()
-    box.exec("cd pkg; (while :; do date +%s%N > ../early; sleep 0.05; done) & sleep 0.15")
+    box.exec(_BACKGROUND + "cd pkg")
     late = (
         "(trap '' TERM INT; while :; do date +%s%N > ../late; sleep 0.05; done) & echo on; sleep 60"
     )
@@ -107,10 +107,20 @@ def time_outs_kill(bench: Bench) -> None:
     expect(result.timed_out and result.exit_code == -1, "a time-out is told", result)
     expect(result.output.startswith("on\n"), "output before the time-out is kept", result.output)
     expect(not _changes(box, "late"), "what the command left in the background is killed")
-    expect(_changes(box, "early"), "earlier background processes survive")
+    expect(_lives(box, "early"), "earlier background processes survive")
     said(box.exec("pwd"), f"{box.workdir}/pkg")
     result = box.exec(["sh", "-c", "sleep 60 & wait"], timeout=0.3)
     expect(result.timed_out and result.exit_code == -1, "a list times out too", result)
+
+
+_BACKGROUND = (
+    "(while :; do date +%s%N > early; sleep 0.05; done) & until [ -s early ]; do sleep 0.05; done; "
+)
+
+
+def _lives(box: Sandbox, path: str) -> bool:
+    """Whether what writes to the file does so again; on a busy machine that can take seconds."""
+    return any(_changes(box, path) for _ in range(30))
 
 
 def _changes(box: Sandbox, path: str) -> bool:
@@ -148,21 +158,21 @@ def running_commands_go_on(bench: Bench) -> None:
 def interrupts_reach_the_foreground(bench: Bench) -> None:
     """ctrl+c ends programs and loops and can be caught; what runs in the background is spared."""
     box = bench.start()
-    box.exec("x=1; (while :; do date +%s%N > early; sleep 0.05; done) & sleep 0.15")
+    box.exec(_BACKGROUND + "x=1")
     catching = "sh -c 'trap \"echo caught; exit 7\" INT; echo on; while :; do sleep 0.05; done'"
     _leave(box, catching)
     said(box.resume(interrupt=True, timeout=20), "caught", 7)
     for command in ("while :; do sleep 0.1; done", "while :; do :; done", "read y"):
         _leave(box, f"echo on; {command}; echo over")
         said(box.resume(interrupt=True, timeout=20), "over")
-    expect(_changes(box, "early"), "earlier background processes survive")
+    expect(_lives(box, "early"), "earlier background processes survive")
     said(box.exec("echo $x"), "1")
     _leave(box, "trap '' INT; echo on; while :; do date +%s%N > deaf; sleep 0.05; done")
     expect(box.resume(interrupt=True, timeout=0.1).running, "one that is deaf to it goes on")
     result = box.resume(kill=True)
     expect(result.timed_out and result.exit_code == -1 and not result.running, "killed", result)
     expect(not _changes(box, "deaf"), "it is really killed")
-    expect(_changes(box, "early"), "earlier background processes survive a kill")
+    expect(_lives(box, "early"), "earlier background processes survive a kill")
     said(box.exec("echo on"), "on")
 
 
