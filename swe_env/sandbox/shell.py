@@ -54,8 +54,8 @@ INPUT_ENDED = (
     "for it, interrupt it or kill it."
 )
 _ROOM = 1 << 20
-_REDIRECTED = "The command redirected the shell's own output"
-_DEAF = "The shell no longer runs what it is given"
+REDIRECTED = "The command redirected the shell's own output"
+DEAF = "The shell no longer runs what it is given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +186,13 @@ class Shell:
             if report is not None and ended.status is None:
                 self.cwd = report.cwd
                 if not report.sound:
-                    return self._replace(capture, report.exit_code, _REDIRECTED)
+                    return self._replace(capture, report.exit_code, REDIRECTED)
                 self._running = None
                 if keep_running:
                     drain(self._input[0])
                 return ShellResult(report.exit_code)
             if ended.timed_out and idle:
-                return self._replace(capture, -1, _DEAF)
+                return self._replace(capture, -1, DEAF)
             if ended.timed_out and time.monotonic() < deadline:
                 continue
             if ended.timed_out:

@@ -32,6 +32,8 @@ class Listener:
         """Process that runs the command: the shell, or what waits for a list."""
         self.code: int | None = None
         """Exit code, once the end was reported."""
+        self.sound = True
+        """Whether the shell's output still came here at the command's end."""
         self.cwd = ""
         self.struck: dict[str, int] = {}
         """Limit → how often it has struck in this container, where the command failed."""
@@ -96,8 +98,8 @@ class Listener:
             del self.side[:place]  # bash's own complaints, of a locale that is missing
             self._searched = 0
         elif text.startswith("E "):
-            code, memory, processes, self.cwd = text[2:].split("\t", 3)
-            self.code = int(code)
+            code, sound, memory, processes, self.cwd = text[2:].split("\t", 4)
+            self.code, self.sound = int(code), sound != "0"
             for name, pattern, said in (("memory", _OOM, memory), ("processes", _MAX, processes)):
                 if found := pattern.search(said):
                     self.struck[name] = int(found.group(1))

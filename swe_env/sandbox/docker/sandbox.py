@@ -344,6 +344,14 @@ class DockerSandbox:
             # No process can be started, perhaps as there are too many already: end them all.
             self._move_to(self._save())
 
+    def _unread(self, pid: int) -> bool:
+        """Whether the shell `pid` has not read all it was given; see `scripts.UNREAD`."""
+        try:
+            code, _ = self._container.run([*scripts.UNREAD, str(pid)], timeout=_KILL_SECONDS)
+        except SandboxError:
+            return True
+        return code != scripts.ALL_READ
+
     def _paths(self) -> frozenset[str]:
         earlier = self._state.paths if self._state is not None else frozenset()
         return earlier | changed_paths(self._engine, self._container.id, self.workdir)
@@ -375,7 +383,12 @@ class DockerSandbox:
 
     def _new_shell(self, cwd: str) -> Shell:
         return Shell(
-            self._engine, self._container.id, workdir=self.workdir, cwd=cwd, signal=self._signal
+            self._engine,
+            self._container.id,
+            workdir=self.workdir,
+            cwd=cwd,
+            signal=self._signal,
+            unread=self._unread,
         )
 
     def _check(self) -> None:

@@ -14,8 +14,9 @@ when the program that started it has ended, however it did."""
 
 SHELL = ["bash", "--noprofile", "--norc"]
 
-# What is ours in the agent's shell: descriptors 95 to 97 (bash takes 63 and down) and the variables
-# __swe_*. A record on the second stream starts with a NUL and the command's token.
+# What is ours in the agent's shell: descriptors 94 to 97 (bash takes 63 and down), the variables
+# __swe_* and the function __swe_done. A record on the second stream starts with a NUL and the
+# command's token.
 _COUNTERS = (
     "__swe_m=() __swe_p=(); if [[ $__swe_c != 0 ]]; then "
     "for __swe_f in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do "
@@ -34,20 +35,33 @@ _HELLO = (
     "trap '{ [[ -e /dev/fd/97 ]] || exec </dev/null; break 9999; } 2>/dev/null' INT; "
     + _EASY_TO_KILL
     + "{ cd @CWD@ || cd @WORKDIR@ || cd /; } 2>/dev/null; "
+    # Reports the exit code, whether the shell's output still goes to us (not 0; "!" keeps `set -e`
+    # out of it), the limits' counters and the folder.
+    "__swe_done() { __swe_c=$2; ! [[ /dev/fd/1 -ef /dev/fd/96 && /dev/fd/94 -ef /dev/fd/96 ]]; "
+    "__swe_s=$?; "
+    + _COUNTERS
+    + 'builtin printf "\\0%s E %s\\t%s\\t%s\\t%s\\t%s\\0" "$1" "$__swe_c" "$__swe_s" '
+    '"${__swe_m[*]-}" "${__swe_p[*]-}" "$PWD" >&97; builtin printf %s "$1" >&96; }; '
     + _UP
-    + 'builtin printf "\\0%s S %s %s\\0" @TOKEN@ "$__swe_t" $$ >&97; '
-    'builtin printf "\\0%s E 0\\t\\t\\t%s\\0" @TOKEN@ "$PWD" >&97; builtin printf %s @TOKEN@ >&96\n'
+    + 'builtin printf "\\0%s S %s %s\\0" @TOKEN@ "$__swe_t" $$ >&97; __swe_done @TOKEN@ 0 94>&2\n'
 )
-# At top level and on one line, so that `declare`, `break` or `return` mean what they always mean.
+# At top level, so that `declare`, `break` or `return` mean what they always mean. The report is a
+# line of its own, so that an alias that the command made is in force there and not first at the
+# next command, and goes through the same two words. The empty line stays in the pipe until bash
+# asks for its next command: one that has read it and not reported is beyond help (see `UNREAD`).
 _LINE = (
     "{ @BEFORE@"
     + _UP
     + 'builtin printf "\\0%s S %s %s\\0" @TOKEN@ "$__swe_t" $$ >&97; } 2>/dev/null; '
-    "builtin eval @COMMAND@ <@STDIN@ 96>&- 97>&-; "
-    "{ __swe_c=$?; " + _COUNTERS + 'builtin printf "\\0%s E %s\\t%s\\t%s\\t%s\\0" @TOKEN@ '
-    '"$__swe_c" "${__swe_m[*]-}" "${__swe_p[*]-}" "$PWD" >&97; '
-    "builtin printf %s @TOKEN@ >&96; @AFTER@} 2>/dev/null\n"
+    "builtin eval @COMMAND@ <@STDIN@ 96>&- 97>&-\n"
+    '{ builtin eval __swe_done @TOKEN@ "$?"; @AFTER@} 94>&2 2>/dev/null\n\n'
 )
+ALL_READ = 3
+UNREAD = [
+    "bash", "--noprofile", "--norc", "-p", "-c",
+    f"exec 3</proc/$1/fd/0 || exit 1; read -r -t 0 -u 3 || exit {ALL_READ}", "sh",
+]  # fmt: skip
+"""Ends with `ALL_READ` when a shell, whose number follows, has read all it was given."""
 # A pipe that `FEED` finds by the shell's number, and that nothing else can name. What a command
 # leaves in it goes with it.
 _OPEN = (
@@ -64,7 +78,7 @@ _WRAP = (
     + _UP
     + 'printf "\\0%s S %s %s\\0" "$__swe_k" "$__swe_t" $$ >&9; '
     '( exec 2>&4 @CHANNEL@ 4>&- 9>&-; cd "$1" || exit 126; shift; exec "$@" ); '
-    "__swe_c=$?; " + _COUNTERS + 'printf "\\0%s E %s\\t%s\\t%s\\t\\0" "$__swe_k" '
+    "__swe_c=$?; " + _COUNTERS + 'printf "\\0%s E %s\\t1\\t%s\\t%s\\t\\0" "$__swe_k" '
     '"$__swe_c" "${__swe_m[*]}" "${__swe_p[*]}" >&9; printf %s "$__swe_k" >&4'
 )
 

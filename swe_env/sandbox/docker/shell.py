@@ -13,15 +13,21 @@ from swe_env.sandbox.docker.engine import Engine
 from swe_env.sandbox.docker.listener import Listener
 from swe_env.sandbox.docker.stream import Stream
 from swe_env.sandbox.output import Capture
-from swe_env.sandbox.shell import INPUT_ENDED
+from swe_env.sandbox.shell import DEAF, INPUT_ENDED, REDIRECTED
 
 _READY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _FEED_SECONDS = 0.01
+_SURE_SECONDS = 0.5
+"""Between two looks at what a shell has read, so that what is on its way to us or to it arrives."""
+_NOTHING_SINCE = 1 << 62
+"""A tick of the boot clock at which nothing has been started yet."""
 
 Signal = Callable[[str, int, int], None]
 """Sends a signal (``KILL``, ``INT``) to what was started since a tick and to the process with that
 number; see `scripts.KILL`."""
+Unread = Callable[[int], bool]
+"""Whether the shell with that number has not read all it was given; see `scripts.UNREAD`."""
 
 
 class NoShell(Exception):
@@ -50,12 +56,14 @@ def wait(
     *,
     until: float,
     tick: Callable[[], bool] = lambda: False,
+    lost: Callable[[], bool] = lambda: False,
     feed: Callable[[], bool] = lambda: False,
 ) -> str:
     """Pump until the command's end (``done``), its process's (``ended``), or time is up (``late``).
 
-    Whoever still holds the command's output does not delay it. `tick` is called now and then and
-    ends the wait (``stopped``) when it says so; `feed` often, as long as it says that it must.
+    Whoever still holds the command's output does not delay it. `tick` and `lost` are called now and
+    then and end the wait (``stopped``, ``lost``) when they say so; `feed` often, as long as it says
+    that it must.
     """
     looked = time.monotonic()
     while True:
@@ -74,6 +82,10 @@ def wait(
             return "done" if listener.code is not None else "ended"
         if tick():
             return "stopped"
+        if lost():
+            return "lost"
+        if listener.code is not None:
+            return "done"
 
 
 def final_code(engine: Engine, exec_id: str) -> int:
@@ -90,7 +102,14 @@ class Shell:
     """A bash whose folder, variables and functions last from command to command."""
 
     def __init__(
-        self, engine: Engine, container: str, *, workdir: str, cwd: str, signal: Signal
+        self,
+        engine: Engine,
+        container: str,
+        *,
+        workdir: str,
+        cwd: str,
+        signal: Signal,
+        unread: Unread,
     ) -> None:
         """The shell starts on first use."""
         self.cwd = cwd
@@ -98,8 +117,11 @@ class Shell:
         self._container = container
         self._workdir = workdir
         self._signal = signal
+        self._unread = unread
         self._stream: Stream | None = None
         self._exec = ""
+        self._pid = 0
+        self._began = self._look = 0.0
         self._early = b""
         self._running: Listener | None = None
         self._feeder: Stream | None = None
@@ -133,6 +155,8 @@ class Shell:
         self._early = b""
         self._food = b""
         self._fed = keep_running and not stdin
+        self._began = time.monotonic()
+        self._look = self._began + _LOOK_SECONDS
         stream.queue(scripts.line(command, token, stdin, env, fed=self._fed))
         return self._wait(Listener(token, capture), timeout, tick, keep_running)
 
@@ -178,14 +202,21 @@ class Shell:
             listener,
             until=time.monotonic() + timeout,
             tick=tick,
+            lost=lambda: self._lost(listener),
             feed=lambda: self._feed(listener),
         )
-        if how == "done" and listener.code is not None:
+        if how == "late" and keep_running and self._lost(listener):
+            how = "lost"
+        if listener.code is not None:
             self.cwd = listener.cwd or self.cwd
+            if not listener.sound:
+                return self._replace(listener, listener.code, REDIRECTED)
             self._early = listener.rest
             self._running = None
             self._unfeed()
             return Ended(listener.code, struck=listener.struck)
+        if how == "lost":
+            return self._replace(listener, -1, DEAF)
         if how == "ended":
             listener.flush()
             return self._died()
@@ -196,13 +227,38 @@ class Shell:
         why = f"ran longer than {timeout:g} s" if late else "went over the disk limit"
         return self._end(listener, f"{why} and was killed", timed_out=late)
 
-    def _end(self, listener: Listener, why: str, *, timed_out: bool) -> Ended:
+    def _lost(self, listener: Listener) -> bool:
+        """Whether the shell has read all it was given and told nothing; asked ever more rarely."""
+        stream, now = self._stream, time.monotonic()
+        assert stream is not None
+        if stream.sending or now < self._look:
+            return False
+        self._look = now + (now - self._began)
+        for _ in range(2):
+            if self._unread(self._pid):
+                return False
+            stream.pump(listener, until=time.monotonic() + _SURE_SECONDS)
+            if listener.code is not None:
+                return False
+        return True
+
+    def _replace(self, listener: Listener, code: int, why: str) -> Ended:
+        """Have a new shell in place of one that is no longer of use; processes are spared."""
+        self._kill(listener, _NOTHING_SINCE)
+        note = f"[{why}, so a new shell starts in {self.cwd}; variables and functions are gone.]"
+        return Ended(code, note=note, struck=listener.struck)
+
+    def _kill(self, listener: Listener, since: int) -> None:
+        """End the shell and what was started since a tick, and take the last output."""
         stream = self._stream
-        self._signal("KILL", listener.since, listener.pid)
+        self._signal("KILL", since, self._pid)
         if stream is not None:
             stream.pump(listener, until=time.monotonic() + 0.3)
         listener.flush()
         self.close()
+
+    def _end(self, listener: Listener, why: str, *, timed_out: bool) -> Ended:
+        self._kill(listener, listener.since or _NOTHING_SINCE)
         note = f"[The command {why} with all it had started. {self._anew()}]"
         return Ended(-1, timed_out=timed_out, note=note)
 
@@ -238,7 +294,7 @@ class Shell:
             listener.flush()
             raise NoShell(capture.text().strip() or "it gives no answer")
         self.cwd = listener.cwd or self.cwd
-        self._stream = stream
+        self._stream, self._pid = stream, listener.pid
         return stream
 
     def _died(self) -> Ended:

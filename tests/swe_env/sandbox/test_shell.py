@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from swe_env.sandbox import SandboxSpec
+
 BREAKING = [
     "enable -n eval",
     "enable -n printf",
@@ -54,19 +56,42 @@ def test_a_command_that_ends_between_two_looks_is_not_taken_for_a_lost_shell(sta
         assert (result.exit_code, result.output, result.running) == (0, "", False)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "echo a; exec 2>&1",
-        "set -x; echo a 2>&1; set +x",
-        "trap 'true' DEBUG; echo a",
-        "exec 3>file 4<file 99>&- 97>&-; echo a",
-        "echo a; alias ls='ls -l'; printf() { :; }; echo() { :; }; cd() { :; }",
-        "sleep 0.8; echo a; x=1",
-    ],
-)
+SOUND = [
+    "echo a; exec 2>&1",
+    "set -x; echo a 2>&1; set +x",
+    "trap 'true' DEBUG; echo a",
+    "exec 3>file 4<file 99>&- 97>&-; echo a",
+    "echo a; alias ls='ls -l'; printf() { :; }; echo() { :; }; cd() { :; }",
+    "sleep 0.8; echo a; x=1",
+]
+
+
+@pytest.mark.parametrize("command", SOUND)
 def test_a_sound_shell_is_kept(start, kind, command):
     box = start(kind)
     box.exec("kept=yes")
     assert "new shell" not in box.exec(command, timeout=20).output
     assert box.exec("set +x; builtin echo $kept 2>/dev/null").output.endswith("yes\n")
+
+
+@pytest.mark.xdist_group("mounts")
+def test_in_a_container_it_is_the_same(docker, base):
+    with docker(SandboxSpec(base=base)) as box:
+        box.exec("cd pkg; sleep 300 & echo $! > ../early")
+        for command in BREAKING:
+            result = box.exec(f"echo on; x=1; {command}", timeout=20)
+            assert result.output.startswith("on\n"), command
+            assert f"so a new shell starts in {box.workdir}/pkg; variables" in result.output
+            assert result.exit_code == (0 if "exec" in command and "&-" not in command else -1)
+            after = box.exec("pwd; echo ${x:-gone}; echo err >&2; kill -0 $(cat ../early); echo $?")
+            assert after.output == f"{box.workdir}/pkg\ngone\nerr\n0\n", command
+        began = time.monotonic()
+        result = box.exec("set -n", timeout=1.5, keep_running=True)
+        assert "new shell" in (result if not result.running else box.resume(timeout=9)).output
+        assert time.monotonic() - began < 8
+        box.exec("kept=yes")
+        for command in SOUND:
+            assert "new shell" not in box.exec(command, timeout=20).output, command
+            assert box.exec("set +x; builtin echo $kept 2>/dev/null").output.endswith("yes\n")
+        big = "x" * 200_000
+        assert box.exec(f"sleep 3; : {big}; builtin echo done", timeout=20).output == "done\n"
