@@ -125,19 +125,23 @@ def entropo_dpo_normalized(
     )  # fmt: skip
     check_lengths("chosen_num_tokens", chosen_num_tokens, policy_chosen_logps)
     check_lengths("rejected_num_tokens", rejected_num_tokens, policy_chosen_logps)
-    lengths = torch.stack((chosen_num_tokens, rejected_num_tokens)).to(policy_chosen_logps.dtype)
+    n_w, n_l = (n.to(policy_chosen_logps.dtype) for n in (chosen_num_tokens, rejected_num_tokens))
     # A fully masked sample has length and sum 0, and so adds nothing.
-    chosen_scale, rejected_scale = lengths.mean(0) / lengths.clamp(min=1)
-    lam = zeta - gamma
-    chosen = (
-        gamma * (policy_chosen_logps - ref_chosen_logps.detach())
-        + lam * chosen_scale * policy_chosen_logps
-    )
+    per_token_w = policy_chosen_logps / n_w.clamp(min=1)
+    per_token_l = policy_rejected_logps / n_l.clamp(min=1)
+    lam, mean = zeta - gamma, (n_w + n_l) / 2
+    chosen = gamma * (policy_chosen_logps - ref_chosen_logps.detach()) + lam * mean * per_token_w
     rejected = (
-        gamma * (policy_rejected_logps - ref_rejected_logps.detach())
-        + lam * rejected_scale * policy_rejected_logps
+        gamma * (policy_rejected_logps - ref_rejected_logps.detach()) + lam * mean * per_token_l
+    )
+    # Differences first, as in Eq. 7: n (S_w / n_w - S_l / n_l) is S_w - S_l and what the lengths
+    # add, (n_l - n_w) (S_w / n_w + S_l / n_l) / 2, and nothing large is left to cancel.
+    margin = (
+        zeta * (policy_chosen_logps - policy_rejected_logps)
+        - gamma * (ref_chosen_logps - ref_rejected_logps).detach()
+        + lam * (n_l - n_w) / 2 * (per_token_w + per_token_l)
     )
     return pair_loss(
-        chosen - rejected, chosen, rejected, policy_chosen_logps, policy_rejected_logps,
+        margin, chosen, rejected, policy_chosen_logps, policy_rejected_logps,
         label_smoothing=label_smoothing, tie=tie,
     )  # fmt: skip

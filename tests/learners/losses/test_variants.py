@@ -64,6 +64,21 @@ def test_normalized_has_no_offset_from_length_at_step_zero():
     assert out.metrics["rewards/margins"] == pytest.approx(0, abs=1e-3)
 
 
+def test_trap_4_normalized_keeps_the_margin_of_long_trajectories_in_float32():
+    """Sums of 30,000 nats: rewards subtracted as they are would be off by 3e-3."""
+    exact = [-30000.25, -29999.5, -30000.5, -30000.0]
+    for lengths in ((100_000, 100_000), (100_000, 99_990)):
+        n_w, n_l = (torch.tensor([n]) for n in lengths)
+        out = entropo_dpo_normalized(
+            *(torch.tensor([v]) for v in exact), chosen_num_tokens=n_w, rejected_num_tokens=n_l,
+            gamma=0.1, zeta=0.2,
+        )  # fmt: skip
+        mean = sum(lengths) / 2
+        per_token = exact[0] / lengths[0] - exact[1] / lengths[1]
+        expected = 0.1 * ((exact[0] - exact[1]) - (exact[2] - exact[3])) + 0.1 * mean * per_token
+        assert out.metrics["rewards/margins"] == pytest.approx(expected, abs=2e-6)
+
+
 def test_normalized_takes_a_fully_masked_sample():
     """Trap 4: no token, sum 0, and still a gradient for the other side and none that is NaN."""
     chosen = torch.zeros(1, requires_grad=True)
