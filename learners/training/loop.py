@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
 from learners.training.card import commit, public_settings, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
@@ -77,6 +78,7 @@ class _Run:
         self.config, self.workers, self.out = parts.config, parts.workers, parts.out
         self.dataset = parts.data.train
         self.rule = StopRule(parts.config)
+        self.attention = LentAttention(parts.policy.model)
         self.writer: MetricsWriter | None = None
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -205,7 +207,8 @@ class _Run:
                 if self.parts.held_out is not None:
                     figures |= self.parts.held_out.figures()
                 if self.on_eval is not None:
-                    figures |= self.on_eval(model, self.step)
+                    with self.attention.lent():
+                        figures |= self.on_eval(model, self.step)
         finally:
             model.train()
         return figures

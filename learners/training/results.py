@@ -12,7 +12,9 @@ from learners.data.report import DropReport
 OnEval = Callable[[Any, int], dict[str, float]]
 """``on_eval(model, step) -> figures`` to record; may raise `StopTraining`.
 
-The model is a `PeftModel`, or in mode ``full`` transformers' own."""
+The model is a `PeftModel`, or in mode ``full`` transformers' own. The callback may set its
+attention, as `agents`' samplers do: training has its own back afterwards. Make a sampler anew each
+time, or with ``cache_tokens=0``: one that is kept keeps the keys and values of older weights."""
 OnProgress = Callable[["Progress"], None]
 
 

@@ -8,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import learners
+from agents.policies.sampling import Engine, Sampling, attention
 from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
@@ -260,6 +261,32 @@ def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):
     watched = train(
         TrainConfig(**settings), on_eval=lambda model, step: {"x": float(torch.rand(1))}
     )
+    assert same(weights(plain.out), weights(watched.out))
+
+
+@pytest.mark.parametrize("min_share", [0.1, 2.0])
+def test_a_sampler_kept_over_evaluations_leaves_training_its_attention(
+    settings, tmp_path, min_share
+):
+    """Its own attention has no gradients: training with it would stand still, or break."""
+    settings |= {"loss": "entropo-dpo", "min_share": min_share, "max_steps": 3}
+    plain = train(TrainConfig(**settings))
+    kept, used = [], []
+
+    def sample(model, step):
+        if not kept:
+            kept.append(
+                Engine(model, None, sampling=Sampling(temperature=0), ends=[], cache_tokens=0)
+            )
+        kept[0].generate([40, 41, 42], limit=3, seed=[step])
+        used.append(model.get_base_model().config._attn_implementation)
+        return {}
+
+    settings |= {"out": str(tmp_path / "second"), "eval_every": 1}
+    watched = train(TrainConfig(**settings), on_eval=sample)
+    kept[0].close()
+    assert len(used) == 3
+    assert set(used) == {attention.NAME}
     assert same(weights(plain.out), weights(watched.out))
 
 
