@@ -26,6 +26,9 @@ class Sample:
     """Number of its task."""
     tie: bool = False
     desirable: bool = True
+    from_turn: int = 0
+    """Agent turns at the head that both sides of a pair have in common, and that are not learned:
+    their log-probabilities cancel in the margin."""
 
     @property
     def num_tokens(self) -> int:
@@ -67,17 +70,23 @@ def pair_samples(
     ties: int = 0,
     seed: int = 0,
 ) -> Dataset:
-    """`pairs`, encoded; a pair whose sides start from different tokens is dropped."""
+    """`pairs`, encoded; a pair whose sides start from different tokens is dropped.
+
+    Where both sides begin with the same agent steps, as branches do, the pair is step-level: only
+    what follows is learned.
+    """
     found, report = pairs(trajectories, per_task=per_task, ties=ties, seed=seed)
     groups = _numbers(pair.chosen.instance_id for pair in found)
 
     def build(pair: Pair) -> Sample:
-        chosen, rejected = encoder(pair.chosen), encoder(pair.rejected)
-        first = chosen.input_ids[: chosen.prompt_length]
-        if first != rejected.input_ids[: rejected.prompt_length]:
+        sides = encoder(pair.chosen), encoder(pair.rejected)
+        if not _same_start(*sides):
             raise Unusable("prompts-differ", f"{pair.chosen.instance_id}: prompts differ.")
         group = groups[pair.chosen.instance_id]
-        return Sample((chosen, rejected), group, tie=pair.tie)
+        chosen, rejected = (side.from_turn(pair.shared_steps) for side in sides)
+        if pair.shared_steps and _same_start(chosen, rejected):  # cut ones may differ before it
+            return Sample((chosen, rejected), group, pair.tie, from_turn=pair.shared_steps)
+        return Sample(sides, group, pair.tie)
 
     return _build(found, build, report)
 
@@ -120,7 +129,15 @@ def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport)
         except Unusable as problem:
             report.drop(problem.reason)
     report.kept = len(samples)
+    report.step_level = sum(sample.from_turn > 0 for sample in samples)
+    cuts = [s.cut_tokens for sample in samples for s in sample.sequences if s.cut_tokens]
+    report.cut, report.cut_tokens = len(cuts), sum(cuts)
     return Dataset(tuple(samples), report)
+
+
+def _same_start(one: Encoded, other: Encoded) -> bool:
+    """Equal tokens before the first one that is learned."""
+    return one.input_ids[: one.prompt_length] == other.input_ids[: other.prompt_length]
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:

@@ -7,9 +7,9 @@ section 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from learners.data.report import Unusable
 from swe_env.errors import ConfigError, ToolError
@@ -31,6 +31,8 @@ class Encoded:
     """True at the tokens the policy sampled, the end of each turn included."""
     turn_ids: tuple[int, ...]
     """The agent turn (from 0) that sampled the token, or -1."""
+    cut_tokens: int = 0
+    """Tokens of observations that were left out to keep within a limit (`learners.data.cut`)."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -39,6 +41,11 @@ class Encoded:
     def num_loss_tokens(self) -> int:
         """How many tokens the policy sampled."""
         return sum(self.loss_mask)
+
+    def from_turn(self, turn: int) -> Encoded:
+        """The same tokens, of which those sampled before agent turn `turn` are not learned."""
+        turns = tuple(at if at >= turn else -1 for at in self.turn_ids)
+        return replace(self, loss_mask=tuple(at >= 0 for at in turns), turn_ids=turns)
 
     @property
     def prompt_length(self) -> int:
@@ -85,6 +92,7 @@ def encode(
     chat: Chat | None = None,
     text_format: Format | None = None,
     max_tokens: int | None = None,
+    too_long: Literal["drop", "cut"] = "drop",
 ) -> Encoded:
     """Token ids and loss mask of a trajectory, up to its last agent token.
 
@@ -100,9 +108,11 @@ def encode(
         text_format: How tool calls are written and explained; by default the one that the
             record names in ``agent.settings["format"]``, else the project's default.
         max_tokens: The longest sequence allowed.
+        too_long: What becomes of a longer one: refused, or cut in the middle of its observations
+            (`learners.data.cut`); `Encoded.cut_tokens` then says by how much.
 
     Raises:
-        Unusable: the trajectory cannot be trained on; its `reason` says why. Nothing is ever cut.
+        Unusable: the trajectory cannot be trained on; its `reason` says why.
     """
     steps = trajectory.agent_steps
     if not steps:
@@ -119,12 +129,26 @@ def encode(
             encoded = _templated(trajectory, chat, text_format)
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
-    if max_tokens is not None and len(encoded) > max_tokens:
-        raise Unusable(
-            "too-long",
-            f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}.",
-        )
-    return encoded
+    if max_tokens is None or len(encoded) <= max_tokens:
+        return encoded
+    problem = f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}"
+    if too_long == "cut":
+        from learners.data.cut import LEAST, cut_observations
+
+        found = cut_observations(encoded, max_tokens, _note(tokenizer))
+        if found is not None:
+            return found
+        problem += f", even with every observation cut to {LEAST} tokens"
+    raise Unusable("too-long", f"{problem}.")
+
+
+def _note(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], list[int]]:
+    def note(dropped: int) -> list[int]:
+        text = f"\n[... {dropped} tokens left out ...]\n"
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return note
 
 
 def _recorded(trajectory: Trajectory) -> Encoded:

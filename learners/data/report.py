@@ -40,6 +40,12 @@ class DropReport:
     """Trajectories looked at."""
     kept: int = 0
     """Samples (pairs or rows) that came out."""
+    step_level: int = 0
+    """Of those, pairs that are compared from a state later than the first (branches)."""
+    cut: int = 0
+    """Sequences whose observations were cut to fit."""
+    cut_tokens: int = 0
+    """What those lost, in tokens."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason (a key of `REASONS`) → trajectories, or pairs where a pair was given up."""
 
@@ -50,7 +56,10 @@ class DropReport:
 
     def __str__(self) -> str:
         """One line: ``12 samples from 40 trajectories; left out: 9 unfinished (…), …``."""
-        head = f"{self.kept} samples from {self.seen} trajectories"
+        branches = f" ({self.step_level} step-level)" if self.step_level else ""
+        head = f"{self.kept} samples{branches} from {self.seen} trajectories"
+        if self.cut:
+            head += f"; {self.cut} sequences cut in observations by {self.cut_tokens} tokens"
         if not self.dropped:
             return head
         rest = ", ".join(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, product, takewhile
 
 from learners.data.report import DropReport
 from swe_env.cache import digest
-from swe_env.replay.trajectory import Trajectory
+from swe_env.replay.trajectory import Step, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,18 @@ class Pair:
     rejected: Trajectory
     tie: bool = False
     """Both resolved the task or neither did: neither is to be preferred."""
+
+    @property
+    def shared_steps(self) -> int:
+        """Agent steps with which both begin, observations included; the last of either never counts.
+
+        Above 0 the pair is step-level: both sides are in the same state there, of which branches
+        of one episode are made, and the choice is between what they did from there on.
+        """
+        sides = self.chosen.agent_steps, self.rejected.agent_steps
+        most = min(map(len, sides)) - 1
+        same = (_like(a) == _like(b) for a, b in zip(*sides, strict=False))
+        return sum(1 for _ in zip(range(most), takewhile(bool, same), strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,9 @@ def pairs(
     """Pair resolved with unresolved trajectories of the same task and first state.
 
     Only what the agent itself finished takes part (arXiv 2509.12434, section 4); infrastructure
-    failures never do. Trajectories are spread over the pairs as evenly as their number allows.
+    failures never do. Trajectories are spread over the pairs as evenly as their number allows, and
+    where they can be chosen freely, those that share most steps (branches of one episode) are
+    paired: see `Pair.shared_steps`.
 
     Args:
         trajectories: A buffer or any iterable.
@@ -158,8 +172,12 @@ def _split(task: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], lis
 def _spread(
     candidates: Iterable[tuple[Trajectory, Trajectory]], count: int
 ) -> list[tuple[Trajectory, Trajectory]]:
-    """`count` of the candidates, each time one whose two sides were used least so far."""
-    left = [(a, b) for a, b in candidates if a.steps != b.steps]
+    """`count` of the candidates, each time one whose two sides were used least so far.
+
+    Of those, one that shares most steps; of those, the first.
+    """
+    left = [(a, b) for a, b in candidates if a.steps != b.steps] if count > 0 else []
+    left.sort(key=lambda p: -Pair(*p).shared_steps)
     used: dict[int, int] = {}
     chosen: list[tuple[Trajectory, Trajectory]] = []
     while left and len(chosen) < count:
@@ -169,6 +187,12 @@ def _spread(
         for side in best:
             used[id(side)] = used.get(id(side), 0) + 1
     return chosen
+
+
+def _like(step: Step) -> tuple[object, ...]:
+    """What two steps have in common where they lead from one state to the same next one."""
+    ids = step.metrics and (step.metrics.prompt_token_ids, step.metrics.completion_token_ids)
+    return step.message, step.tool_calls, step.observation, ids
 
 
 def _alternate(

@@ -53,7 +53,11 @@ class TrainConfig(BaseModel):
     ties: int = Field(default=1, ge=0)
     """Pairs: at most so many tie pairs a task."""
     max_tokens: int = Field(default=18_000, ge=2)
-    """Longer trajectories are left out, and counted."""
+    """Longer trajectories are left out, or cut, and counted."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What becomes of them: left out, or shortened in the middle of their observations, with every
+    sampled token and the first state kept. The shortened context is not the one the policy sampled
+    in, so that is an approximation."""
     text_format: str | None = None
     """Format in which tool calls without recorded tokens are written; default: the record's."""
 

@@ -152,6 +152,7 @@ class _Encoder:
             chat=self._chat,
             text_format=self._format,
             max_tokens=self._config.max_tokens,
+            too_long=self._config.too_long,
         )
 
 

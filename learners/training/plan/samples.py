@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from learners.data.batching import microbatches
+from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
 from learners.data.encode import Encoded, encode
 from learners.data.report import Unusable
@@ -19,6 +20,8 @@ from learners.training.schedule import batch_at, total_steps
 from swe_env.replay.trajectory import Step, Trajectory
 
 _NEVER = 2.0
+_NOTE = 10
+"""Tokens that say how many were left out of an observation, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def workload(
     """
     from learners.training.prepare import check_samples
 
-    measure = _Measure(config.max_tokens, assumptions.characters_per_token)
+    measure = _Measure(config, assumptions.characters_per_token)
     dataset = _dataset(list(trajectories), measure, config, loss)
     check_samples(dataset, loss)
     samples = dataset.samples
@@ -160,25 +163,32 @@ def _micro_batch(sequences: Sequence[Encoded], share: float) -> MicroBatch:
 class _Measure:
     """An encoder that knows lengths: recorded ids, or as many zeros as the text may have."""
 
-    def __init__(self, max_tokens: int, characters_per_token: float) -> None:
-        self._max_tokens = max_tokens
+    def __init__(self, config: TrainConfig, characters_per_token: float) -> None:
+        self._config = config
         self._per_token = characters_per_token
         self.estimated = 0
 
     def __call__(self, trajectory: Trajectory) -> Encoded:
         if all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps):
             # Recorded ids are used as they are, so no tokenizer is asked for.
-            return encode(trajectory, None, max_tokens=self._max_tokens)  # type: ignore[arg-type]
+            return self._fit(encode(trajectory, None))  # type: ignore[arg-type]
         self.estimated += 1
-        pieces = [(self._tokens(_before(trajectory)), False)]
-        for step in trajectory.agent_steps:
-            pieces.append((self._tokens(_said(step)), True))
+        pieces = [(self._tokens(_before(trajectory)), -1)]
+        for turn, step in enumerate(trajectory.agent_steps):
+            pieces.append((self._tokens(_said(step)), turn))
             if step is not trajectory.agent_steps[-1] and step.observation is not None:
-                pieces.append((self._tokens(step.observation.content), False))
-        mask = tuple(sampled for tokens, sampled in pieces for _ in range(tokens))
-        if len(mask) > self._max_tokens:
-            raise Unusable("too-long", f"About {len(mask)} tokens.")
-        return Encoded((0,) * len(mask), mask, tuple(int(m) - 1 for m in mask))
+                pieces.append((self._tokens(step.observation.content), -1))
+        turns = tuple(turn for tokens, turn in pieces for _ in range(tokens))
+        return self._fit(Encoded((0,) * len(turns), tuple(turn >= 0 for turn in turns), turns))
+
+    def _fit(self, encoded: Encoded) -> Encoded:
+        limit, length = self._config.max_tokens, len(encoded)
+        found = encoded if length <= limit else None
+        if self._config.too_long == "cut":
+            found = cut_observations(encoded, limit, lambda _: (0,) * _NOTE)
+        if found is None:
+            raise Unusable("too-long", f"About {length} tokens.")
+        return found
 
     def _tokens(self, text: str) -> int:
         return max(round(len(text) / self._per_token), 1)

@@ -2,11 +2,16 @@ import dataclasses
 import random
 
 import pytest
+import torch
 
-from learners.data import kto_rows, pairs, sft_rows
+from learners.data import encode, kto_rows, pairs, sft_rows
+from learners.data.batching import collate
 from learners.data.dataset import pair_samples
 from learners.data.encode import Encoded
-from swe_env.replay.trajectory import Step
+from learners.losses import entropo_dpo
+from learners.ops import sequence_logps
+from swe_env.replay.trajectory import Step, StepObservation
+from tests.learners.models import tiny_llama
 from tests.learners.records import FAILURE, mixed_buffer, sampled
 
 
@@ -105,3 +110,91 @@ def test_trap_5_a_pair_whose_tokens_start_differently_is_dropped():
     dataset = pair_samples([sampled(), sampled(replies=("n",), resolved=False)], encoder)
     assert len(dataset) == 0
     assert dataset.report.dropped == {"prompts-differ": 1}
+
+
+def branches(*endings, shared=("look", "edit")):
+    """Attempts that begin with the same agent steps; each ending is (replies, resolved)."""
+    return [
+        sampled(replies=(*shared, *replies), resolved=resolved, attempt=at)
+        for at, (replies, resolved) in enumerate(endings)
+    ]
+
+
+def test_branches_give_step_level_pairs():
+    """Both sides are in one state after the steps they share: what follows is compared."""
+    good, bad = branches((("fix", "done"), True), (("break", "done"), False))
+    bad = with_prompts_of(bad, good, turns=3)
+    (pair,), _ = pairs([good, bad])
+    assert pair.shared_steps == 2
+    dataset = pair_samples([good, bad], lambda t: encode(t, None))
+    (sample,) = dataset.samples
+    assert sample.from_turn == dataset.report.step_level * 2 == 2
+    for side, record in zip(sample.sequences, (good, bad), strict=True):
+        whole = encode(record, None)
+        assert side.input_ids == whole.input_ids
+        learned = {t for t in side.turn_ids if t >= 0}
+        assert learned == {2, 3}
+        assert side.loss_mask == tuple(t >= 2 for t in whole.turn_ids)
+    chosen, rejected = sample.sequences
+    start = chosen.prompt_length
+    assert chosen.input_ids[:start] == rejected.input_ids[:start]
+    assert "1 samples (1 step-level) from 2 trajectories" in str(dataset.report)
+
+
+def with_prompts_of(record, other, *, turns):
+    """`record` with the prompt tokens of `other` in its first turns, as a branch has them."""
+    agent = list(record.agent_steps)
+    for turn in range(turns):
+        prompt = other.agent_steps[turn].metrics.prompt_token_ids
+        metrics = dataclasses.replace(agent[turn].metrics, prompt_token_ids=prompt)
+        agent[turn] = dataclasses.replace(agent[turn], metrics=metrics)
+    return dataclasses.replace(record, steps=(*record.steps[:2], *agent))
+
+
+def test_a_step_whose_observation_differs_is_not_shared():
+    good, bad = branches((("fix",), True), (("break",), False))
+    bad = with_prompts_of(bad, good, turns=2)
+    assert pairs([good, bad])[0][0].shared_steps == 2
+    second = bad.agent_steps[1]
+    other = dataclasses.replace(second, observation=StepObservation(content="else"))
+    bad = dataclasses.replace(bad, steps=(*bad.steps[:3], other, *bad.steps[4:]))
+    assert pairs([good, bad])[0][0].shared_steps == 1
+
+
+def test_a_pair_never_loses_its_last_turn():
+    good = sampled(replies=("look", "done"))
+    bad = with_prompts_of(sampled(replies=("look", "done", "more"), resolved=False), good, turns=2)
+    (pair,), _ = pairs([good, bad])
+    assert pair.shared_steps == 1
+    (sample,) = pair_samples([good, bad], lambda t: encode(t, None)).samples
+    assert all(side.num_loss_tokens for side in sample.sequences)
+
+
+def test_of_equal_candidates_those_that_share_most_steps_are_paired():
+    good, near = branches((("fix",), True), (("break",), False))
+    near = with_prompts_of(near, good, turns=2)
+    others = [sampled(replies=(f"r{i}", "no"), resolved=False, attempt=i) for i in range(5)]
+    for seed in range(4):
+        (pair,), _ = pairs([good, *others, near], seed=seed)
+        assert pair.rejected == near
+    found, _ = pairs([good, *others, near], per_task=6)
+    assert len({p.rejected.trajectory_id for p in found}) == 6  # still spread over all
+
+
+def test_the_steps_that_are_shared_change_no_gradient_of_the_pair():
+    """Their log-probabilities cancel in the margin, so leaving them out is exact."""
+    good, bad = branches((("fix", "done"), True), (("break it", "done"), False))
+    bad = with_prompts_of(bad, good, turns=3)
+    (sample,) = pair_samples([good, bad], lambda t: encode(t, None)).samples
+    gradients = []
+    for sides in (sample.sequences, [encode(t, None) for t in (good, bad)]):
+        model = tiny_llama(seed=3).double()
+        sums = []
+        for side in sides:
+            batch = collate([side], torch.device("cpu"))
+            sums.append(sequence_logps(model, batch.input_ids, batch.loss_mask).logps)
+        flat = torch.tensor([-9.0], dtype=torch.float64)
+        entropo_dpo(*sums, flat, flat, gamma=0.1, zeta=0.2).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+    assert gradients[0].abs().max() > 1e-3
