@@ -25,6 +25,12 @@ CHATML = (
 """An append-only template for models that speak ChatML but whose own template rewrites earlier
 turns (Qwen3's hybrid models): ``tokenizer.chat_template = agents.chat.CHATML``."""
 
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""The same for GLM-4.5, whose own template drops the reasoning of earlier turns."""
+
 
 class Message(TypedDict):
     """One message of a conversation."""
@@ -55,7 +61,8 @@ class ChatTemplate:
     """
 
     end_of_turn: int
-    """Id of the token with which a reply ends."""
+    """Id of the token with which a reply ends; where the template puts none behind a reply, that is
+    the one which opens the next message (GLM's ``<|user|>``), as the model samples it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Learn the template's frame by rendering short conversations.
@@ -82,9 +89,10 @@ class ChatTemplate:
             {"role": "user", "content": "question"},
             {"role": "assistant", "content": "<think>why</think>reply"},
         ]
+        self._after: list[Message] = []
         self.end_of_turn = self._find_end_of_turn()
         self._end = next(k for k, v in self._specials.items() if v == self.end_of_turn)
-        self._closed = self._close(self._render(self._base, False))
+        self._closed = self._close(self._render([*self._base, *self._after], False))
         self.observation("probe")
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -100,7 +108,8 @@ class ChatTemplate:
         """Ids a policy would have sampled to say `text`, the end-of-turn token included."""
         question = self._base[:1]
         before = self._render(question, True)
-        ids = self._encode([*question, {"role": "assistant", "content": text}], before)
+        reply: Message = {"role": "assistant", "content": text}
+        ids = self._encode([*question, reply, *self._after], before)
         if self.end_of_turn not in ids:
             raise ConfigError(f"The chat template does not close the reply {text[:60]!r}.")
         end = len(ids) - 1 - ids[::-1].index(self.end_of_turn)
@@ -132,6 +141,10 @@ class ChatTemplate:
         if not whole.startswith(before) or not found or head.strip():
             raise _not_append_only("a reply is not rendered as it was sampled")
         match = self._special.match(tail.lstrip())
+        if match is None and not tail.strip():
+            self._after = [{"role": "user", "content": "next"}]
+            followed = self._render([*self._base, *self._after], False)
+            match = self._special.match(followed.rpartition(content)[2].lstrip())
         if match is None:
             raise ConfigError(
                 "The chat template closes a reply without a special token, so a policy could not "
@@ -203,5 +216,5 @@ def _not_append_only(why: str) -> ConfigError:
     return ConfigError(
         f"The chat template is not append-only ({why}), so a conversation's ids would drift "
         "between sampling and learning: set tokenizer.chat_template to one that keeps every turn "
-        "as it was (agents.chat.CHATML for ChatML models)."
+        "as it was (agents.chat.CHATML for ChatML models, GLM for GLM-4.5)."
     )

@@ -117,7 +117,7 @@ def encode(
     steps = trajectory.agent_steps
     if not steps:
         raise Unusable("no-agent-tokens", f"{_name(trajectory)} has no agent step.")
-    if all(step.metrics and step.metrics.completion_token_ids for step in steps):
+    if recorded(trajectory):
         encoded = _recorded(trajectory)
     else:
         from agents.chat import ChatTemplate
@@ -140,6 +140,11 @@ def encode(
             return found
         problem += f", even with every observation cut to {LEAST} tokens"
     raise Unusable("too-long", f"{problem}.")
+
+
+def recorded(trajectory: Trajectory) -> bool:
+    """Whether every agent step has the token ids that were sampled: no chat template is needed."""
+    return all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
 
 
 def _note(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], list[int]]:

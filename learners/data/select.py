@@ -23,7 +23,7 @@ class Pair:
 
     @property
     def shared_steps(self) -> int:
-        """Agent steps with which both begin, observations included; the last of either never counts.
+        """Agent steps with which both begin, observations included, but never the last of either.
 
         Above 0 the pair is step-level: both sides are in the same state there, of which branches
         of one episode are made, and the choice is between what they did from there on.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learners.data.dataset import Dataset, pair_samples, row_samples
-from learners.data.encode import Encoded, encode
+from learners.data.encode import Encoded, encode, recorded
 from learners.losses import Loss
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -142,7 +142,7 @@ class _Encoder:
             self._format = get_format(config.text_format)
 
     def __call__(self, trajectory: Trajectory) -> Encoded:
-        if self._chat is None and getattr(self._tokenizer, "chat_template", None):
+        if self._chat is None and not recorded(trajectory):
             from agents.chat import ChatTemplate
 
             self._chat = ChatTemplate(self._tokenizer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from learners.data.batching import microbatches
 from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
-from learners.data.encode import Encoded, encode
+from learners.data.encode import Encoded, encode, recorded
 from learners.data.report import Unusable
 from learners.losses import Loss
 from learners.ops.prefix import grow
@@ -169,7 +169,7 @@ class _Measure:
         self.estimated = 0
 
     def __call__(self, trajectory: Trajectory) -> Encoded:
-        if all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps):
+        if recorded(trajectory):
             # Recorded ids are used as they are, so no tokenizer is asked for.
             return self._fit(encode(trajectory, None))  # type: ignore[arg-type]
         self.estimated += 1
