@@ -6,7 +6,6 @@ answers, with other letters; the names say in a configuration which of them was 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from learners.losses.base import LossOutput, check_lengths
