@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from learners.data.encode import Encoded
@@ -29,6 +29,8 @@ class Sample:
     from_turn: int = 0
     """Agent turns at the head that both sides of a pair have in common, and that are not learned:
     their log-probabilities cancel in the margin."""
+    mean_tokens: float = 0.0
+    """Mean number of sampled tokens of its task's rows; 0 for pairs."""
 
     @property
     def num_tokens(self) -> int:
@@ -108,7 +110,17 @@ def row_samples(
         group = groups[row.trajectory.instance_id]
         return Sample((encoder(row.trajectory),), group, desirable=row.desirable)
 
-    return _build(found, build, report)
+    dataset = _build(found, build, report)
+    lengths: dict[int, list[int]] = {}
+    for sample in dataset.samples:
+        lengths.setdefault(sample.group, []).append(sample.num_loss_tokens)
+    return replace(
+        dataset,
+        samples=tuple(
+            replace(sample, mean_tokens=sum(lengths[sample.group]) / len(lengths[sample.group]))
+            for sample in dataset.samples
+        ),
+    )
 
 
 def mismatched_sequence(prompt_of: Encoded, completion_of: Encoded) -> Encoded:

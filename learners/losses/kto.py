@@ -55,9 +55,11 @@ def entropo_kto(
     Raises:
         ConfigError: an argument has the wrong shape, type or range.
     """
-    _check(policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight)
+    check_rows(
+        policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight
+    )
     reward = policy_logps - (gamma / zeta) * ref_logps.detach()
-    return _kto(reward, policy_logps, desirable, zeta, z0, desirable_weight, undesirable_weight)
+    return row_loss(reward, policy_logps, desirable, zeta, z0, desirable_weight, undesirable_weight)
 
 
 def kto(
@@ -103,15 +105,17 @@ def entropo_kto_released(
     trajectories z0 is far below 0, so this is TRL's ``apo_zero_unpaired``. Kept to compare.
     Arguments, result and errors are `entropo_kto`'s.
     """
-    _check(policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight)
+    check_rows(
+        policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight
+    )
     reward = policy_logps - ref_logps.detach()
     clamped = torch.as_tensor(z0, dtype=reward.dtype, device=reward.device).clamp(min=0)
-    return _kto(
+    return row_loss(
         reward, policy_logps, desirable, zeta, clamped, desirable_weight, undesirable_weight
     )
 
 
-def _check(
+def check_rows(
     policy_logps: Tensor,
     ref_logps: Tensor,
     desirable: Tensor,
@@ -120,13 +124,18 @@ def _check(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> None:
+    """Check what every loss on rows takes.
+
+    Raises:
+        ConfigError: an argument has the wrong shape, type or range.
+    """
     check_logps(policy_logps=policy_logps, ref_logps=ref_logps)
     check_flags("desirable", desirable, policy_logps)
     check_positive(gamma=gamma, zeta=zeta)
     check_weights(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
 
 
-def _kto(
+def row_loss(
     reward: Tensor,
     policy_logps: Tensor,
     desirable: Tensor,
@@ -135,6 +144,17 @@ def _kto(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> LossOutput:
+    """KTO's value function over rewards r, and the metrics.
+
+    Args:
+        reward: r of each trajectory, (batch,).
+        policy_logps: S, (batch,); for the metrics.
+        desirable: bool (batch,).
+        zeta: Factor of ``r - z0``.
+        z0: Scalar or (batch,); detached.
+        desirable_weight: w+.
+        undesirable_weight: w-.
+    """
     z0 = torch.as_tensor(z0, dtype=reward.dtype, device=reward.device).detach()
     if z0.dim() > 1 or (z0.dim() == 1 and z0.shape != reward.shape):
         raise ConfigError(

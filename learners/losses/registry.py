@@ -22,6 +22,7 @@ losses: Registry[LossFunction] = Registry(
         "spl": "learners.losses.variants:spl",
         "h-dpo": "learners.losses.variants:h_dpo",
         "entropo-kto": "learners.losses.kto:entropo_kto",
+        "entropo-kto-normalized": "learners.losses.variants:entropo_kto_normalized",
         "kto": "learners.losses.kto:kto",
         "entropo-kto-released": "learners.losses.kto:entropo_kto_released",
         "sft": "learners.losses.sft:sft",
@@ -41,8 +42,8 @@ class Loss:
     """A loss as the training loop calls it: by the names of its parameters.
 
     A loss asks for what it wants by naming it; among what the loop offers are, for each kind of
-    data, the log-probability sums, ``*num_tokens``, and the settings of the same names in
-    `TrainConfig`.
+    data, the log-probability sums, ``*num_tokens``, for rows ``mean_tokens`` (of their task), and
+    the settings of the same names in `TrainConfig`.
     """
 
     name: str

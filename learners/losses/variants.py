@@ -1,4 +1,4 @@
-"""Relatives of EntroPO-DPO that have a name of their own: SPL, H-DPO, and length-normalised λ.
+"""Relatives of EntroPO that have a name of their own: SPL, H-DPO, and length-normalised λ.
 
 SPL and H-DPO are the same function of the log-probability sums as Eq. 7, from papers on single
 answers, with other letters; the names say in a configuration which of them was meant.
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learners.losses.base import LossOutput, check_lengths
 from learners.losses.dpo import check_pairs, entropo_dpo, pair_loss
+from learners.losses.kto import check_rows, row_loss
 from swe_env.errors import ConfigError
 
 
@@ -144,3 +145,76 @@ def entropo_dpo_normalized(
         margin, chosen, rejected, policy_chosen_logps, policy_rejected_logps,
         label_smoothing=label_smoothing, tie=tie,
     )  # fmt: skip
+
+
+def entropo_kto_normalized(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    *,
+    num_tokens: Tensor,
+    mean_tokens: Tensor,
+    gamma: float,
+    zeta: float,
+    z0: Tensor | float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> LossOutput:
+    """EntroPO-KTO with the entropy term per token. Not the paper's: it sums.
+
+    The reward ``zeta r = γ (S - S_ref) + λ S`` of Eqs. 10-13 becomes
+    ``γ (S - S_ref) + λ n S / n_i`` with n the mean length of the task's trajectories: at equal
+    lengths Eqs. 10-13 exactly, and at equal log-probability a token all of a task start from one
+    reward whatever their lengths.
+
+    Args:
+        policy_logps: S of each trajectory, shape (batch,), float32 or float64.
+        ref_logps: S under the reference policy, (batch,).
+        desirable: bool (batch,).
+        num_tokens: n_i, how many tokens each sum has, (batch,), integers.
+        mean_tokens: n, the mean of n_i over the task's trajectories, (batch,).
+        gamma: Weight of the KL to the reference, above 0.
+        zeta: gamma + λ, above 0.
+        z0: Scalar or (batch,), the expectation of `normalized_reward`; no gradient flows into it.
+        desirable_weight: w+, 0 or above.
+        undesirable_weight: w-, 0 or above.
+
+    Returns:
+        The mean loss, and the metrics of `entropo_kto`.
+
+    Raises:
+        ConfigError: an argument has the wrong shape, type or range.
+    """
+    check_rows(
+        policy_logps, ref_logps, desirable, gamma, zeta, desirable_weight, undesirable_weight
+    )
+    check_lengths("num_tokens", num_tokens, policy_logps)
+    if mean_tokens.shape != policy_logps.shape:
+        raise ConfigError(
+            f"mean_tokens has shape {tuple(mean_tokens.shape)}: expected "
+            f"{tuple(policy_logps.shape)}."
+        )
+    reward = normalized_reward(
+        policy_logps, ref_logps.detach(), num_tokens, mean_tokens, gamma=gamma, zeta=zeta
+    )
+    return row_loss(reward, policy_logps, desirable, zeta, z0, desirable_weight, undesirable_weight)
+
+
+def normalized_reward(
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    num_tokens: Tensor,
+    mean_tokens: Tensor,
+    *,
+    gamma: float,
+    zeta: float,
+) -> Tensor:
+    """R of `entropo_kto_normalized`, (batch,): ``(γ (S - S_ref) + λ n S / n_i) / ζ``.
+
+    Arguments are those of `entropo_kto_normalized`. A fully masked trajectory has reward 0 but for
+    its reference.
+    """
+    own = num_tokens.to(policy_logps.dtype)
+    longer = (mean_tokens.to(policy_logps.dtype) - own) / own.clamp(min=1)
+    paper = policy_logps - (gamma / zeta) * ref_logps
+    return paper + (zeta - gamma) / zeta * longer * policy_logps

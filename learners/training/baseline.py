@@ -66,9 +66,8 @@ class MismatchedZ0(Z0):
 def make_z0(
     name: str,
     samples: Sequence[Sample],
-    references: Tensor,
+    rewards: Tensor,
     *,
-    ratio: float,
     scorer: Scorer,
     mismatch: tuple[Sequence[Encoded], Tensor] | None,
 ) -> Z0:
@@ -77,14 +76,13 @@ def make_z0(
     Args:
         name: As in `TrainConfig.z0`.
         samples: KTO rows.
-        references: Reference sums, (samples,): also the policy's own at step 0.
-        ratio: gamma / zeta.
+        rewards: Of the rows at step 0, where the policy is the reference, (samples,).
         scorer: Over the policy.
         mismatch: Mismatched sequences and their reference sums, for ``mismatched``.
     """
     if mismatch is not None:
         return MismatchedZ0(scorer, *mismatch, clamp=True)
-    return estimator(name, (1 - ratio) * references, [sample.group for sample in samples])
+    return estimator(name, rewards, [sample.group for sample in samples])
 
 
 def state_of(z0: Z0 | None) -> dict[str, Any]:

@@ -35,8 +35,7 @@ class HeldOut:
         logps, entropies, counts = (column.view_as(self._references) for column in sums)
         z0 = None
         if "z0" in self._objective.loss.parameters:
-            settings = self._objective.settings
-            rewards = logps[:, 0] - settings["gamma"] / settings["zeta"] * self._references[:, 0]
+            rewards = self._objective.rewards(self._samples, logps[:, 0], self._references[:, 0])
             groups = [sample.group for sample in self._samples]
             z0 = estimator(self._z0, rewards, groups).estimate(range(len(self._samples)))
         return batch_figures(

@@ -214,10 +214,11 @@ class _Run:
         return figures
 
     def _update_z0(self, rows: list[int], result: BatchResult) -> None:
-        z0, settings = self.parts.z0, self.parts.objective.settings
-        if z0 is not None:
-            ratio = settings["gamma"] / settings["zeta"]
-            z0.update(rows, result.logps[:, 0] - ratio * self.parts.references[rows, 0])
+        parts = self.parts
+        if parts.z0 is not None:
+            samples = [self.dataset.samples[row] for row in rows]
+            logps, references = result.logps[:, 0], parts.references[rows, 0]
+            parts.z0.update(rows, parts.objective.rewards(samples, logps, references))
 
     def _resume(self, saved: dict[str, Any]) -> None:
         restore_checkpoint(saved, self.parts.policy, self.parts.optimizer)

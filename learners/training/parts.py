@@ -187,11 +187,8 @@ def _reference(
     if "z0" not in loss.parameters:
         return references, None
     mismatch = (data.mismatched, logps[count * width :]) if data.mismatched else None
-    ratio = objective.settings["gamma"] / objective.settings["zeta"]
-    z0 = make_z0(
-        config.z0, samples, references[:, 0],
-        ratio=ratio, scorer=policy.scorer, mismatch=mismatch,
-    )  # fmt: skip
+    rewards = objective.rewards(samples, references[:, 0], references[:, 0])
+    z0 = make_z0(config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch)
     return references, z0
 
 

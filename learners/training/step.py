@@ -12,6 +12,7 @@ from torch import Tensor
 from learners.data.batching import shares
 from learners.data.dataset import Sample
 from learners.losses import Loss
+from learners.losses.variants import normalized_reward
 from learners.training.score import Scorer
 
 
@@ -24,6 +25,21 @@ class Objective:
     """gamma, zeta, beta, label_smoothing, desirable_weight, undesirable_weight."""
     scorer: Scorer
     micro_batch_tokens: int
+
+    def rewards(self, samples: Sequence[Sample], logps: Tensor, references: Tensor) -> Tensor:
+        """KTO's r of each row, whose expectation z0 is.
+
+        Args:
+            samples: The rows.
+            logps: Policy sums, (samples,).
+            references: Reference sums, (samples,).
+        """
+        gamma, zeta = self.settings["gamma"], self.settings["zeta"]
+        if "mean_tokens" not in self.loss.parameters:
+            return logps - gamma / zeta * references
+        counts = torch.tensor([sample.num_loss_tokens for sample in samples], device=logps.device)
+        mean = _mean_tokens(samples, logps)
+        return normalized_reward(logps, references, counts, mean, gamma=gamma, zeta=zeta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +177,14 @@ def _offer(
     offered["ref_logps"] = references[:, 0]
     offered["num_tokens"] = counts[:, 0]
     offered["desirable"] = torch.tensor([sample.desirable for sample in samples], device=device)
+    offered["mean_tokens"] = _mean_tokens(samples, logps)
     if z0 is not None:
         offered["z0"] = z0.to(device)[list(rows)]
     return offered
+
+
+def _mean_tokens(samples: Sequence[Sample], like: Tensor) -> Tensor:
+    return torch.tensor([s.mean_tokens for s in samples], dtype=like.dtype, device=like.device)
 
 
 def _weight(loss: Loss, sample: Sample) -> int:

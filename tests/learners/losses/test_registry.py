@@ -9,8 +9,8 @@ def test_every_built_in_loss_says_what_it_learns_from():
     kinds = {name: get_loss(name).kind for name in losses.names()}
     assert kinds == {
         "dpo": "pairs", "entropo-dpo": "pairs", "entropo-dpo-normalized": "pairs",
-        "entropo-kto": "kto", "entropo-kto-released": "kto", "h-dpo": "pairs", "kto": "kto",
-        "sft": "sft", "spl": "pairs",
+        "entropo-kto": "kto", "entropo-kto-normalized": "kto", "entropo-kto-released": "kto",
+        "h-dpo": "pairs", "kto": "kto", "sft": "sft", "spl": "pairs",
     }  # fmt: skip
     assert [name for name in kinds if not get_loss(name).needs_reference] == ["sft"]
 

@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.losses import entropo_dpo, entropo_dpo_normalized, get_loss, h_dpo, spl
+from learners.losses import (
+    entropo_dpo,
+    entropo_dpo_normalized,
+    entropo_kto,
+    entropo_kto_normalized,
+    get_loss,
+    h_dpo,
+    spl,
+)
+from learners.losses.variants import normalized_reward
 from swe_env.errors import ConfigError
 from tests.learners.losses.test_dpo import log_sigmoid
 
@@ -140,7 +149,59 @@ def test_pair_losses_pass_gradcheck_and_take_lambda_below_zero(name):
     assert torch.autograd.gradcheck(value, (chosen.detach().requires_grad_(), rejected))
 
 
-@pytest.mark.parametrize("name", ["entropo-kto", "entropo-kto-released", "kto"])
+KTO_ROW = st.tuples(
+    LOGPS, LOGPS, st.integers(1, 400), st.booleans(), st.floats(-20, 5), st.floats(1, 400)
+)
+
+
+@given(rows=st.lists(KTO_ROW, min_size=1, max_size=5), gamma=st.floats(0.02, 1), ratio=RATIO)
+def test_normalized_kto_value_and_gradient_are_as_written_out(rows, gamma, ratio):
+    policy, ref, tokens, desirable, z0, mean = zip(*rows, strict=True)
+    zeta, policy = gamma * ratio, torch.tensor(policy, dtype=torch.float64, requires_grad=True)
+    out = entropo_kto_normalized(
+        policy, torch.tensor(ref, dtype=torch.float64), torch.tensor(desirable),
+        num_tokens=torch.tensor(tokens), mean_tokens=torch.tensor(mean, dtype=torch.float64),
+        gamma=gamma, zeta=zeta, z0=torch.tensor(z0, dtype=torch.float64), desirable_weight=1.5,
+    )  # fmt: skip
+    out.loss.backward()
+    loss = 0.0
+    for i, (s, s_ref, n_i, good, reference, n) in enumerate(rows):
+        scaled = gamma * (s - s_ref) + (zeta - gamma) * n * s / n_i
+        sign, weight = (1, 1.5) if good else (-1, 1.0)
+        right = math.exp(log_sigmoid(sign * (scaled - zeta * reference)))
+        loss += weight * (1 - right) / len(rows)
+        slope = gamma + (zeta - gamma) * n / n_i
+        wrong = math.exp(log_sigmoid(-sign * (scaled - zeta * reference)))
+        expected = -sign * weight * right * wrong * slope / len(rows)
+        assert policy.grad[i].item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert out.loss.item() == pytest.approx(loss, rel=1e-8, abs=1e-12)
+
+
+def test_normalized_kto_at_equal_lengths_is_the_papers_loss_and_has_no_offset_from_length():
+    ref, tokens = torch.tensor([-1800.0, -1500.0]), torch.tensor([6000, 5000])
+    labels, settings = torch.tensor([True, False]), {"gamma": 0.1, "zeta": 0.2, "z0": -400.0}
+    same = entropo_kto_normalized(
+        ref + 1, ref, labels, num_tokens=tokens, mean_tokens=tokens.float(), **settings
+    )
+    assert same == entropo_kto(ref + 1, ref, labels, **settings)
+    mean = torch.full((2,), 5500.0)
+    rewards = normalized_reward(ref, ref, tokens, mean, gamma=0.1, zeta=0.2)
+    assert rewards.tolist() == pytest.approx([-825.0, -825.0])  # Eq. 10: -900 and -750
+    nothing = torch.zeros(2, requires_grad=True)
+    out = entropo_kto_normalized(
+        nothing, nothing.detach(), labels, num_tokens=0 * tokens, mean_tokens=mean, **settings
+    )
+    out.loss.backward()
+    assert torch.isfinite(nothing.grad).all()
+    with pytest.raises(ConfigError, match="mean_tokens has shape"):
+        entropo_kto_normalized(
+            ref, ref, labels, num_tokens=tokens, mean_tokens=mean[:1], **settings
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["entropo-kto", "entropo-kto-normalized", "entropo-kto-released", "kto"]
+)
 def test_kto_losses_pass_gradcheck_and_take_lambda_below_zero(name):
     loss = get_loss(name)
     generator = torch.Generator().manual_seed(0)
@@ -149,7 +210,8 @@ def test_kto_losses_pass_gradcheck_and_take_lambda_below_zero(name):
     def value(s):
         return loss(
             policy_logps=s, ref_logps=ref, desirable=torch.arange(6) < 3, gamma=0.2, zeta=0.15,
-            beta=0.15, z0=torch.linspace(-3, 3, 6, dtype=torch.float64),
+            beta=0.15, num_tokens=torch.arange(5, 11), mean_tokens=torch.full((6,), 7.5),
+            z0=torch.linspace(-3, 3, 6, dtype=torch.float64),
         ).loss  # fmt: skip
 
     assert torch.autograd.gradcheck(value, (policy.detach().requires_grad_(),))

@@ -29,6 +29,7 @@ def same(a, b):
 
 
 LOSSES = ["sft", "entropo-dpo", "entropo-kto", "dpo", "kto", "entropo-kto-released"]
+LOSSES += ["entropo-kto-normalized"]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -102,6 +103,14 @@ def test_step_zero_of_entropo_is_its_closed_form(settings):
     first = read_metrics(train(TrainConfig(**settings, loss="entropo-dpo")).out)[0]
     gap = first["logps/chosen"] - first["logps/rejected"]
     assert first["rewards/margins"] == pytest.approx(0.3 * gap, rel=1e-9)
+
+
+def test_z0_of_the_normalized_kto_is_of_its_own_reward(settings):
+    """At step 0 the mean of z0 over whole tasks is the mean reward, by the leave-one-out rule."""
+    settings |= {"loss": "entropo-kto-normalized", "zeta": 0.4, "batch_size": 64, "max_steps": 1}
+    first = read_metrics(train(TrainConfig(**settings)).out)[0]
+    rewards = first["rewards/chosen"] + first["rewards/rejected"]  # as many of each
+    assert first["z0"] == pytest.approx(rewards / 2 / 0.4, rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["sft", "entropo-dpo", "entropo-kto"])
