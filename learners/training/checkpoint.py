@@ -38,11 +38,16 @@ def save_checkpoint(
     Raises:
         SweError: the disk is full or the folder cannot be written; older checkpoints are intact.
     """
-    workers = policy.scorer.workers
+    workers, zero = policy.scorer.workers, policy.scorer.zero
+    if zero is not None:
+        parameters, optimizer_state = zero.parameters(), zero.optimizer_state()
+    else:
+        parameters = [whole(parameter.detach()).cpu() for parameter in policy.parameters]
+        optimizer_state = whole_optimizer(optimizer)
     state = {
         "step": step,
-        "parameters": [whole(parameter.detach()).cpu() for parameter in policy.parameters],
-        "optimizer": whole_optimizer(optimizer),
+        "parameters": parameters,
+        "optimizer": optimizer_state,
         "rng": workers.gather(_rng(policy.scorer.device)),
         "extra": dict(extra),
     }
@@ -96,13 +101,17 @@ def restore_checkpoint(
     Raises:
         ConfigError: the checkpoint is of a model with other trainable parameters.
     """
-    parameters = policy.parameters
-    if [p.shape for p in parameters] != [p.shape for p in state["parameters"]]:
+    parameters, zero, saved = policy.parameters, policy.scorer.zero, state["parameters"]
+    shapes = [p.shape for p in saved]
+    if not (zero.fits(saved) if zero is not None else [p.shape for p in parameters] == shapes):
         raise ConfigError("The checkpoint is of an adapter of another shape: start a new run.")
-    with torch.no_grad():
-        for parameter, saved in zip(parameters, state["parameters"], strict=True):
-            parameter.copy_(parted_like(saved, parameter))
-    load_optimizer(optimizer, state["optimizer"])
+    if zero is not None:
+        zero.load(saved, state["optimizer"])
+    else:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.copy_(parted_like(value, parameter))
+        load_optimizer(optimizer, state["optimizer"])
     index = policy.scorer.workers.index
     if index < len(state["rng"]):  # a process that was not there before keeps its own
         generators = state["rng"][index]

@@ -136,6 +136,8 @@ class _Run:
     def _update(self, rate: float) -> float:
         """One optimizer step on the gradients of all processes; gives their norm."""
         parameters, optimizer = self.parts.policy.parameters, self.parts.optimizer
+        if (zero := self.parts.policy.scorer.zero) is not None:
+            return zero.step(rate)
         self.workers.add_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         for group in optimizer.param_groups:

@@ -19,6 +19,7 @@ from learners.training.passes import Packing, Passes
 from learners.training.score import PolicySums, Scorer
 from learners.training.shard import shard, whole
 from learners.training.workers import Workers
+from learners.training.zero import Zero
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,12 +62,12 @@ class Policy:
     def _whole(
         self, named: dict[str, Tensor], dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        found = {}
+        found, zero = {}, self.scorer.zero
         for name, value in named.items():
-            full = whole(value.detach())
+            full = zero.whole(value) if zero is not None else whole(value)
             if self.scorer.workers.main:
                 kind = dtype if full.is_floating_point() else None
-                found[name] = full.to("cpu", kind or full.dtype)
+                found[name] = full.detach().to("cpu", kind or full.dtype)
         return found
 
     def write(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
@@ -93,8 +94,8 @@ def check_mode(config: TrainConfig, workers: Workers) -> None:
         return
     if workers.sharded:
         raise ConfigError(
-            "QLoRA's 4-bit weights are not sharded: launch without --use_fsdp, which gives each "
-            "process the whole model."
+            "QLoRA's 4-bit weights are not sharded: launch without --use_fsdp or --use_deepspeed, "
+            "which gives each process the whole model."
         )
     if not torch.cuda.is_available() or config.device == "cpu":
         raise ConfigError("QLoRA needs a CUDA GPU: use mode 'lora' on this machine.")
@@ -131,18 +132,31 @@ def make_policy(
     check_logits(model, torch.tensor(probe, device=place))
     passes = Passes(
         model, device, Packing(config.packing, config.min_share),
-        together=workers.sharded or None, place=torch.device(place),
+        together=workers.sharded or workers.context is not None or None,
+        place=torch.device(place),
     )  # fmt: skip
+    if workers.context is not None and not passes.kernel:
+        raise ConfigError(
+            f"{type(base).__name__} cannot be packed (or packing is 'none'), so its sequences "
+            "cannot be shared by several processes: leave --parallelism_config_cp_size out."
+        )
     halved = full and compute != torch.float32
-    sums = PolicySums(model, compute if halved and not workers.sharded else None)
-    if workers.sharded:
+    autocast = compute if halved and workers.fsdp is None else None
+    sums = PolicySums(model, autocast, workers.context)
+    if workers.fsdp is not None:
         shard(sums, model, workers, compute if full else torch.float32)
-    parameters = trainable(model)
+    parameters, zero = trainable(model), None
+    if workers.deepspeed is not None:
+        zero = Zero(
+            sums, model, parameters, workers.deepspeed,
+            max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
+        )  # fmt: skip
     if not workers.sharded:
         workers.copy_from_main(parameters)
     if workers.index:  # dropout differs from process to process
         torch.manual_seed(config.seed + 1_000_003 * workers.index)
-    return Policy(model, Scorer(sums, passes, workers), parameters, fingerprint, compute, config)
+    scorer = Scorer(sums, passes, workers, zero)
+    return Policy(model, scorer, parameters, fingerprint, compute, config)
 
 
 def _load(config: TrainConfig, place: str, compute: torch.dtype) -> PreTrainedModel:

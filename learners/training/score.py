@@ -6,30 +6,43 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learners.data.batching import Batch
 from learners.data.encode import Encoded
 from learners.ops import SequenceLogps
+from learners.ops.context import Context, context_logps
 from learners.ops.packing import Packed
 from learners.training.passes import Passes, forward
 from learners.training.workers import Workers
+from learners.training.zero import Zero
 
 
 class PolicySums(nn.Module):
     """One forward pass as a module, so that FSDP2 can hang its gathering of weights on it."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
-        """`autocast`: type to compute in where it is not that of the weights."""
+    def __init__(
+        self,
+        model: nn.Module,
+        autocast: torch.dtype | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """`autocast`: type to compute in where it is not that of the weights.
+
+        `context`: the processes that make the pass together, if any.
+        """
         super().__init__()
         self.model = model
         self._autocast = autocast
+        self._context = context
 
     def forward(self, batch: Batch | Packed, kernel: str) -> SequenceLogps:
         """As `learners.training.passes.forward`."""
         with torch.autocast(
             batch.input_ids.device.type, self._autocast, enabled=self._autocast is not None
         ):
+            if self._context is not None and isinstance(batch, Packed):
+                return context_logps(self.model, batch, self._context)
             return forward(self.model, batch, kernel)
 
 
@@ -42,8 +55,12 @@ class Scorer:
     without padding. See `Passes`.
     """
 
-    def __init__(self, sums: PolicySums, passes: Passes, workers: Workers) -> None:
-        self.sums = sums
+    def __init__(
+        self, sums: PolicySums, passes: Passes, workers: Workers, zero: Zero | None = None
+    ) -> None:
+        """`zero`: what spreads the model, if DeepSpeed does."""
+        self.sums: Any = sums if zero is None else zero.engine
+        self.zero = zero
         self.passes = passes
         self.device = passes.device
         self.workers = workers
@@ -54,6 +71,13 @@ class Scorer:
     def model(self) -> Any:
         """The model that is scored with."""
         return self.sums.model
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to the parameters'."""
+        if self.zero is not None:
+            self.zero.backward(loss)
+        else:
+            torch.autograd.backward(loss)
 
     def __call__(self, sequences: Sequence[Encoded], width: int = 1) -> SequenceLogps:
         """Sums for each sequence; differentiable unless gradients are off.
@@ -87,7 +111,7 @@ class Scorer:
             width: Sequences a sample.
             progress: Called with (done, total).
         """
-        count, total = self.workers.count, len(sequences)
+        count, total = self.workers.groups, len(sequences)
         sums = SequenceLogps(
             torch.zeros(total, dtype=torch.float64),
             torch.zeros(total, dtype=torch.float64),
@@ -99,11 +123,11 @@ class Scorer:
         done = 0
         with torch.no_grad():
             for start in range(0, len(samples), count):
-                mine = start + self.workers.index
+                mine = start + self.workers.group
                 if mine < len(samples) or self.workers.sharded:  # a pass needs every process
                     rows = samples[min(mine, len(samples) - 1)]
                     found = self([sequences[row] for row in rows], width)
-                if mine < len(samples):
+                if mine < len(samples) and self.workers.counts:
                     for column, value in zip(sums, found, strict=True):
                         column[rows.start : rows.stop] = value
                 done += sum(len(rows) for rows in samples[start : start + count])

@@ -87,8 +87,8 @@ def run_batch(
         offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
         share = sum(weights[row] for row in rows) / sum(weights)
         share *= workers.gradient_factor if counted else 0
-        torch.autograd.backward(objective.loss(**offered).loss * share)
-        if not counted:
+        scorer.backward(objective.loss(**offered).loss * share)
+        if not counted or not workers.counts:
             continue
         logps[rows] = live.detach()
         entropies[rows] = sums.entropies.detach().view(len(rows), width)
@@ -143,10 +143,10 @@ def _my_batches(
     """
     workers, passes = objective.scorer.workers, objective.scorer.passes
     plans = []
-    for share in shares(samples, workers.count):
+    for share in shares(samples, workers.groups):
         cut = passes.microbatches([samples[row] for row in share], objective.micro_batch_tokens)
         plans.append([[share[position] for position in rows] for rows in cut])
-    mine = plans[workers.index]
+    mine = plans[workers.group]
     yield from ((rows, True) for rows in mine)
     if workers.sharded:
         shortest = min(range(len(samples)), key=lambda row: samples[row].num_tokens)

@@ -12,7 +12,9 @@ from torch import Tensor, distributed, nn
 from swe_env.errors import ConfigError, SweError
 
 if TYPE_CHECKING:
-    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+
+    from learners.ops.context import Context
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ class Workers:
 
     Every process has the same data and the same settings, works on its share of each optimizer
     batch, and takes the same steps. Replicated, each has the whole model and gradients are added
-    up once a step; sharded (FSDP2), each has a part of every weight.
+    up once a step; sharded (FSDP2, DeepSpeed), each has a part of what there is.
     """
 
     def __init__(
@@ -34,9 +36,16 @@ class Workers:
         index: int = 0,
         device: torch.device | None = None,
         fsdp: FullyShardedDataParallelPlugin | None = None,
+        deepspeed: DeepSpeedPlugin | None = None,
+        context: Context | None = None,
     ) -> None:
-        """`device` is this process's own (None: not decided); `fsdp`, the settings if sharded."""
-        self.count, self.index, self.device, self.fsdp = count, index, device, fsdp
+        """`device` is this process's own (None: not decided).
+
+        `fsdp` and `deepspeed` are the settings of what shards the model, if anything does;
+        `context`, the processes that share every row of tokens, neighbours in order.
+        """
+        self.count, self.index, self.device = count, index, device
+        self.fsdp, self.deepspeed, self.context = fsdp, deepspeed, context
 
     @property
     def main(self) -> bool:
@@ -44,15 +53,30 @@ class Workers:
         return self.index == 0
 
     @property
+    def groups(self) -> int:
+        """How many shares a batch is dealt out in: processes that share rows take one together."""
+        return self.count // (self.context.count if self.context else 1)
+
+    @property
+    def group(self) -> int:
+        """Which of the shares is this process's."""
+        return self.index // (self.context.count if self.context else 1)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the sums of this process's share are its to report: of each group, one."""
+        return self.context is None or self.context.index == 0
+
+    @property
     def sharded(self) -> bool:
         """Whether every forward pass must be made by all processes together."""
-        return self.fsdp is not None
+        return self.fsdp is not None or self.deepspeed is not None
 
     @property
     def gradient_factor(self) -> int:
         """What a loss is multiplied with, so that the gradient is the sum over processes.
 
-        FSDP2 takes the mean.
+        FSDP2 and DeepSpeed take the mean.
         """
         return self.count if self.sharded else 1
 
@@ -147,11 +171,6 @@ def start_workers(device: str) -> Workers:
     Raises:
         ConfigError: the launcher asks for something that the learner cannot do.
     """
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "swe train does not run under DeepSpeed: launch it with FSDP2, which shards the same "
-            "states (accelerate launch --use_fsdp --fsdp_version 2)."
-        )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Workers()
     if device not in ("auto", "cpu", "cuda"):
@@ -160,9 +179,14 @@ def start_workers(device: str) -> Workers:
         )
     from accelerate import PartialState
 
-    fsdp = _fsdp()
+    fsdp, deepspeed = _fsdp(), None
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        from learners.training.zero import deepspeed_settings
+
+        deepspeed = deepspeed_settings(device)
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    return Workers(state.num_processes, state.process_index, state.device, fsdp)
+    count, index = state.num_processes, state.process_index
+    return Workers(count, index, state.device, fsdp, deepspeed, _context(count, index))
 
 
 def is_main() -> bool:
@@ -188,6 +212,41 @@ def _fsdp() -> FullyShardedDataParallelPlugin | None:
             "swe train shards with FSDP2 only: add --fsdp_version 2 to accelerate launch."
         )
     return plugin
+
+
+def _context(count: int, index: int) -> Context | None:
+    """Who shares rows with this process, by accelerate's ``--parallelism_config_cp_size``.
+
+    Raises:
+        ConfigError: the processes cannot be grouped so, or another parallelism is asked for.
+    """
+    if not _flag("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return None
+    sizes = {
+        name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1"))
+        for name in ("cp", "tp", "sp")
+    }
+    for name in ("tp", "sp"):
+        if sizes[name] > 1:
+            raise ConfigError(
+                f"swe train has no {name}_size: spread long sequences with "
+                "--parallelism_config_cp_size, weights with FSDP2 or DeepSpeed."
+            )
+    size = sizes["cp"]
+    if size < 2:
+        return None
+    if count % size:
+        raise ConfigError(
+            f"{count} processes cannot share sequences by {size}: the number of processes must be "
+            "a multiple of --parallelism_config_cp_size."
+        )
+    from learners.ops.context import Context
+
+    # Every process must make every group.
+    groups: list[Any] = [
+        distributed.new_group(list(range(at, at + size))) for at in range(0, count, size)
+    ]
+    return Context(size, index % size, groups[index // size])
 
 
 def _flag(name: str) -> bool:

@@ -1,5 +1,6 @@
-"""Two processes (gloo, on the CPU) come to the result of one: replicated, and sharded by FSDP2."""
+"""Two processes (gloo, on the CPU) come to the result of one, however they share the work."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,10 @@ from learners import TrainConfig, read_metrics, train
 from learners.data.batching import shares
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
+from learners.ops.context import Context
+from learners.training import workers
 from learners.training.workers import Workers, start_workers
+from learners.training.zero import deepspeed_settings
 from swe_env.errors import ConfigError
 from tests.learners.models import save_model
 from tests.learners.records import mixed_buffer
@@ -27,6 +31,14 @@ CASES = {
     "resumed": {"loss": "entropo-kto", "z0": "task", "save_every": 2, "eval_every": 4},
 }
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
+CONTEXT = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"}
+DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed (its package needs wheel, ninja and a C++ compiler)",
+)
+LEFT = ("sharded", "zero-3")
+"""Where a run is also left to be gone on with by a single process."""
 pytestmark = [
     pytest.mark.timeout(600),  # three trainings of five runs each, on a busy machine
     pytest.mark.xdist_group("processes"),  # which are made once for all
@@ -69,14 +81,31 @@ def one(jobs):
     return home / "one"
 
 
-@pytest.fixture(scope="module", params=["replicated", "sharded"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "replicated",
+        "sharded",
+        "context",
+        pytest.param("zero-2", marks=DEEPSPEED),
+        pytest.param("zero-3", marks=DEEPSPEED),
+    ],
+)
 def two(jobs, request):
-    """Where two processes trained, each with the whole model or with a part of its weights."""
+    """Where two processes trained.
+
+    Each with the whole model, with a part of its weights or state, or with a part of every row.
+    """
     home, found = jobs(request.param)
     environment = {"SWE_ENV_CACHE": str(home / f"cache-{request.param}"), "OMP_NUM_THREADS": "1"}
     if request.param == "sharded":
         environment |= SHARDED
-        found.append({**jobs("left")[1][-1], "leave": True})
+    if request.param == "context":
+        environment |= SHARDED | CONTEXT  # as accelerate's launcher wants it
+    if request.param.startswith("zero"):
+        environment |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param[-1]}
+    if request.param in LEFT:
+        found.append({**jobs(f"left-{request.param}")[1][-1], "leave": True})
     launch(home / f"{request.param}.json", found, environment)
     return home / request.param
 
@@ -110,8 +139,8 @@ def test_two_processes_take_the_steps_of_one(one, two, case):
     compare(two / case, one / case)
     record = json.loads((two / case / "training.json").read_text())
     assert record["processes"] == 2
-    if (two.name, case) == ("sharded", "resumed"):
-        goes_on_alone(two.parent / "left" / case, one / case)
+    if two.name in LEFT and case == "resumed":
+        goes_on_alone(two.parent / f"left-{two.name}" / case, one / case)
 
 
 def goes_on_alone(left, whole):
@@ -144,12 +173,45 @@ def test_what_a_launcher_may_not_ask_for(monkeypatch):
     with pytest.raises(ConfigError, match="leave device 'cuda:1' out"):
         start_workers("cuda:1")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="does not run under DeepSpeed: launch it with FSDP2"):
-        start_workers("cpu")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match="not installed: pip install deepspeed, or shard"):
+            start_workers("cpu")
+    with monkeypatch.context() as old:
+        old.setattr("importlib.util.find_spec", lambda name: name)
+        old.setattr("importlib.metadata.version", lambda name: "0.16.4")
+        with pytest.raises(
+            ConfigError, match=r"DeepSpeed 0\.16\.4 ends its steps by a fixed count"
+        ):
+            start_workers("cpu")
+
+
+def test_how_processes_may_share_sequences(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    assert workers._context(3, 0) is None
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    with pytest.raises(ConfigError, match="3 processes cannot share sequences by 2"):
+        workers._context(3, 0)
+    monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")
+    with pytest.raises(ConfigError, match="swe train has no tp_size: spread long sequences"):
+        workers._context(4, 0)
+    four = [Workers(4, index, context=Context(2, index % 2)) for index in range(4)]
+    assert [one.groups for one in four] == [2, 2, 2, 2]
+    assert [one.group for one in four] == [0, 0, 1, 1]
+    assert [one.counts for one in four] == [True, False, True, False]
+
+
+@DEEPSPEED
+def test_deepspeed_without_zero_is_refused(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    with pytest.raises(ConfigError, match="without ZeRO shards nothing: give --zero_stage 1, 2"):
+        deepspeed_settings("cpu")
 
 
 def test_a_process_alone_needs_nobody():
-    workers = Workers()
-    assert workers.main
-    assert workers.agree(3) == 3
-    assert workers.gather("x") == ["x"]
+    alone = Workers()
+    assert alone.main
+    assert alone.agree(3) == 3
+    assert alone.gather("x") == ["x"]
