@@ -19,6 +19,7 @@ REASONS = {
     "format": "a call in it cannot be written in the text format or chat template",
     "template": "the chat template does not reproduce it token by token",
     "too-long": "longer than max_tokens",
+    "one-solution": "its task has fewer than two different correct solutions",
     "prompts-differ": "the two sides of the pair start from different tokens",
 }
 """Why a trajectory or pair is left out."""

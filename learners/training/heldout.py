@@ -8,6 +8,7 @@ from torch import Tensor
 
 from learners.data.dataset import Sample
 from learners.losses.z0 import estimator
+from learners.training.solutions import Solutions
 from learners.training.step import Objective, batch_figures
 
 
@@ -15,10 +16,15 @@ class HeldOut:
     """A held-out data set with its reference sums."""
 
     def __init__(
-        self, objective: Objective, samples: Sequence[Sample], references: Tensor, z0: str
+        self,
+        objective: Objective,
+        samples: Sequence[Sample],
+        references: Tensor,
+        z0: str,
+        solutions: Solutions | None = None,
     ) -> None:
         """`references` are the samples' reference sums, (samples, sequences a sample)."""
-        self._objective = objective
+        self._objective, self._solutions = objective, solutions
         self._samples = samples
         self._sequences = [s for sample in samples for s in sample.sequences]
         self._references = references
@@ -26,7 +32,7 @@ class HeldOut:
         self._z0 = "task" if z0 == "mismatched" else z0
 
     def figures(self) -> dict[str, float]:
-        """Loss, margins, accuracy, entropy and distance under the policy as it is.
+        """Loss, margins, accuracy, entropy, distance and solutions under the policy as it is.
 
         To be called by all processes, with the model in evaluation mode. KTO's z0 is estimated
         from the held-out rewards themselves, which are all as new as the policy.
@@ -38,6 +44,7 @@ class HeldOut:
             rewards = self._objective.rewards(self._samples, logps[:, 0], self._references[:, 0])
             groups = [sample.group for sample in self._samples]
             z0 = estimator(self._z0, rewards, groups).estimate(range(len(self._samples)))
-        return batch_figures(
+        figures = batch_figures(
             self._objective, self._samples, self._references, z0, logps, entropies, counts
         )
+        return figures | (self._solutions.figures() if self._solutions is not None else {})

@@ -27,12 +27,14 @@ from learners.training.prepare import (
     build_dataset,
     check_folder,
     check_vocabulary,
+    encoder,
     open_folder,
     read_buffer,
 )
 from learners.training.reference import reference_logps
 from learners.training.results import OnProgress, Progress
 from learners.training.schedule import total_steps
+from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
@@ -49,6 +51,8 @@ class Data:
 
     train: Dataset
     held_out: Dataset | None
+    attempts: Attempts | None
+    """Of the held-out tasks that have several correct solutions; None without any."""
     mismatched: list[Encoded]
     """KTO's mismatched sequences, when its z0 wants them."""
 
@@ -96,7 +100,8 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     show(Progress("data", len(data.train), data.train.report.seen, {}))
 
     def fits(vocab_size: int) -> None:
-        for dataset in (data.train, data.held_out):
+        several = data.attempts.dataset if data.attempts is not None else None
+        for dataset in (data.train, data.held_out, several):
             if dataset is not None:
                 check_vocabulary(dataset, vocab_size)
 
@@ -147,11 +152,19 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
 
 def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
     train = build_dataset(read_buffer(config.buffer), tokenizer, config, loss)
-    held_out = None
+    held_out, found = None, None
     if config.eval_buffer is not None:
-        held_out = build_dataset(read_buffer(config.eval_buffer), tokenizer, config, loss)
+        trajectories = read_buffer(config.eval_buffer)
+        held_out = build_dataset(trajectories, tokenizer, config, loss)
+        found = attempts(trajectories, encoder(tokenizer, config))
+        log.info("Held out: %s; of several solutions: %s", held_out.report, found.dataset.report)
     wanted = _wants_mismatched(config, loss)
-    return Data(train, held_out, mismatches(train.samples) if wanted else [])
+    return Data(
+        train,
+        held_out,
+        found if found is not None and len(found.dataset) else None,
+        mismatches(train.samples) if wanted else [],
+    )
 
 
 def _saved(config: TrainConfig, out: Path, dataset: Dataset) -> dict[str, Any] | None:
@@ -202,7 +215,11 @@ def _held_out(
     if objective.loss.needs_reference:
         scored = _score(policy, data.held_out, config, lambda _: None)
         references = scored.view_as(references)
-    return HeldOut(objective, samples, references, config.z0)
+    solutions = None
+    if data.attempts is not None:
+        scored = _score(policy, data.attempts.dataset, config, lambda _: None)
+        solutions = Solutions(data.attempts, scored, policy.scorer)
+    return HeldOut(objective, samples, references, config.z0, solutions)
 
 
 def _score(

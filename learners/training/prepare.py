@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learners.data.dataset import Dataset, pair_samples, row_samples
+from learners.data.dataset import Dataset, Encoder, pair_samples, row_samples
 from learners.data.encode import Encoded, encode, recorded
 from learners.losses import Loss
 from learners.training.config import TrainConfig
@@ -100,15 +100,15 @@ def build_dataset(
     """
     trajectories = list(trajectories)
     _check_tokenizer(trajectories, tokenizer)
-    encoder = _Encoder(tokenizer, config)
+    encode_one = encoder(tokenizer, config)
     if loss.kind == "pairs":
         dataset = pair_samples(
-            trajectories, encoder,
+            trajectories, encode_one,
             per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
         )  # fmt: skip
     else:
         dataset = row_samples(
-            trajectories, encoder, kind=loss.kind, per_task=config.per_task, seed=config.seed
+            trajectories, encode_one, kind=loss.kind, per_task=config.per_task, seed=config.seed
         )
     check_samples(dataset, loss)
     return dataset
@@ -126,6 +126,11 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
             f"The buffer holds token id {highest}, the model's vocabulary ends at "
             f"{vocab_size - 1}: the trajectories were recorded with another model's tokenizer."
         )
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Encoder:
+    """`encode` as the settings have it, with one chat template for all."""
+    return _Encoder(tokenizer, config)
 
 
 class _Encoder:

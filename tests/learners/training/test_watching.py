@@ -2,18 +2,22 @@
 
 import importlib.util
 from itertools import pairwise
+from math import exp, log
 
 import pytest
 import torch
+from peft import PeftModel
 
+from agents.selection.diversity import effective_correct
 from learners import TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
+from learners.training.solutions import attempts, spread
 from learners.training.stopping import StopRule
 from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, tiny_llama
-from tests.learners.records import mixed_buffer
+from tests.learners.records import FAILURE, mixed_buffer, sampled
 from tests.learners.training.conftest import write_buffer
 
 
@@ -38,8 +42,6 @@ def test_a_held_out_buffer_is_evaluated_and_changes_nothing(settings, held_out, 
 
 
 def test_the_held_out_figures_are_those_of_the_finished_policy(settings, held_out):
-    from peft import PeftModel
-
     settings |= {"loss": "dpo", "ties": 0, "eval_buffer": held_out}
     out = train(TrainConfig(**settings)).out
     last = read_metrics(out)[-1]
@@ -65,6 +67,77 @@ def test_the_held_out_figures_are_those_of_the_finished_policy(settings, held_ou
     assert last["eval/rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
     assert last["eval/rewards/accuracies"] == sum(m > 0 for m in margins) / len(margins)
     assert last["eval/entropy"] == pytest.approx(entropies / tokens, rel=1e-5)
+
+
+def diff(line):
+    return f"--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x = 0\n+x = {line}\n"
+
+
+def several(task, patches):
+    """Attempts at a task: (patch, resolved) of each."""
+    return [
+        sampled(
+            task, replies=(f"try {at}", "done"), resolved=resolved, attempt=at, patch=diff(line)
+        )
+        for at, (line, resolved) in enumerate(patches)
+    ]
+
+
+def test_diversity_over_correct_solutions_is_of_the_policy_as_it_is(settings, tmp_path):
+    records = [
+        *several("a", [("1", True), ("1", True), ("2", True), ("3", False)]),
+        *several("b", [("5", True), ("5", True), ("6", False)]),  # one solution: says nothing
+    ]
+    records += mixed_buffer(tasks=2, seed=9)
+    held_out = write_buffer(tmp_path / "held-out", records)
+    settings |= {"loss": "sft", "eval_buffer": held_out, "eval_every": 1, "max_steps": 4}
+    last = read_metrics(train(TrainConfig(**settings)).out)[-1]
+    before = exp(-(2 / 3 * log(2 / 3) + 1 / 3 * log(1 / 3)))
+    assert last["eval/solutions/effective_before"] == pytest.approx(before, rel=1e-9)
+    assert last["eval/solutions/effective_before"] == pytest.approx(effective_correct(records[:4]))
+    model = PeftModel.from_pretrained(tiny_llama(), settings["out"])
+    sums = []
+    for record in records[:4]:
+        encoded = encode(record, byte_tokenizer())
+        batch = torch.tensor([encoded.input_ids]), torch.tensor([encoded.loss_mask])
+        with torch.no_grad(), model.disable_adapter():
+            start = sequence_logps(model, *batch).logps.item()
+        with torch.no_grad():
+            sums.append(sequence_logps(model, *batch).logps.item() - start)
+    weights = [exp(s) / sum(map(exp, sums)) for s in sums]
+    masses = [weights[0] + weights[1], weights[2]]
+    shares = [mass / sum(masses) for mass in masses]
+    expected = {
+        "effective": exp(-sum(p * log(p) for p in shares)),
+        "resolved": sum(masses),
+        "distinct@8": sum(1 - (1 - mass) ** 8 for mass in masses),
+        "sample_size": 1 / sum(w * w for w in weights),
+    }
+    for name, value in expected.items():
+        assert last[f"eval/solutions/{name}"] == pytest.approx(value, rel=1e-4), name
+    assert abs(expected["effective"] - before) > 1e-4  # training moved it
+
+
+def test_attempts_that_say_nothing_of_diversity_are_counted():
+    records = [*several("a", [("1", True), ("2", True)]), *several("b", [("1", True)])]
+    records += [sampled("a", failure=FAILURE), sampled("a", finished=False)]
+    found = attempts(records, lambda t: encode(t, byte_tokenizer()))
+    assert found.solutions in ((0, 1), (1, 0))
+    assert found.dataset.report.dropped == {"one-solution": 1, "failure": 1, "unfinished": 1}
+
+
+def test_mass_on_one_solution_is_one_effective_solution():
+    groups, solutions = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, -1])
+    even = spread(torch.zeros(4, dtype=torch.float64), groups, solutions)
+    assert even["effective"] == pytest.approx(3)
+    assert even["resolved"] == pytest.approx(0.75)
+    assert even["distinct@8"] == pytest.approx(3 * (1 - 0.75**8))
+    assert even["sample_size"] == pytest.approx(4)
+    log_weights = torch.tensor([900.0, 0.0, -900.0, -900.0], dtype=torch.float64)
+    one = spread(log_weights, groups, solutions)
+    assert one == {"effective": 1.0, "resolved": 1.0, "distinct@8": 1.0, "sample_size": 1.0}
+    lost = spread(-log_weights.flip(0), groups, torch.tensor([-1, 0, 1, -1]))
+    assert lost["resolved"] == pytest.approx(0.5)
 
 
 def test_a_collapse_of_entropy_ends_the_run_and_a_resumed_one(settings):
