@@ -106,12 +106,7 @@ class Zero:
             dist_init_required=False,
         )
         if self.stage == 3:
-            from deepspeed.runtime.zero import register_external_parameter
-
-            # `token_logps` reads the head's weight without calling the head.
-            head: Any = unwrap(model).get_output_embeddings()  # type: ignore[no-untyped-call]
-            for parameter in head.parameters():
-                register_external_parameter(module, parameter)
+            _read_directly(module, model)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass; every process must make as many."""
@@ -210,6 +205,25 @@ class Zero:
     def _shape(parameter: Tensor) -> torch.Size:
         found: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
         return found
+
+
+def _read_directly(module: nn.Module, model: nn.Module) -> None:
+    """Tell DeepSpeed, which gathers a layer's weights when it is called, what is read without.
+
+    `token_logps` reads the head's weight, and layers whose forward was replaced by one that
+    computes less read those of the layers inside them.
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    head: Any = unwrap(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    for parameter in head.parameters():
+        register_external_parameter(module, parameter)
+    for layer in model.modules():
+        if "forward" in vars(layer):
+            own = set(layer.parameters(recurse=False))
+            for parameter in layer.parameters():
+                if parameter not in own:
+                    register_external_parameter(layer, parameter)
 
 
 def _zero_settings(plugin: DeepSpeedPlugin) -> dict[str, Any]:
