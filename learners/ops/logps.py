@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 from swe_env.errors import ConfigError
 
@@ -48,7 +49,8 @@ def token_logps(
 
     Args:
         hidden: Hidden states that predict the targets, shape (tokens, dim).
-        lm_head_weight: (vocab, dim), of hidden's type.
+        lm_head_weight: (vocab, dim), of hidden's type. A head that tensor parallelism has cut by
+            words (a DTensor) stays cut: see `learners.ops.vocab_parallel`.
         targets: Token ids, (tokens,), integers in [0, vocab).
         bias: (vocab,) or None.
         chunk_size: Tokens whose logits exist at once; by default as many as fit a budget
@@ -65,6 +67,18 @@ def token_logps(
         ConfigError: shapes or types do not fit.
     """
     _check(hidden, lm_head_weight, targets, bias, chunk_size)
+    if isinstance(lm_head_weight, DTensor):
+        from learners.ops.vocab_parallel import cut_token_logps
+
+        return cut_token_logps(
+            hidden,
+            lm_head_weight,
+            targets,
+            bias,
+            chunk_size=chunk_size,
+            softcap=softcap,
+            scale=scale,
+        )  # fmt: skip
     if chunk_size is None:
         budget = _BUDGET.get(hidden.device.type, _BUDGET["cuda"])
         chunk_size = max(budget // (4 * lm_head_weight.shape[0]), 16)
