@@ -70,7 +70,8 @@ def pairs(
         states = _by_first_state(task)
         for state in states:
             good, bad = _split(state, seed)
-            made += [Pair(g, b) for g, b in _spread(product(good, bad), per_task - len(made))]
+            left = per_task - sum(not pair.tie for pair in made)
+            made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
             tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
             tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
             room = ties - sum(pair.tie for pair in made)

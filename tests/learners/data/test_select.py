@@ -52,6 +52,18 @@ def test_a_quota_is_never_exceeded():
         assert {p.chosen.resolved for p in ties} == {True, False}
 
 
+def test_ties_of_one_first_state_take_no_pair_of_another():
+    first = [sampled(replies=(f"a{i}",), attempt=i) for i in range(3)]
+    system = Step(step_id=1, source="system", message="Else.")
+    second = [
+        dataclasses.replace(t, steps=(system, *t.steps[1:]))
+        for t in (sampled(replies=("b",)), sampled(replies=("c",), resolved=False))
+    ]
+    for records in ([*first, *second], [*second, *first]):
+        found, _ = pairs(records, per_task=1, ties=1)
+        assert sorted(pair.tie for pair in found) == [False, True]
+
+
 def test_a_trajectory_makes_no_tie_with_its_like():
     same = [sampled(attempt=0), sampled(attempt=1)]
     assert same[0].trajectory_id != same[1].trajectory_id
