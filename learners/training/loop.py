@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
@@ -32,6 +33,7 @@ from learners.training.shard import whole
 from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
 from learners.training.workers import start_workers
+from swe_env.errors import SweError
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +170,8 @@ class _Run:
             except StopTraining as stop:
                 reason = stop.reason
         if self.writer is not None:
-            self.writer.write(self.step, self.metrics)
+            with self._disk("The figures"):
+                self.writer.write(self.step, self.metrics)
         try:
             if not (self.stopped or reason):
                 self._show()
@@ -257,8 +260,25 @@ class _Run:
         self.workers.on_main(lambda: self._write(weights))
 
     def _write(self, weights: dict[str, torch.Tensor] | None) -> None:
+        policy = self.parts.policy
+        with self._disk("The result"):
+            policy.write(self.out, weights)
+            self._write_card()
+        if not self.stopped and self.step == self.parts.total:
+            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _disk(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise SweError(
+                f"{what} of step {self.step} could not be written to {self.out} ({error}): free "
+                "some space and go on with --resume."
+            ) from error
+
+    def _write_card(self) -> None:
         policy, config = self.parts.policy, self.config
-        policy.write(self.out, weights)
         record: dict[str, Any] = {
             "base_fingerprint": policy.fingerprint,
             "init_adapter_digest": adapter_digest(config.init_adapter),
@@ -272,5 +292,3 @@ class _Run:
             "commit": commit(),
         }
         write_card(self.out, config, record)
-        if not self.stopped and self.step == self.parts.total:
-            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)

@@ -37,6 +37,24 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     return seen.hexdigest()[:16]
 
 
+def weights_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits over every weight and buffer, to the last bit, in the type it has.
+
+    Sums the bits of each as integers, which depends on no order, beside some of its values.
+    """
+    seen = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        flat = value.detach().flatten()
+        words = flat.view(_WORDS[flat.element_size()])
+        some = words[:: max(words.numel() // 32, 1)][:32].tolist()
+        total = int(words.sum(dtype=torch.int64))
+        seen.update(f"{name}{tuple(value.shape)}{value.dtype}{total}{some}".encode())
+    return seen.hexdigest()[:16]
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) -> PeftModel:
     """`base` with a trainable adapter: `config.init_adapter`'s, or a new one that changes nothing.
 
@@ -65,7 +83,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             targets = [config.lora_targets, *config.lora_parameters]
             raise ConfigError(f"No adapter with targets {targets!r}: {error}") from error
     else:
-        folder = check_adapter(config.init_adapter, fingerprint)
+        folder = check_adapter(config.init_adapter, fingerprint, config.model)
         try:
             with hub.quiet_renames():
                 model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
@@ -79,8 +97,8 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     return found
 
 
-def check_adapter(path: str | Path, fingerprint: str | None = None) -> Path:
-    """The adapter's folder, once it is known to hold one that fits.
+def check_adapter(path: str | Path, fingerprint: str | None = None, model: str = "") -> Path:
+    """The adapter's folder, once it is known to hold one that fits `model` of that fingerprint.
 
     Raises:
         ConfigError: there is none, or it records the fingerprint of other base weights.
@@ -93,7 +111,7 @@ def check_adapter(path: str | Path, fingerprint: str | None = None) -> Path:
     if fingerprint is not None and record.is_file():
         trained_on = json.loads(record.read_text()).get("base_fingerprint", fingerprint)
         if trained_on != fingerprint:
-            raise _other_base(folder, "this model")
+            raise _other_base(folder, model)
     return folder
 
 

@@ -24,7 +24,9 @@ from learners.training.metrics import check_wandb
 from learners.training.model import adapter_digest, check_adapter
 from learners.training.policy import Policy, check_mode, make_policy
 from learners.training.prepare import (
+    NoSignal,
     build_dataset,
+    check_device,
     check_folder,
     check_vocabulary,
     encoder,
@@ -107,7 +109,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
 
     probe = data.train.samples[0].sequences[0].input_ids[:16]
     policy = make_policy(config, workers, list(probe), fits)
-    workers.on_main(lambda: open_folder(out, config))
+    workers.on_main(lambda: open_folder(out, config, policy.size))
     settings = config.model_dump(
         include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
     )
@@ -143,6 +145,7 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
             f"stop_kl is a distance from the reference, which {loss.name} has none of: leave it "
             "out."
         )
+    check_device(config.device)
     check_wandb(config.wandb_project)
     check_mode(config, workers)
     if config.init_adapter is not None:
@@ -155,7 +158,10 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
     held_out, found = None, None
     if config.eval_buffer is not None:
         trajectories = read_buffer(config.eval_buffer)
-        held_out = build_dataset(trajectories, tokenizer, config, loss)
+        try:
+            held_out = build_dataset(trajectories, tokenizer, config, loss)
+        except NoSignal as error:
+            raise NoSignal(f"Nothing can be evaluated on {config.eval_buffer}: {error}") from error
         found = attempts(trajectories, encoder(tokenizer, config))
         log.info("Held out: %s; of several solutions: %s", held_out.report, found.dataset.report)
     wanted = _wants_mismatched(config, loss)
@@ -231,7 +237,7 @@ def _score(
 ) -> Tensor:
     sequences = [s for sample in dataset.samples for s in sample.sequences]
     key = [
-        policy.fingerprint, adapter_digest(config.init_adapter), dataset.digest,
+        policy.digest, adapter_digest(config.init_adapter), dataset.digest,
         f"{config.mode} {policy.compute} {policy.model.dtype}", policy.scorer.device.type,
         str(sorted(versions().items())),
     ]  # fmt: skip

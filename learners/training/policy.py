@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from agents.policies import hub
 from learners.ops import check_logits
 from learners.training.config import TrainConfig
-from learners.training.model import add_adapter, base_fingerprint, save_adapter, trainable
+from learners.training.model import (
+    add_adapter,
+    base_fingerprint,
+    save_adapter,
+    trainable,
+    weights_digest,
+)
 from learners.training.passes import Packing, Passes
 from learners.training.score import PolicySums, Scorer
 from learners.training.shard import shard, whole
@@ -36,7 +42,11 @@ class Policy:
     parameters: list[nn.Parameter]
     """What the optimizer moves, in a fixed order; in parts where the model is sharded."""
     fingerprint: str
-    """Of the base weights as they were found."""
+    """Of the base weights as they were found; the same whatever type they were loaded in."""
+    digest: str
+    """Of every one of those weights as it was loaded."""
+    size: int
+    """How many weights are trained."""
     compute: torch.dtype
     """Type the passes compute in, and of a whole model when it is saved."""
     config: TrainConfig
@@ -126,7 +136,7 @@ def make_policy(
     place = "cpu" if workers.sharded else str(device)
     base = _load(config, place, compute)
     check_vocabulary(base.config.get_text_config().vocab_size)
-    fingerprint = _fingerprint(config, base)
+    fingerprint, digest = _fingerprint(config, base), weights_digest(base)
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))
@@ -143,6 +153,7 @@ def make_policy(
     halved = full and compute != torch.float32
     autocast = compute if halved and workers.fsdp is None else None
     sums = PolicySums(model, autocast, workers.context)
+    size = sum(parameter.numel() for parameter in trainable(model))
     if workers.fsdp is not None:
         shard(sums, model, workers, compute if full else torch.float32)
     parameters, zero = trainable(model), None
@@ -156,7 +167,7 @@ def make_policy(
     if workers.index:  # dropout differs from process to process
         torch.manual_seed(config.seed + 1_000_003 * workers.index)
     scorer = Scorer(sums, passes, workers, zero)
-    return Policy(model, scorer, parameters, fingerprint, compute, config)
+    return Policy(model, scorer, parameters, fingerprint, digest, size, compute, config)
 
 
 def _load(config: TrainConfig, place: str, compute: torch.dtype) -> PreTrainedModel:

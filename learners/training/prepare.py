@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,11 +39,17 @@ def check_folder(config: TrainConfig) -> Path:
     """The output folder: missing, empty, or holding the same run's earlier part.
 
     Raises:
-        ConfigError: it holds something else, or a run with other settings.
+        ConfigError: it holds something else, or a run with other settings, or cannot be made.
     """
     out = Path(config.out).expanduser()
     record = out / _SETTINGS
     settings = json.loads(config.model_dump_json())
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"The output folder {out} cannot be made: {place} is "
+            f"{'not writable' if place.is_dir() else 'no folder'}."
+        )
     if out.exists() and any(out.iterdir()):
         if not config.resume:
             raise ConfigError(
@@ -63,10 +71,52 @@ def check_folder(config: TrainConfig) -> Path:
     return out
 
 
-def open_folder(out: Path, config: TrainConfig) -> None:
-    """Make the output folder and write down the settings; called once nothing can be wrong."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _SETTINGS).write_text(config.model_dump_json(indent=2) + "\n")
+def check_device(device: str) -> None:
+    """There is such a device here.
+
+    Raises:
+        ConfigError: says what there is.
+    """
+    import torch
+
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = "cuda" if torch.cuda.is_available() else "no CUDA device"
+        raise ConfigError(
+            f"Device {device!r} cannot be used (there is {there}): {str(error).splitlines()[0]}"
+        ) from error
+
+
+def open_folder(out: Path, config: TrainConfig, weights: int) -> None:
+    """Make the output folder and write down the settings; called once nothing can be wrong.
+
+    Args:
+        out: Of the run.
+        config: Its settings.
+        weights: How many are trained.
+
+    Raises:
+        ConfigError: it cannot be made, or its disk has no room for checkpoints and result.
+    """
+    # Of a checkpoint: weights and both moments in float32, and beside them the adapter.
+    copies = 0 if config.save_every is None else config.keep_checkpoints + 1
+    needed = weights * (copies * (12 if config.mode == "full" else 16) + 4)
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ConfigError(
+            f"The disk of {out} has {free / 2**20:.3g} MiB left, checkpoints and result take up to "
+            f"{needed / 2**20:.3g} MiB: free some space, or set keep_checkpoints=1 or "
+            "save_every=null (no checkpoints)."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _SETTINGS).write_text(config.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"The output folder {out} cannot be written ({error}).") from error
 
 
 def read_buffer(path: str) -> list[Trajectory]:

@@ -1,6 +1,7 @@
 """Everything wrong is one clear sentence before any long work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,33 @@ def test_nothing_is_overwritten(settings):
     (out / "settings.json").write_text(json.dumps({**settings, "seed": 3}))
     fails(settings, "was started with", resume=True)
     assert (out / "thesis.txt").read_text() == "precious"
+
+
+def test_an_output_folder_that_cannot_be_made(settings, tmp_path):
+    (tmp_path / "file").write_text("x")
+    fails(settings, "cannot be made: .*file is no folder", out=str(tmp_path / "file"))
+    fails(settings, "cannot be made: .*file is no folder", out=str(tmp_path / "file" / "deep"))
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_disk_without_room_for_the_checkpoints(settings, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**14))
+    fails(settings, "has 0.0156 MiB left, checkpoints and result take up to .* keep_checkpoints=1",
+          save_every=50)  # fmt: skip
+    assert not Path(settings["out"]).exists()
+
+
+def test_a_device_that_is_not_there(settings):
+    fails(settings, "Device 'gpu' cannot be used", device="gpu")
+    if not torch.cuda.is_available():
+        fails(settings, r"Device 'cuda' cannot be used \(there is no CUDA device\)", device="cuda")
+
+
+def test_a_held_out_buffer_of_one_label(settings, tmp_path):
+    one = write_buffer(tmp_path / "one", [sampled(attempt=i, replies=(f"r{i}",)) for i in range(4)])
+    fails(settings, "Nothing can be evaluated on .*one: No task has both", NoSignal,
+          eval_buffer=one)  # fmt: skip
 
 
 def test_settings(settings, tmp_path):

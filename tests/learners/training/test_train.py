@@ -189,6 +189,46 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
     assert same(weights(whole.out), weights(resumed.out))
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_step(settings, monkeypatch):
+    settings |= {"save_every": 6, "loss": "sft"}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("learners.training.policy.Policy.write", full)
+        patched.setattr("learners.training.checkpoint._write", lambda *_: None)
+        with pytest.raises(SweError, match=r"The result of step 6 could not be .*--resume"):
+            train(TrainConfig(**{**settings, "out": settings["out"] + "-none"}))
+
+    def no_figures(self, step, values):
+        if step == 5:
+            full()
+
+    monkeypatch.setattr("learners.training.metrics.MetricsWriter.write", no_figures)
+    with pytest.raises(SweError, match="The figures of step 5 could not be written"):
+        train(TrainConfig(**settings))
+
+
+def test_the_reference_of_weights_that_differ_by_little_is_their_own(settings, tmp_path):
+    """Weights that differ in a single place, or by less than half precision shows, are others."""
+    model = tiny_llama()
+    folders = []
+    for number in range(2):
+        folder = tmp_path / f"model-{number}"
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        folders.append(str(folder))
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0, 1] += 0.1
+    margins = []
+    for folder in folders:
+        changes = {"model": folder, "out": folder + "-out", "max_steps": 1, "ties": 0}
+        first = read_metrics(train(TrainConfig(**{**settings, **changes}, loss="dpo")).out)[0]
+        margins.append(first["rewards/margins"])
+    assert margins == [0, 0]
+
+
 def test_evaluation_is_recorded_and_can_stop_the_run(settings):
     seen = []
 
