@@ -185,3 +185,13 @@ def test_a_rule_goes_on_where_it_was(settings):
 def test_wandb_is_asked_for_and_missing(settings):
     with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
         train(TrainConfig(**settings, wandb_project="p"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_gets_a_run_of_the_folders_name(settings, monkeypatch):
+    """Offline: nothing leaves the machine."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = train(TrainConfig(**settings, loss="sft", wandb_project="p")).out
+    (run,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    written = run.read_bytes()
+    assert b"grad_norm" in written
