@@ -213,7 +213,13 @@ def _conversation(
     if not any(message["role"] == "system" for message in first):
         first.insert(0, {"role": "system", "content": text_format.system_prompt(trajectory.tools)})
     replies = []
-    for step in trajectory.agent_steps:
+    for turn, step in enumerate(trajectory.agent_steps):
+        if len(step.tool_calls) > 1:
+            raise Unusable(
+                "format",
+                f"{_name(trajectory)} makes {len(step.tool_calls)} calls in agent turn {turn + 1}, "
+                "and a text format writes one.",
+            )
         observation = step.observation.content if step.observation else ""
         replies.append((_reply(step, text_format), observation))
     return first, replies

@@ -57,7 +57,9 @@ def check_folder(config: TrainConfig) -> Path:
             )
         if not record.is_file():
             raise ConfigError(f"{out} holds no earlier training run, so there is none to resume.")
-        before = json.loads(record.read_text())
+        # A setting that this version has and that one had not was as it is by default.
+        default = json.loads(TrainConfig(model="", buffer="", out="").model_dump_json())
+        before = default | json.loads(record.read_text())
         changed = [
             name for name in settings
             if name not in _MAY_CHANGE and settings[name] != before.get(name)

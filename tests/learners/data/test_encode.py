@@ -103,6 +103,16 @@ def test_a_call_that_the_format_cannot_write_costs_one_record_not_the_run():
         encode(marks, TOKENIZER)
 
 
+def test_several_calls_in_one_turn_are_refused_not_cut_to_the_first():
+    record = scripted()
+    step = record.agent_steps[0]
+    twice = dataclasses.replace(step, tool_calls=step.tool_calls * 2)
+    steps = (record.steps[0], twice, *record.steps[2:])
+    with pytest.raises(Unusable, match="makes 2 calls in agent turn 1, and a text") as caught:
+        encode(dataclasses.replace(record, steps=steps), TOKENIZER)
+    assert caught.value.reason == "format"
+
+
 def test_a_conversation_that_the_chat_template_refuses_costs_one_record():
     class Refusing(ChatTemplate):
         def completion(self, text):

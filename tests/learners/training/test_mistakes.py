@@ -104,7 +104,13 @@ def test_nothing_is_overwritten(settings):
     fails(settings, "is not empty: give another, or go on with --resume")
     fails(settings, "holds no earlier training run", resume=True)
     (out / "settings.json").write_text(json.dumps({**settings, "seed": 3}))
-    fails(settings, "was started with", resume=True)
+    fails(settings, "was started with seed = 3, not 0", resume=True)
+    older = TrainConfig(**settings, loss="entropo-dpo").model_dump()
+    del older["too_long"]  # by a version that had no such setting
+    (out / "settings.json").write_text(json.dumps(older))
+    fails(settings, "was started with too_long = 'drop', not 'cut'", resume=True, too_long="cut")
+    with pytest.raises(AssertionError, match="long work began"):
+        train(TrainConfig(**settings, loss="entropo-dpo", resume=True))
     assert (out / "thesis.txt").read_text() == "precious"
 
 
