@@ -102,7 +102,7 @@ def spread(log_weights: Tensor, groups: Tensor, solutions: Tensor) -> dict[str, 
         solutions: Solution of each within its task, -1 where it is not correct, (attempts,).
     """
     tasks = []
-    for group in groups.unique():
+    for group in range(int(groups.max()) + 1):
         mine = groups == group
         weights, which = log_weights[mine].softmax(0), solutions[mine]
         right = which >= 0
