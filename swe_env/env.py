@@ -135,8 +135,9 @@ class SWEEnv(gym.Env[Observation, Action]):
         )
         self.task: Task | None = None
         self.timings: dict[str, float] = {}
-        """Seconds of this episode's reset, tools and grading; kept apart from `info`, which is
-        the same for the same seed and actions."""
+        """Seconds of this episode's reset, tools and grading, and of the tests' own process
+        (``tests``, a part of the grading); kept apart from `info`, which is the same for the same
+        seed and actions."""
         self._context: ToolContext | None = None
         self._frame = ""
         self._steps = 0
@@ -203,7 +204,8 @@ class SWEEnv(gym.Env[Observation, Action]):
         spec = sandbox_spec(self.task, network=self.network, limits=self._limits)
         box = get_sandbox(self._sandbox_name)(spec)
         self._context, self._sandbox_used = self._make_context(box), box.kind
-        self.timings = {"reset": time.perf_counter() - started, "tools": 0.0, "grading": 0.0}
+        self.timings = dict.fromkeys(("reset", "tools", "grading", "tests"), 0.0)
+        self.timings["reset"] = time.perf_counter() - started
         self._steps = self._invalid = 0
         self._over = False
         text = f"Resolve this issue in the current repository.\n\n{self.task.problem_statement}"
@@ -273,9 +275,10 @@ class SWEEnv(gym.Env[Observation, Action]):
         finally:
             self._over = True
             self.timings["grading"] += time.perf_counter() - started
+        self.timings["tests"] += report.seconds
         info = self._info() | {
             "patch": patch,
-            # The seconds differ from run to run, so they stay in `timings`.
+            # The seconds differ from run to run, so they stay in `timings` (and in the record).
             "report": replace(report, seconds=0.0),
             "truncation": truncation,
         }

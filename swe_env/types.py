@@ -200,7 +200,8 @@ class TestReport:
     error: str = ""
     """Why the run did not finish by itself ("timed out after 60 s"), or empty."""
     seconds: float = 0.0
-    """Time of the tests' own process; informative, never in an observation."""
+    """Time of the tests' own process, 0 where none was run for this verdict. In records, whose ids
+    leave it out, never in an observation or in `info`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections import defaultdict
 from collections.abc import Hashable
+from dataclasses import replace
 
 import msgspec
 
@@ -31,12 +32,12 @@ def grade_once(
 
     Meant for many attempts at few tasks with tests that do not flake (`swe tasks validate` tells).
     A report with an `error` (a time-out, a run that ended early) is not kept: the next may be
-    another.
+    another. A remembered verdict has 0 `seconds`: no tests were run for it.
     """
     key = (digest(msgspec.to_builtins(task)), patch, sandbox, timeout, limits, from_diff)
     with _locks[key]:
         if key in _reports:
-            return copy.deepcopy(_reports[key])
+            return replace(copy.deepcopy(_reports[key]), seconds=0.0)
         report = grade(
             task, patch, sandbox=sandbox, timeout=timeout, limits=limits, from_diff=from_diff
         )

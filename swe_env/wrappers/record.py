@@ -28,7 +28,7 @@ from swe_env.replay.trajectory import (
     ToolCall,
     Trajectory,
 )
-from swe_env.types import Action, Completion, Failure, Observation
+from swe_env.types import Action, Completion, Failure, Observation, TestReport
 
 log = logging.getLogger(__name__)
 
@@ -280,12 +280,19 @@ class RecordTrajectory(
             truncation=str(info.get("truncation", "")),
             failure=Failure(**failure) if failure else None,
             patch=str(info.get("patch", "")),
-            report=report,
+            report=self._timed(report),
             tools=tuple(self._schemas()),
             provenance=self._origin(),
             branch=self._branch,
         )
         self.buffer.append(self.trajectory)  # type: ignore[union-attr]
+
+    def _timed(self, report: TestReport | None) -> TestReport | None:
+        """The report with the seconds of its tests, which `info` leaves out."""
+        timings = getattr(self.env.unwrapped, "timings", {})
+        if report is None or "tests" not in timings:
+            return report
+        return replace(report, seconds=round(timings["tests"], 3))
 
     def _schemas(self) -> Sequence[dict[str, Any]]:
         toolset = getattr(self.env.unwrapped, "toolset", None)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import pytest
 
 import swe_env
 from swe_env.errors import SandboxError, TaskError
+from swe_env.replay import Trajectory
 from swe_env.sandbox import get
+from swe_env.wrappers import RecordTrajectory
 
 SANDBOXES = [name for name in ("local", "process") if not get(name).available()]
 FIX = {
@@ -51,6 +54,22 @@ def test_an_empty_submission_is_unresolved(env):
     _, reward, terminated, _, info = env.step(SUBMIT)
     assert (reward, terminated, info["patch"]) == (0.0, True, "")
     assert info["report"].fail_to_pass == {"tests/test_shop.py::test_discount": "failed"}
+
+
+def test_the_time_of_the_tests_is_in_the_record_and_changes_nothing_else(env):
+    """Each run takes its own time; `info` and the record's id are the same all the same."""
+    records, infos = [], []
+    recorder = RecordTrajectory(env, records, agent={"name": "tester"})
+    for _ in range(2):
+        recorder.reset(seed=0)
+        infos.append(recorder.step(SUBMIT)[-1])
+        timings = env.unwrapped.timings
+        assert 0 < timings["tests"] <= timings["grading"]
+        assert records[-1].report.seconds == round(timings["tests"], 3) > 0
+    assert infos[0] == infos[1]
+    assert infos[0]["report"].seconds == 0
+    assert records[0].trajectory_id == replace(records[1], attempt=0).trajectory_id
+    assert Trajectory.from_dict(records[0].to_dict()) == records[0]
 
 
 def test_nothing_of_the_answer_is_in_reach(env):
