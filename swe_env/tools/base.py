@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
+import msgspec
+
 from swe_env.errors import ToolError
 from swe_env.grading.runs import TestRun
 from swe_env.plugins import Registry
@@ -172,6 +174,11 @@ class Toolset:
     """The tools offered in an episode, in order."""
 
     tools: tuple[Tool, ...]
+    _schemas: bytes = field(init=False, repr=False, compare=False)
+    """As JSON: they are asked for at every step, and each asker gets its own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_schemas", msgspec.json.encode([t.schema for t in self.tools]))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,7 +188,8 @@ class Toolset:
     @property
     def schemas(self) -> list[dict[str, Any]]:
         """The tools in OpenAI's function-calling form."""
-        return [tool.schema for tool in self.tools]
+        schemas: list[dict[str, Any]] = msgspec.json.decode(self._schemas)
+        return schemas
 
     @property
     def samples(self) -> list[dict[str, Any]]:

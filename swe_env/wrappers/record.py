@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any, Protocol, SupportsFloat
 
@@ -341,6 +342,7 @@ def _open(path: str) -> Sink:
     return ReplayBuffer(path)
 
 
+@cache
 def _version() -> str:
     try:
         return metadata.version("swe-env")

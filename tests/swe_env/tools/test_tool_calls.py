@@ -142,6 +142,13 @@ def test_default_tools_and_presets():
         assert all(p.get("description") for p in function["parameters"]["properties"].values())
 
 
+def test_whoever_asks_for_the_schemas_may_change_them():
+    offered = toolset()
+    changed = offered.schemas
+    changed.pop()["function"]["parameters"]["properties"].clear()
+    assert offered.schemas == [tool.schema for tool in offered.tools] == toolset().schemas
+
+
 def test_an_unknown_name_says_what_was_near():
     with pytest.raises(ConfigError, match="'search'"):
         toolset(["serch"])
