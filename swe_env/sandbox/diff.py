@@ -95,14 +95,18 @@ def trusted_git(base: Path, *, worktree: str, scratch: str, run: Run) -> Git:
     return git
 
 
-def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> str:
+def diff(
+    base: Path, *, files: Files, worktree: str, scratch: str, seed: Callable[[str], bool], run: Run
+) -> str:
     """Git's diff from `base`'s HEAD to the workspace.
 
     Args:
         base: the pristine checkout; its ``.git`` is read, never written.
         files: the workspace.
         worktree: the workspace's path where `run` runs.
-        scratch: an empty private folder there, for the index and new objects.
+        scratch: a private folder there, for the index and new objects.
+        seed: empties it and puts a copy of the index of that path there, with its time, by which
+            git tells entries that may have changed unnoticed; False when there is none.
         run: starts git.
 
     Raises:
@@ -111,13 +115,11 @@ def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> 
     git = trusted_git(base, worktree=worktree, scratch=scratch, run=run)
     git_dir = base / ".git"
 
-    def seed() -> None:
-        # -p keeps the index's time, by which git tells entries that may have changed unnoticed.
-        path = {"PATH": os.environ.get("PATH", os.defpath)}
-        if run(["cp", "-p", f"{git_dir}/index", f"{scratch}/index"], path).exit_code:
+    def begin() -> None:
+        if not seed(f"{git_dir}/index"):
             git("read-tree", "HEAD")
 
-    seed()
+    begin()
     try:
         git("add", "--all", "--", ".")
         output = git(*_DIFF, "HEAD", "--")
@@ -125,7 +127,7 @@ def diff(base: Path, *, files: Files, worktree: str, scratch: str, run: Run) -> 
     except SandboxError:
         whole = False
     if not whole and (nested := _repositories(files)):
-        seed()
+        begin()
         _add_around(git, files, nested)
         output = git(*_DIFF, "HEAD", "--")
     elif not whole:

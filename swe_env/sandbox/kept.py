@@ -217,17 +217,22 @@ class KeptSandbox:
             self._check()
             if not self._changed():
                 return ""
-            self._keeper.call({"op": "scratch"})
             try:
                 return diff(
                     self.spec.base.absolute(),
                     files=self.files,
                     worktree=self._keeper.answer["worktree"],
                     scratch=self._keeper.answer["scratch"],
+                    seed=self._seed,
                     run=self._beside,
                 )
             finally:
-                self._keeper.call({"op": "scratch"})
+                self._seed("")
+
+    def _seed(self, index: str) -> bool:
+        """Empty the private folder and put a git index there, if there is one."""
+        answer, _ = self._keeper.call({"op": "scratch", "index": index})
+        return bool(answer["seeded"])
 
     def _changed(self) -> bool:
         """False only when it is certain that nothing changed."""

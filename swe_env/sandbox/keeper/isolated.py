@@ -102,10 +102,12 @@ class Isolated:
         os.read(done, 1)  # ends when the last holder of the other side does
         os.close(done)
 
-    def scratch(self) -> None:
-        """Empty the private folder that commands never see."""
-        shutil.rmtree(f"{_PRIVATE}/scratch")
-        Path(f"{_PRIVATE}/scratch/objects").mkdir(parents=True)
+    def scratch(self) -> Path:
+        """Empty the private folder that commands never see; where it is."""
+        folder = Path(_PRIVATE, "scratch")
+        shutil.rmtree(folder)
+        (folder / "objects").mkdir(parents=True)
+        return folder
 
     def snapshot(self) -> int:
         """The upper layer copied into a file system of its own, which goes with the descriptor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,10 @@ def main(fd: int, owner: int) -> None:
     # Keepers and whatever is orphaned onto them are reaped by the kernel.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A collection would touch, and so copy, the memory that every keeper and watcher shares.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     while True:
         if owner_fd in wire.ready([fd, owner_fd]):
             return

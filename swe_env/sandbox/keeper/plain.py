@@ -66,10 +66,12 @@ class Plain:
         """Send SIGINT to every process below the keeper, apart from `spared` and theirs."""
         interrupt_all(spared, under=os.getpid())
 
-    def scratch(self) -> None:
-        """Empty the private folder."""
-        remove(self.folder / "scratch")
-        (self.folder / "scratch" / "objects").mkdir(parents=True)
+    def scratch(self) -> Path:
+        """Empty the private folder; where it is."""
+        folder = self.folder / "scratch"
+        remove(folder)
+        (folder / "objects").mkdir(parents=True)
+        return folder
 
     def snapshot(self) -> int:
         """Not kept here: a snapshot of a plain folder is a keeper of its own."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+from pathlib import Path
 from typing import Any, Protocol
 
 from swe_env.sandbox.keeper import wire
@@ -39,8 +41,8 @@ class Workspace(Protocol):
         """Send SIGINT, as ctrl+c does, to every process but these and theirs."""
         ...
 
-    def scratch(self) -> None:
-        """Empty the private folder that commands never see."""
+    def scratch(self) -> Path:
+        """Empty the private folder that commands never see; where it is."""
         ...
 
     def snapshot(self) -> int:
@@ -115,6 +117,7 @@ class Keeper:
 
     def _answer(self, workspace: Workspace, request: dict[str, Any], fds: list[int]) -> None:
         made: list[int] = []
+        answer: dict[str, Any] = {}
         try:
             match request["op"]:
                 case "kill":
@@ -122,17 +125,28 @@ class Keeper:
                 case "interrupt":
                     workspace.interrupt(request["spared"])
                 case "scratch":
-                    workspace.scratch()
+                    answer["seeded"] = _copy(request["index"], workspace.scratch() / "index")
                 case "snapshot":
                     made.append(workspace.snapshot())
                 case "refill":
                     workspace.refill(fds[0])
-            wire.send(self.control, {}, made)
+            wire.send(self.control, answer, made)
         except OSError as error:
             wire.send(self.control, {"error": _sentence(error)})
         finally:
             for fd in made:
                 os.close(fd)
+
+
+def _copy(path: str, target: Path) -> bool:
+    """Copy a file with its time; False when there is none."""
+    try:
+        times = os.stat(path)  # noqa: PTH116 - empty for none
+    except FileNotFoundError:
+        return False
+    shutil.copyfile(path, target)
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return True
 
 
 def _open(request: dict[str, Any]) -> Workspace:
