@@ -75,7 +75,7 @@ class ReplayBuffer(Records):
         self.storage = open_storage(path)
         """Where the bytes lie."""
         # A store answers late, so many are asked at once; a disk's work is short.
-        self.readers = 2 if self.storage.appendable else 16
+        self.readers = 1 if self.storage.appendable else 16
         if not create and not (self.storage.sizes(SUFFIX) or self.storage.load(_INDEX)):
             raise ConfigError(f"There is no replay buffer at {self.path}: check the path.")
         self._durable = durable

@@ -31,7 +31,9 @@ from swe_env.replay.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 _BATCH = 512
-"""Records that `sample` fetches at once: their texts are in memory together."""
+"""Records that `sample` fetches at once from a store: their texts are in memory together."""
+_COLLECT = 4
+"""Records between two young collections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Records(ABC):
     """The reading half that `ReplayBuffer` and `View` share."""
 
     readers: int
-    """Threads that fetch the records of a sample."""
+    """Records of a sample that are fetched at the same time."""
 
     @abstractmethod
     def snapshot(self) -> tuple[Index, Positions]:
@@ -158,28 +160,34 @@ class Records(ABC):
         return sampled
 
     def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory]:
-        """Those that can be read, in order; threads fetch, check and decompress them."""
+        """Those that can be read, in order."""
         found: list[Trajectory] = []
-        with ThreadPoolExecutor(self.readers) as pool, _no_collection():
-            for start in range(0, len(entries), _BATCH):
-                batch = entries[start : start + _BATCH]
-                size = -(-len(batch) // self.readers)
-                groups = [batch[k : k + size] for k in range(0, len(batch), size)]
-                # All are fetched before one is decoded: decoding lets no other thread run.
-                texts = [text for group in pool.map(self._texts, groups) for text in group]
-                for entry, text in zip(batch, texts, strict=True):
-                    found += self._decoded(entry, text)
+        with _young_collections() as collect:
+            for number, text in enumerate(self._texts(entries)):
+                found += self._decoded(entries[number], text)
+                if number % _COLLECT == _COLLECT - 1:
+                    collect()
         return found
 
-    def _texts(self, entries: Sequence[Entry]) -> list[tuple[Row, bytes] | None]:
-        """Records before they are decoded; None where something is wrong with one."""
-        found: list[tuple[Row, bytes] | None] = []
-        for entry in entries:
-            try:
-                found.append(self.text(entry))
-            except ReplayError:
-                found.append(None)
-        return found
+    def _texts(self, entries: Sequence[Entry]) -> Iterator[tuple[Row, bytes] | None]:
+        """Records before they are decoded; None where something is wrong with one.
+
+        From a disk one at a time, because threads would spend more on taking turns than they save,
+        and a text is decoded fastest straight after it was decompressed. From a store many at
+        once, all before one is decoded: decoding lets no other thread run.
+        """
+        if self.readers == 1:
+            yield from map(self._text, entries)
+            return
+        with ThreadPoolExecutor(self.readers) as pool:
+            for start in range(0, len(entries), _BATCH):
+                yield from list(pool.map(self._text, entries[start : start + _BATCH]))
+
+    def _text(self, entry: Entry) -> tuple[Row, bytes] | None:
+        try:
+            return self.text(entry)
+        except ReplayError:
+            return None
 
     def _decoded(self, entry: Entry, text: tuple[Row, bytes] | None) -> list[Trajectory]:
         try:
@@ -384,16 +392,18 @@ def _fraction(name: str) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Cyclic garbage collection waits: records are many objects without a cycle.
+def _young_collections() -> Iterator[Callable[[], object]]:
+    """Cyclic garbage collection waits, but for what it gives to be called: a young collection.
 
-    It would run every few records and take a tenth of a sample's time.
+    Records hold long tuples of numbers, which a collection looks through once and then leaves
+    alone. While they are in the processor's cache that is cheap; left to the first collection
+    after the sample it takes as long as decoding did. What is older isn't looked at.
     """
     if not gc.isenabled():
-        yield
+        yield lambda: None
         return
     gc.disable()
     try:
-        yield
+        yield lambda: gc.collect(0)
     finally:
         gc.enable()
