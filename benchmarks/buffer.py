@@ -25,7 +25,6 @@ import dataclasses
 import inspect
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -56,9 +55,12 @@ def main() -> None:
     if options.as_peer:
         print(json.dumps(PEERS[options.as_peer](options.folder, options)))
         return
+    from swe_env.machine import machine
+
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="swe-buffer-") as folder:
         found: dict[str, Any] = {
-            "machine": machine(Path(folder)),
+            "machine": machine(),
+            "free_gigabytes": round(shutil.disk_usage(folder).free / 1e9),
             "record_bytes": record_bytes(),
             "ours": ours(Path(folder) / "buffer", options),
         }
@@ -420,24 +422,6 @@ def drop_pages(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def machine(folder: Path) -> dict[str, Any]:
-    return {
-        "cpus": os.cpu_count(),
-        "cpu": cpu_name(),
-        "python": platform.python_version(),
-        "processes_wanting_a_cpu_at_start": [round(value, 2) for value in os.getloadavg()],
-        "free_gigabytes": round(shutil.disk_usage(folder).free / 1e9),
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if "model name" in line), "")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Side, Times, family, interleave, kernel_memory, machine, memory_of, timed
+from harness import Side, Times, family, interleave, kernel_memory, memory_of, timed
 
 from swe_env.env import SWEEnv
+from swe_env.machine import machine
 from swe_env.repos import sandbox_spec
 from swe_env.repos.patches import file_diff
 from swe_env.types import Recipe, Source, Task

@@ -1,18 +1,13 @@
-"""Time things side by side: warm-up, interleaved rounds, medians, quartiles; and the machine."""
+"""Time things side by side: warm-up, interleaved rounds, medians, quartiles; and memory."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 Side = Callable[[], float]
 """Does one thing and returns the seconds it took, by its own clock."""
@@ -79,37 +74,6 @@ def interleave(sides: Mapping[str, Side], *, rounds: int, warm_up: int = 2) -> d
             if number >= warm_up:
                 seconds[name].append(spent)
     return {name: Times.of(values) for name, values in seconds.items()}
-
-
-def machine(*packages: str) -> dict[str, Any]:
-    """What ran it: processor, cores, memory, kernel, Python, versions, commit."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory / 1e9, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "tools": {tool: _said(tool, "--version") for tool in ("git", "bwrap")},
-        "commit": _said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
-        "user": "root" if os.geteuid() == 0 else "ordinary",
-        "load": list(os.getloadavg()),
-    }
-
-
-def _said(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip().removeprefix("git version ").removeprefix("bubblewrap ")
 
 
 def family(root: int) -> Iterator[int]:

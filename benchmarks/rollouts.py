@@ -30,12 +30,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from synth import machine
-
 from agents.policies.base import BasePolicy, Episode
 from agents.rollouts import JobBudget, run_rollouts
 from agents.rollouts.job import JobFolder
 from swe_env import tasks as sources
+from swe_env.machine import machine
 from swe_env.replay import Agent, ReplayBuffer
 from swe_env.types import Action, Task
 
@@ -94,7 +93,7 @@ def main() -> None:
     if result is None:
         print("Not done yet: the same command goes on.")
         sys.exit(3)
-    result |= machine()
+    result |= {"date": time.strftime("%Y-%m-%d"), "machine": machine("swe-env")}
     text = json.dumps(result, indent=2)
     print(text)
     if options.out:

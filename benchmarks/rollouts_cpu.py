@@ -7,17 +7,17 @@ loop around transformers' `generate` does. Rounds alternate, so that both see th
 the ratio is the median over rounds, by the clock and by processor time (which other programs on
 the machine disturb less).
 
-    python benchmarks/rollouts_cpu.py --episodes 8
+    python benchmarks/rollouts_cpu.py --episodes 8 --out benchmarks/results/rollouts_cpu.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ import torch
 from agents.chat import ChatTemplate, episode_messages
 from agents.policies import hub
 from agents.policies.sampling import Engine, Sampling, can_pack, pack_linear
+from swe_env.machine import machine
 
 SYSTEM = "You fix bugs in Python packages. One call a turn, in function tags. " * 12
 ISSUE = "`slugify` drops the last word when the text ends with a separator.\nTraceback:\n" * 20
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model, tokenizer = hub.load(options.model, dtype=options.dtype)
     plain, _ = hub.load(options.model, dtype=options.dtype)
@@ -51,25 +53,24 @@ def main() -> None:
         ours, stats = batched(model, tokenizer, chat, options, number)
         rounds.append((ours, one_at_a_time(plain, chat, options, number), stats))
     clock, cpu = ([ours[i] / theirs[i] for ours, theirs, _ in rounds] for i in (0, 1))
-    print(
-        json.dumps(
-            {
-                **vars(options),
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": str(model.device),
-                "cpu": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "policy_tokens_per_s": round(statistics.median(r[0][0] for r in rounds), 1),
-                "generate_tokens_per_s": round(statistics.median(r[1][0] for r in rounds), 1),
-                "ratio": round(statistics.median(clock), 2),
-                "ratios": [round(ratio, 2) for ratio in clock],
-                "ratio_by_processor_time": round(statistics.median(cpu), 2),
-                "last_round": rounds[-1][2],
-            },
-            indent=2,
-        )
-    )
+    asked = {name: value for name, value in vars(options).items() if name != "out"}
+    result = {
+        **asked,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "policy_tokens_per_s": round(statistics.median(r[0][0] for r in rounds), 1),
+        "generate_tokens_per_s": round(statistics.median(r[1][0] for r in rounds), 1),
+        "ratio": round(statistics.median(clock), 2),
+        "ratios": [round(ratio, 2) for ratio in clock],
+        "ratio_by_processor_time": round(statistics.median(cpu), 2),
+        "last_round": rounds[-1][2],
+        "machine": machine("torch", "transformers"),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
 
 
 def issues(episode: int, number: int) -> list[Any]:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import compileall
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from swe_env.machine import machine
 from swe_env.tasks import dump
 from swe_env.tasks.commands import Bar
 from swe_env.tasks.synth.package import prepare
@@ -126,7 +124,8 @@ def package(pinned: tuple[str, str, str], out: Path, options: argparse.Namespace
         "fail_to_pass_median": statistics.median(len(task.FAIL_TO_PASS) for task in tasks),
         "statement_characters_median": statistics.median(len(t.problem_statement) for t in tasks),
         "seconds": {key: round(value, 1) for key, value in seconds.items()},
-        **machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
     }
     if not report.failed:
         finished.write_text(json.dumps(row, indent=2))
@@ -139,28 +138,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     sums = {key: sum(row[key] for row in rows) for key in keys}
     kinds = {name for row in rows for name in row["operators"]}
     return {**sums, "operators": len(kinds)}
-
-
-def machine() -> dict[str, Any]:
-    """Where and from what it was measured."""
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=here, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    return {
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "cpu": model or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_average": [round(value, 1) for value in os.getloadavg()],
-            "python": platform.python_version(),
-            "kernel": platform.release(),
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from learners.experiments.tool_mdp.cells import Cell
-from learners.experiments.tool_mdp.machine import machine
+from swe_env.machine import machine
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 1 … 9 degrees of freedom; the normal's 1.96 serves from 10 on."""
@@ -50,7 +50,7 @@ def summarize(records: Iterable[dict[str, Any]], settings: dict[str, Any]) -> di
             differences.append(head | {"figures": _figures(COMPARED, apart)})
     return {
         "settings": settings,
-        **machine(),
+        "machine": machine("torch"),
         "cpu_seconds": round(sum(record["cpu_seconds"] for record in records), 1),
         "cells": cells,
         "against_control": differences,

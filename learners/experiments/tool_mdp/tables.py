@@ -21,8 +21,8 @@ def tables(results: dict[str, Any]) -> str:
     """All tables, under a line that names the machine."""
     at, settings = results["machine"], results["settings"]
     parts = [
-        f"{at['processor']}, {at['cores']} cores, {at['system']}, Python {at['python']}, torch "
-        f"{at['torch']}, commit {(results['commit'] or 'unknown')[:12]}; "
+        f"{at['processor']}, {at['cores']} cores, Linux {at['kernel']}, Python {at['python']}, "
+        f"torch {at['versions']['torch']}, commit {at['commit'] or 'unknown'}; "
         f"{results['cpu_seconds'] / 60:.0f} core-minutes; {settings['seeds']} seeds, "
         f"± is half a 95% interval over them."
     ]
