@@ -108,3 +108,27 @@ def test_the_whole_benchmark_runs_and_tells_what_it_left_out(repository, tmp_pat
     for _ in range(2):
         put(page, shown)
     assert page.read_text() == f"before\n{BEGIN}\n\n{shown}\n\n{END}\nafter\n"
+
+
+def gpu_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / "rollouts_gpu.py"), *arguments],
+        capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(BENCHMARKS.parent)},
+    )  # fmt: skip
+
+
+def test_the_gpu_benchmark_refuses_without_a_gpu_and_works_small_on_a_cpu(tmp_path):
+    refused = gpu_benchmark()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("There is no CUDA device here")
+    assert refused.stderr.count("\n") == 1
+    out = tmp_path / "gpu.json"
+    done = gpu_benchmark("--device", "cpu", "--tiny", "--dtype", "float32", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    mine, theirs = result["last_round"]["continuous"], result["last_round"]["generate"]
+    # Both generate the same work; the engine computes no token of a history twice.
+    assert mine["prefilled"] < theirs["prefilled"] <= mine["prefilled"] + mine["reused"] + 18
+    assert 0 < result["ratio"] == pytest.approx(sum(result["ratios"]) / 2, abs=0.02)
+    assert mine["mean_batch"] > 1
