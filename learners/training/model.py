@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies import hub
+from learners.ops.lean import lean_layers
+from learners.ops.lora import lean_lora
 from learners.training.card import public_model
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -89,6 +91,8 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
                 model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         except (RuntimeError, ValueError) as error:
             raise _other_base(folder, config.model) from error
+    lean_lora(model)
+    lean_layers(base)
     model.peft_config["default"].base_model_name_or_path = public_model(config.model)
     if config.gradient_checkpointing:
         with hub.quiet_renames():

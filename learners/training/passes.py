@@ -112,7 +112,12 @@ class Passes:
         return collate(sequences, self.device)
 
     def microbatches(self, samples: Sequence[Sample], budget: int) -> list[list[int]]:
-        """An optimizer batch in passes of at most `budget` computed tokens, if a sample allows."""
+        """An optimizer batch in passes of at most `budget` computed tokens, if a sample allows.
+
+        Where sequences do not go together, more samples at once would only keep more activations.
+        """
+        if not self.together:
+            budget = 0
         padded = self.together and not self.kernel
         size = padded_size if padded else lambda sequences: self.grow(sequences).computed
         return microbatches(samples, budget, size=size)

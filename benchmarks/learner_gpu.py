@@ -1,0 +1,323 @@
+"""Speed and memory of the learner on a GPU, beside TRL where it is installed. One command, no network.
+
+    python benchmarks/learner_gpu.py
+
+Models of 0.5B, 1.5B, 4B and 8B with random weights (Qwen's shapes), LoRA r = 8 on all linear layers,
+bfloat16, gradient checkpointing; one DPO pair of 2 x 8k to 128k random tokens an optimizer step, a fifth
+of them sampled, the first 1,024 in common. A point is one short step to warm up and one timed step,
+through the code that `learners.train` runs; the peak is that of the timed step, weights included. Every point goes
+into the result file as soon as it is there; a point that runs out of memory says so, and points that
+the time (`--minutes`) is too short for are named.
+
+``utilisation`` counts what is computed, attention and recomputation included; ``mfu`` leaves the
+recomputation out. Both are shares of the card's dense bf16 peak (`learners.training.plan.gpus`).
+
+`--device cpu --tiny` runs the same code on a CPU with models of a few thousand weights: its figures mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import machine
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3Config
+
+from learners.data.dataset import Sample
+from learners.data.encode import Encoded
+from learners.losses import get_loss
+from learners.training.config import TrainConfig
+from learners.training.model import add_adapter, trainable
+from learners.training.passes import Packing, Passes
+from learners.training.plan.assumptions import Assumptions
+from learners.training.plan.costs import Costs, Setup
+from learners.training.plan.gpus import GPUS
+from learners.training.plan.samples import MicroBatch
+from learners.training.score import PolicySums, Scorer
+from learners.training.step import Objective, run_batch
+from learners.training.workers import Workers
+
+K = 1024
+SHARED = 1024
+CONFIG = TrainConfig(model="", buffer="", out="", gradient_checkpointing=True)
+
+
+def _shapes(kind: Any, *sizes: int, tied: bool) -> PretrainedConfig:
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads",
+    )  # fmt: skip
+    more: dict[str, Any] = {"head_dim": 128} if kind is Qwen3Config and sizes[1] > 64 else {}
+    found: PretrainedConfig = kind(
+        **dict(zip(names, sizes, strict=True)), **more, tie_word_embeddings=tied,
+        max_position_embeddings=256 * K, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return found
+
+
+MODELS: dict[str, Callable[[], PretrainedConfig]] = {
+    "0.5B": lambda: _shapes(Qwen2Config, 151_936, 896, 4864, 24, 14, 2, tied=True),
+    "1.5B": lambda: _shapes(Qwen2Config, 151_936, 1536, 8960, 28, 12, 2, tied=True),
+    "4B": lambda: _shapes(Qwen3Config, 151_936, 2560, 9728, 36, 32, 8, tied=True),
+    "8B": lambda: _shapes(Qwen3Config, 151_936, 4096, 12_288, 36, 32, 8, tied=False),
+    "tiny": lambda: _shapes(Qwen3Config, 512, 64, 128, 2, 4, 2, tied=True),
+}
+"""Shapes of Qwen2.5-0.5B and 1.5B, Qwen3-4B and 8B."""
+POINTS = (
+    ("8B", 32 * K), ("0.5B", 128 * K),  # the two that must fit, first
+    ("0.5B", 8 * K), ("0.5B", 32 * K), ("1.5B", 8 * K), ("1.5B", 32 * K), ("4B", 8 * K),
+    ("4B", 32 * K), ("8B", 8 * K), ("0.5B", 64 * K), ("1.5B", 64 * K), ("4B", 64 * K),
+)  # fmt: skip
+"""Model and tokens of each sequence of the pair."""
+TINY = (("tiny", 96), ("tiny", 160))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One model and one pair."""
+
+    model: str
+    tokens: int
+    pair: Sample
+    short: Sample
+    """To warm up with."""
+
+
+def main() -> int:
+    """Play every point on both sides."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="models of a few thousand weights")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no point after that")
+    parser.add_argument("--sides", nargs="*", default=["ours", "trl"], choices=["ours", "trl"])
+    parser.add_argument("--packing", default="auto", help="as the learner's setting")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "There is no CUDA GPU here: run this on a machine with one, or try the script with "
+            "--device cpu --tiny.",
+            file=sys.stderr,
+        )
+        return 2
+    if given.device == "cpu" and not given.tiny:
+        print("On a CPU only --tiny models are run.", file=sys.stderr)
+        return 2
+    device = torch.device(given.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    out = given.out or Path(__file__).parent / "results" / f"learner_gpu_{_plain(name)}.json"
+    sides = [side for side in given.sides if side == "ours" or importlib.util.find_spec("trl")]
+    result: dict[str, Any] = {
+        "machine": machine("torch", "transformers", "peft"), "device": name,
+        "peak_flops": _peak(name), "sides": sides, "points": [], "not_started": [],
+        "command": "python benchmarks/learner_gpu.py" + (" --device cpu --tiny" if given.tiny else ""),
+    }  # fmt: skip
+    if "trl" in given.sides and "trl" not in sides:
+        print("trl is not installed here: only our side is played.", file=sys.stderr)
+    started = time.monotonic()
+    for model, tokens in TINY if given.tiny else POINTS:
+        for side in sides:
+            if time.monotonic() - started > 60 * given.minutes:
+                result["not_started"].append(f"{model}, 2 x {tokens}, {side}")
+                continue
+            row = play(side, make_point(model, tokens), device, given.packing, result["peak_flops"])
+            result["points"].append(row)
+            print(json.dumps(row), flush=True)
+            out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(out)
+    return 0
+
+
+def play(
+    side: str, point: Point, device: torch.device, packing: str, peak: float | None
+) -> dict[str, Any]:
+    """One point on one side: the figures, or why there are none."""
+    row: dict[str, Any] = {"side": side, "model": point.model, "tokens_each": point.tokens}
+    try:
+        took = ours(point, device, packing) if side == "ours" else trl_side(point, device)
+        row |= took | _derived(point, took["seconds"], peak, shared=side == "ours")
+    except torch.OutOfMemoryError:
+        row["failed"] = "out of memory"
+    except Exception as error:  # noqa: BLE001 - one point must not cost the others
+        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return row
+
+
+def ours(point: Point, device: torch.device, packing: str) -> dict[str, Any]:
+    """An optimizer step by `run_batch`, as in `learners.train`."""
+    with torch.device(device):
+        base = _model(point.model)
+    model = add_adapter(base.requires_grad_(False), CONFIG, "").train()
+    workers = Workers()
+    scorer = Scorer(PolicySums(model), Passes(model, device, Packing(packing)), workers)
+    settings = {"gamma": 0.1, "zeta": 0.11, "beta": 0.1, "label_smoothing": 0.0}
+    objective = Objective(get_loss("entropo-dpo"), settings, scorer, 1)
+    parameters = trainable(model)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+
+    def step(pair: Sample) -> None:
+        references = torch.zeros(1, 2, dtype=torch.float64)  # cached before the first step
+        run_batch(objective, [pair], references, None)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return {**_timed(step, point, device), "packing": scorer.passes.kernel}
+
+
+def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
+    """TRL's trainer, reference precomputed; its loss on the whole completion."""
+    import trl
+    from datasets import Dataset
+    from learner_trl import Dpo
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+
+    with torch.device(device):
+        base = _model(point.model)
+    pairs = [point.short, point.pair]
+    data = []
+    for pair in pairs:
+        chosen, rejected = (list(side.input_ids) for side in pair.sequences)
+        cut = pair.sequences[0].prompt_length
+        data.append(
+            {"prompt_ids": chosen[:cut], "chosen_ids": chosen[cut:], "rejected_ids": rejected[cut:]}
+        )
+    took: dict[str, Any] = {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            took["begun"] = _now(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            took["seconds"] = _now(device) - took["begun"]
+            took["peak_bytes"] = _peak_bytes(device)
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trl.DPOConfig(
+            output_dir=folder, per_device_train_batch_size=1, max_steps=2, beta=0.1,
+            max_length=None, precompute_ref_log_probs=True, gradient_checkpointing=True,
+            bf16=True, use_cpu=device.type == "cpu", save_strategy="no", report_to="none",
+            disable_tqdm=True, remove_unused_columns=False, train_sampling_strategy="sequential",
+        )  # fmt: skip
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        Dpo(
+            model=base, args=settings, train_dataset=Dataset.from_list(data),
+            processing_class=_tokenizer(), peft_config=lora, callbacks=[Watch()],
+            data_collator=_collator(),
+        ).train()  # fmt: skip
+    return {"seconds": took["seconds"], "peak_bytes": took["peak_bytes"], "trl": trl.__version__}
+
+
+def make_point(model: str, tokens: int) -> Point:
+    """A pair of two sequences of `tokens`, and a short one."""
+    vocabulary = MODELS[model]().vocab_size
+    short = max(tokens // 8, 64)
+    return Point(model, tokens, _pair(tokens, vocabulary), _pair(short, vocabulary))
+
+
+def _pair(tokens: int, vocabulary: int) -> Sample:
+    draw = random.Random(tokens)
+    shared = min(SHARED, tokens // 4)
+    prompt = [draw.randrange(3, vocabulary) for _ in range(shared)]
+    sides = []
+    for side in range(2):
+        rest = [3 + side, *(draw.randrange(3, vocabulary) for _ in range(tokens - shared - 1))]
+        mask = [False] * shared + [at % 250 < 50 for at in range(len(rest))]
+        mask[-1] = True
+        sides.append(
+            Encoded(tuple(prompt + rest), tuple(mask), tuple(int(sampled) - 1 for sampled in mask))
+        )
+    return Sample(tuple(sides), 0)
+
+
+def _model(name: str) -> Any:
+    return AutoModelForCausalLM.from_config(
+        MODELS[name](), dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
+
+
+def _timed(step: Callable[[Sample], None], point: Point, device: torch.device) -> dict[str, Any]:
+    step(point.short)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun = _now(device)
+    step(point.pair)
+    return {"seconds": _now(device) - begun, "peak_bytes": _peak_bytes(device)}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+
+
+def _derived(
+    point: Point, seconds: float, peak: float | None, *, shared: bool
+) -> dict[str, float | None]:
+    """Speed and shares of the peak; TRL's work is taken without sharing, on agent tokens."""
+    costs = Costs(MODELS[point.model](), CONFIG, "lora", Assumptions())
+    sides = point.pair.sequences
+    common = (sides[0].prompt_length,) if shared else ()
+    loss_tokens = point.pair.num_loss_tokens
+    batch = MicroBatch(tuple(map(len, sides)), loss_tokens, common)
+    done, needed = (costs.flops(Setup("lora", 1, again), batch) for again in (True, False))
+    return {
+        "agent_tokens_per_second": loss_tokens / seconds,
+        "tokens_per_second": point.pair.num_tokens / seconds,
+        "utilisation": done / seconds / peak if peak else None,
+        "mfu": needed / seconds / peak if peak else None,
+    }
+
+
+def _peak(name: str) -> float | None:
+    """The card's dense bf16 peak, FLOP/s, if it is known."""
+    words = name.upper().replace("-", " ").split()
+    known = {card.name.partition("-")[0]: card.peak for card in GPUS.values()}
+    return next((peak for card, peak in known.items() if card in words), None)
+
+
+def _plain(name: str) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _collator() -> Any:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    return DataCollatorForPreference(pad_token_id=0)
+
+
+def _tokenizer() -> Any:
+    """The least that TRL's trainer asks of one: the data are ids already."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Seconds and memory of one side of `learner.py`, taken the same way on every side; no imports of ours."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import time
+from pathlib import Path
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process in bytes."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+class Meter:
+    """Counts from `start` on: what was there before (weights, imports) is not this run's."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.base = 0
+        self._last = 0.0
+
+    def start(self) -> None:
+        """Give freed memory back, let the kernel's peak begin anew, start the clock."""
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self.base = resident("VmRSS")
+        self._last = time.perf_counter()
+
+    def step(self) -> None:
+        """An optimizer step is done."""
+        now = time.perf_counter()
+        self.steps.append(now - self._last)
+        self._last = now
+
+    def figures(self) -> dict[str, object]:
+        """Seconds of each step; bytes resident at the start and the most above that."""
+        return {
+            "seconds": self.steps, "base_bytes": self.base,
+            "peak_bytes": resident("VmHWM") - self.base,
+        }  # fmt: skip
