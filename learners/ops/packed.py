@@ -126,9 +126,11 @@ def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
     if packed.layout.windows != expected:
         return f"its layers attend in windows of {packed.layout.windows}, not {expected}"
     single = torch.cat([one.logps for one in alone])
-    worst = float(((found.logps - single).abs() / packed.counts).max())
-    tolerance = 1e-4 if causal.dtype in (torch.float32, torch.float64) else 0.1
-    if worst <= tolerance:
+    apart, size_of = ((one.abs() / packed.counts) for one in (found.logps - single, single))
+    worst = float(apart.max())
+    # Half precision rounds by a share of what it rounds: unlikely tokens are further apart.
+    exact = causal.dtype in (torch.float32, torch.float64)
+    if bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
         return ""
     return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
 

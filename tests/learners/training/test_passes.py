@@ -103,6 +103,9 @@ def test_a_batch_gives_the_same_gradient_and_says_what_was_shared():
 def test_micro_batches_count_what_is_computed_and_keep_tasks_together():
     samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2), pair(12, 30, 1, task=1)]
     passes = Passes(tiny_llama(), CPU, Packing(min_share=0.0))
+    # Each in passes of its own: two at once would only keep twice the activations.
+    assert passes.microbatches(samples, 10_000) == [[3], [1], [0], [2]]
+    passes.together = True
     assert passes.microbatches(samples, 55) == [[3, 1], [0, 2]]
     assert passes.microbatches(samples, 10_000) == [[3, 1, 0, 2]]
     assert sorted(map(tuple, passes.microbatches(samples, 1))) == [(0,), (1,), (2,), (3,)]
