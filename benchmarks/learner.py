@@ -5,14 +5,14 @@
     python benchmarks/learner.py --trl TRL_PYTHON --rounds 0-15 --each 4    # all 64 pairs
 
 TRL_PYTHON is an interpreter that has trl 1.16 and the same torch (`pip install trl==1.16.0 peft
-torch==…`); without it only our side is played. 64 pairs of 2 x 500-4,000 tokens are made from a seed
-(`learner_pairs.py`). A round takes every n-th of them, so that each has short and long ones, as one
-optimizer step on each side, each in a process of its own, one side after the other. Times and memory
-begin when model, data and reference log-probabilities are there (`learner_meter.py`). Rounds are kept
-in the result file; playing one again replaces it.
+torch==…`); without it only our side is played. 64 pairs of 2 x 500-4,000 tokens are made from a
+seed (`learner_pairs.py`). A round takes every n-th of them, so that each has short and long ones,
+as one optimizer step on each side, each in a process of its own, one side after the other. Times
+and memory begin when model, data and reference log-probabilities are there (`learner_meter.py`).
+Rounds are kept in the result file; playing one again replaces it.
 
-agent-tokens/s: tokens that the agent sampled in those pairs, by the seconds of the step. Both sides run
-the same trajectories; TRL scores what the tools said too, which is not counted for it.
+agent-tokens/s: tokens that the agent sampled in those pairs, by the seconds of the step. Both sides
+run the same trajectories; TRL scores what the tools said too, which is not counted for it.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def ratios(rounds: dict[str, Any]) -> dict[str, Any]:
             agent = [c["agent_tokens"] / sum(ours["seconds"]) for ours, _, c in both]
             found[f"{loss}, {way}"] = {
                 "rounds": len(both), "pairs": sum(counts["pairs"] for *_, counts in both),
-                "times_as_fast": round(statistics.median(faster), 2), "of_rounds": [round(f, 2) for f in faster],
+                "times_as_fast": round(statistics.median(faster), 2),
+                "of_rounds": [round(f, 2) for f in faster],
                 "goal_fast": speed, "share_of_memory": round(statistics.median(less), 3),
                 "most_memory": round(max(less), 3), "goal_memory": memory,
                 "agent_tokens_per_second": round(statistics.median(agent), 1),

@@ -1,19 +1,19 @@
-"""Speed and memory of the learner on a GPU, beside TRL where it is installed. One command, no network.
+"""Speed and memory of the learner on a GPU, beside TRL where it is installed.
 
     python benchmarks/learner_gpu.py
 
-Models of 0.5B, 1.5B, 4B and 8B with random weights (Qwen's shapes), LoRA r = 8 on all linear layers,
-bfloat16, gradient checkpointing; one DPO pair of 2 x 8k to 128k random tokens an optimizer step, a fifth
-of them sampled, the first 1,024 in common. A point is one short step to warm up and one timed step,
-through the code that `learners.train` runs; the peak is that of the timed step, weights included. Every point goes
-into the result file as soon as it is there; a point that runs out of memory says so, and points that
-the time (`--minutes`) is too short for are named.
+Models of 0.5B, 1.5B, 4B and 8B with random weights (Qwen's shapes), LoRA r = 8 on all linear
+layers, bfloat16, gradient checkpointing; one DPO pair of 2 x 8k to 128k random tokens an optimizer
+step, a fifth of them sampled, the first 1,024 in common. A point is one short step to warm up and
+one timed step, through the code that `learners.train` runs; the peak is that of the timed step,
+weights included. Every point goes into the result file as soon as it is there; a point that runs
+out of memory says so, and points that the time (`--minutes`) is too short for are named.
 
 ``utilisation`` counts what is computed, attention and recomputation included; ``mfu`` leaves the
 recomputation out. Both are shares of the card's dense bf16 peak (`learners.training.plan.gpus`).
 
-`--device cpu --tiny` runs the same code on a CPU with models of a few thousand weights: its figures mean
-nothing.
+`--device cpu --tiny` runs the same code on a CPU with models of a few thousand weights: its figures
+mean nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> int:
     result: dict[str, Any] = {
         "machine": machine("torch", "transformers", "peft"), "device": name,
         "peak_flops": _peak(name), "sides": sides, "points": [], "not_started": [],
-        "command": "python benchmarks/learner_gpu.py" + (" --device cpu --tiny" if given.tiny else ""),
+        "command": "python benchmarks/learner_gpu.py " + " ".join(sys.argv[1:]),
     }  # fmt: skip
     if "trl" in given.sides and "trl" not in sides:
         print("trl is not installed here: only our side is played.", file=sys.stderr)
@@ -151,7 +151,7 @@ def play(
         row |= took | _derived(point, took["seconds"], peak, shared=side == "ours")
     except torch.OutOfMemoryError:
         row["failed"] = "out of memory"
-    except Exception as error:  # noqa: BLE001 - one point must not cost the others
+    except Exception as error:
         row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
     gc.collect()
     if device.type == "cuda":

@@ -2,10 +2,11 @@
 
     python benchmarks/learner_memory.py
 
-A Llama of 2 layers with a vocabulary of 128k and random weights gives the hidden states; `token_logps`
-then scores every position and goes back to the hidden states. Each length has a process of its own;
-the growth of its peak resident memory over that pass, less the gradient of the hidden states, stands
-beside the length. The exit code is 1 where the longest takes a tenth more than the shortest.
+A Llama of 2 layers with a vocabulary of 128k and random weights gives the hidden states;
+`token_logps` then scores every position and goes back to the hidden states. Each length has a
+process of its own; the growth of its peak resident memory over that pass, less the gradient of the
+hidden states, stands beside the length. The exit code is 1 where the longest takes a tenth more
+than the shortest.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def main() -> int:
         print(json.dumps(rows[-1]), flush=True)
     flat = rows[-1]["beyond_mib"] <= TOLERANCE * rows[0]["beyond_mib"]
     result = {
-        "machine": machine("torch", "transformers"), "command": "python benchmarks/learner_memory.py",
+        "machine": machine("torch", "transformers"),
+        "command": "python benchmarks/learner_memory.py",
         "vocabulary": VOCABULARY, "layers": 2, "dtype": given.dtype, "rows": rows, "flat": flat,
     }  # fmt: skip
     given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Seconds and memory of one side of `learner.py`, taken the same way on every side; no imports of ours."""
+"""Seconds and memory of one side of `learner.py`, taken the same way on every side."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def main(job: dict[str, Any]) -> None:
         **job.get("settings", {}),
     )  # fmt: skip
     train(config, on_progress=watch)
-    metrics = [json.loads(line) for line in Path(job["out"], "metrics.jsonl").open()]
-    shared = sum(record["shared_tokens"] for record in metrics)
+    lines = Path(job["out"], "metrics.jsonl").read_text().splitlines()
+    shared = sum(json.loads(line)["shared_tokens"] for line in lines)
     print(json.dumps({**meter.figures(), "losses": losses, "shared_tokens": shared}))
 
 

@@ -1,4 +1,4 @@
-"""Pairs of multi-turn trajectories from a seed, for `learner.py`: real source text, real tools' forms.
+"""Pairs of multi-turn trajectories from a seed, for `learner.py`: real text, real tool calls.
 
 Every task is a module of Python's standard library: the issue quotes it, the agent searches, views,
 edits and tests it. What the tools answer is that source, so lengths, vocabulary and the share of
@@ -58,15 +58,17 @@ class Author:
         name, at = self.draw.choice(self.names), self.draw.randrange(len(self.lines) - 3)
         quoted = "\n".join(f"    {line.strip()}" for line in self.lines[at : at + 2])
         return (
-            f"{name} of {self.path} gives a wrong result\n\nAfter the last release {name} no longer "
-            f"does what its documentation says. It used to work before.\n\nTraceback (most recent "
+            f"{name} of {self.path} gives a wrong result\n\nAfter the last release {name} no "
+            f"longer does what its documentation says. It used to.\n\nTraceback (most recent "
             f'call last):\n  File "{self.path}", line {at + 1}, in {name}\n{quoted}\nAssertionError'
             f"\n\nExpected: the documented result. The other functions of the module are fine."
         )
 
     def turn(self, budget: int) -> tuple[Action, str]:
         """A call and its answer, of roughly at most `budget` tokens."""
-        kind = self.draw.choices(("view", "search", "edit", "run_tests", "bash"), (4, 2, 3, 2, 1))[0]
+        kind = self.draw.choices(("view", "search", "edit", "run_tests", "bash"), (4, 2, 3, 2, 1))[
+            0
+        ]
         arguments, answer = getattr(self, f"_{kind}")(max(min(budget // 14, 60), 3))
         message = self.draw.choice(THOUGHTS)
         return {"tool": kind, "arguments": arguments, "message": message}, answer
@@ -178,7 +180,10 @@ def write(found: list[Trajectory], buffer: Path, rows: Path) -> dict[str, Any]:
 
     with ReplayBuffer(buffer) as open_buffer:
         open_buffer.extend(found)
-    pairs, counts = [], {"pairs": 0, "tokens": 0, "agent_tokens": 0, "prompt_tokens": 0, "longest": 0}
+    pairs, counts = (
+        [],
+        {"pairs": 0, "tokens": 0, "agent_tokens": 0, "prompt_tokens": 0, "longest": 0},
+    )
     counts["shortest"] = LONGEST
     for chosen, rejected in zip(found[::2], found[1::2], strict=True):
         sides = [encode(side, None) for side in (chosen, rejected)]

@@ -2,11 +2,12 @@
 
     python benchmarks/learner_resume.py --kills 10
 
-A tiny random model learns from made trajectories (`learner_pairs.py`) in a process of its own. One run
-goes through; the other is killed ten times, each time at a moment within a random step, and goes on
-with ``resume``. Compared: the bytes of the final adapter; after every step the digest of the whole
-checkpoint (parameters, both moments and step of every optimizer state, random generators, the loss's own
-state); and every figure of ``metrics.jsonl`` but the speed. The exit code is 1 where anything differs.
+A tiny random model learns from made trajectories (`learner_pairs.py`) in a process of its own. One
+run goes through; the other is killed ten times, each time at a moment within a random step, and
+goes on with ``resume``. Compared: the bytes of the final adapter; after every step the digest of
+the whole checkpoint (parameters, both moments and step of every optimizer state, random generators,
+the loss's own state); and every figure of ``metrics.jsonl`` but the speed. The exit code is 1 where
+anything differs.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def make(folder: Path) -> tuple[str, str]:
     LlamaForCausalLM(shapes).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     with ReplayBuffer(folder / "buffer") as buffer:
-        short = [t for t in trajectories(tokenizer, 48)][:32]
+        short = list(trajectories(tokenizer, 48))[:32]
         buffer.extend(short)
     return str(folder / "model"), str(folder / "buffer")
 
@@ -112,7 +113,9 @@ def compare(settings: dict[str, Any], folder: Path, given: argparse.Namespace) -
     assert start(settings, killed).wait() == 0
     name = "out/adapter_model.safetensors"
     adapters = [hashlib.sha256((run / name).read_bytes()).hexdigest() for run in (whole, killed)]
-    states = [json.loads(f"{{{(run / 'states').read_text().rstrip(',')}}}") for run in (whole, killed)]
+    states = [
+        json.loads("{" + (run / "states").read_text().rstrip(",") + "}") for run in (whole, killed)
+    ]
     figures = [metrics(run) for run in (whole, killed)]
     same = {
         "adapter_bytes": adapters[0] == adapters[1],
@@ -163,7 +166,7 @@ def digest(value: Any) -> str:
         seen.update(name.encode())
         if isinstance(part, torch.Tensor):
             seen.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            seen.update(part.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            seen.update(part.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(part, dict):
             for key in part:
                 if key != "tokens_per_second":

@@ -1,8 +1,8 @@
 """One run of TRL's DPO or KTO trainer for `learner.py`, on the same ids; imports nothing of ours.
 
-The trainers are TRL's own, but for the preparation of the data: it is tokenised already. TRL's fused
-LM head is on (it has no switch), its precomputed reference log-probabilities are, and so is what
-the job names.
+The trainers are TRL's own, but for the preparation of the data: it is tokenised already. TRL's
+fused LM head is on (it has no switch), its precomputed reference log-probabilities are, and so is
+what the job names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class AgentOnly(DataCollatorForPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's, then the mask."""
         batch = super().torch_call(examples)
-        rows = [(e["prompt_ids"], e[f"{side}_agent"]) for side in ("chosen", "rejected") for e in examples]
+        rows = [
+            (e["prompt_ids"], e[f"{side}_agent"])
+            for side in ("chosen", "rejected")
+            for e in examples
+        ]
         for row, (prompt, mask) in enumerate(rows):
             whole = torch.tensor([0] * len(prompt) + mask)
             batch["completion_mask"][row, : len(whole)] = whole
@@ -101,7 +105,9 @@ def main(job: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     torch.manual_seed(0)
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     kind, size = job["loss"], job["device_batch"]
     samples = job["batch"]
     given = {
@@ -126,7 +132,8 @@ def main(job: dict[str, Any]) -> None:
     else:
         trainer = Kto(
             model=model, args=KTOConfig(**given), train_dataset=data, processing_class=tokenizer,
-            data_collator=DataCollatorForUnpairedPreference(pad_token_id=0), callbacks=[watch], peft_config=lora,
+            data_collator=DataCollatorForUnpairedPreference(pad_token_id=0), callbacks=[watch],
+            peft_config=lora,
         )  # fmt: skip
     set_peft_model_state_dict(trainer.model, load_peft_weights(job["adapter"], device="cpu"))
     trainer.train()
