@@ -31,10 +31,10 @@ def lean_layers(model: nn.Module) -> tuple[int, int]:
     norms = units = 0
     for module in model.modules():
         untyped: Any = module
-        if _is_norm(type(module)) and isinstance(untyped.weight, Tensor):
+        if _is_norm(untyped.__class__) and isinstance(untyped.weight, Tensor):
             untyped.forward = types.MethodType(_norm_forward, module)
             norms += 1
-        elif _is_unit(type(module)) and _is_silu(untyped.act_fn):
+        elif _is_unit(untyped.__class__) and _is_silu(untyped.act_fn):
             untyped.forward = types.MethodType(_unit_forward, module)
             units += 1
     return norms, units
