@@ -21,26 +21,27 @@ class Meter:
 
     def __init__(self) -> None:
         self.steps: list[float] = []
-        self.base = 0
-        self._last = 0.0
+        self._base = self._peak = 0
+        self._last = self._begun = self._cpu = 0.0
 
     def start(self) -> None:
-        """Give freed memory back, let the kernel's peak begin anew, start the clock."""
+        """Give freed memory back, let the kernel's peak begin anew, start the clocks."""
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self.base = resident("VmRSS")
-        self._last = time.perf_counter()
+        self._base = resident("VmRSS")
+        self._last, self._begun = time.perf_counter(), time.process_time()
 
     def step(self) -> None:
         """An optimizer step is done."""
         now = time.perf_counter()
         self.steps.append(now - self._last)
-        self._last = now
+        self._last, self._cpu = now, time.process_time() - self._begun
+        self._peak = resident("VmHWM") - self._base
 
     def figures(self) -> dict[str, object]:
-        """Seconds of each step; bytes resident at the start and the most above that."""
+        """Seconds of each step and processor seconds of all; bytes at the start, most above it."""
         return {
-            "seconds": self.steps, "base_bytes": self.base,
-            "peak_bytes": resident("VmHWM") - self.base,
+            "seconds": self.steps, "cpu_seconds": self._cpu,
+            "base_bytes": self._base, "peak_bytes": self._peak,
         }  # fmt: skip

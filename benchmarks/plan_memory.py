@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import torch
+from harness import machine
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from learners.ops import sequence_logps
@@ -82,15 +83,26 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--loss-tokens", type=int, default=256)
     parser.add_argument("--one", choices=("with", "without"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "plan_memory.json"
+    )
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(given.tokens, given.loss_tokens, given.one == "with")))
         return
+    rows = []
     for way in ("without", "with"):
         # Every tensor from pages of its own, so that what is freed leaves the process.
         apart = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         command = [sys.executable, *sys.argv, "--one", way]
-        subprocess.run(command, check=True, env=apart)
+        done = subprocess.run(command, check=True, env=apart, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+    result = {
+        "machine": machine("torch", "transformers", "peft"),
+        "command": f"python benchmarks/plan_memory.py --tokens {given.tokens}", "rows": rows,
+    }  # fmt: skip
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
