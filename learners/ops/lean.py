@@ -139,7 +139,8 @@ def _is_norm(kind: type) -> bool:
     """Whether the class's forward is `rms_norm`, on a stand-in that has nothing else to offer."""
     if not kind.__name__.endswith("RMSNorm"):
         return False
-    return all(_agree(kind, dtype, norm=True) for dtype in (torch.float32, torch.bfloat16))
+    with torch.device("cpu"):  # a plan's models are built on the meta device
+        return all(_agree(kind, dtype, norm=True) for dtype in (torch.float32, torch.bfloat16))
 
 
 @functools.cache
@@ -147,7 +148,8 @@ def _is_unit(kind: type) -> bool:
     """The same for ``down_proj(silu(gate_proj(x)) * up_proj(x))``."""
     if not kind.__name__.endswith("MLP"):
         return False
-    return all(_agree(kind, dtype, norm=False) for dtype in (torch.float32, torch.bfloat16))
+    with torch.device("cpu"):
+        return all(_agree(kind, dtype, norm=False) for dtype in (torch.float32, torch.bfloat16))
 
 
 def _agree(kind: Any, dtype: torch.dtype, *, norm: bool) -> bool:
@@ -168,8 +170,9 @@ def _agree(kind: Any, dtype: torch.dtype, *, norm: bool) -> bool:
 
 
 def _is_silu(activation: Any) -> bool:
-    x = _probe(torch.float32)
     try:
-        return torch.equal(activation(x), silu(x))
+        with torch.device("cpu"):
+            x = _probe(torch.float32)
+            return torch.equal(activation(x), silu(x))
     except (AttributeError, TypeError, RuntimeError, ValueError):
         return False

@@ -88,3 +88,13 @@ def test_a_norm_that_is_trained_stays_as_it_was():
     weights = [m.weight for n, m in model.named_modules() if n.endswith("norm")]
     assert len(weights) == 5
     assert all(weight.grad is not None for weight in weights)
+
+
+def test_a_model_without_memory_is_taken_over_just_the_same():
+    """So that a plan counts what a run keeps; asked for first, before any class is known."""
+    from learners.ops import lean
+
+    lean._is_norm.cache_clear()
+    lean._is_unit.cache_clear()
+    with torch.device("meta"):
+        assert lean_layers(type(tiny("qwen3"))(tiny("qwen3").config)) == (9, 2)
