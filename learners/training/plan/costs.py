@@ -100,11 +100,11 @@ class Costs:
         Sizes are those of bfloat16; ``dtype = "float32"`` doubles what is not float32 already.
         With P weights of the base, A of the adapter, T tokens computed and L layers:
         weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
-        4 A, 4 A and 8 A; activations = what the L layers keep at T, or with checkpointing L inputs
-        of 2 x width x T, plus the last norm's input, output and float32 copy (8 x width x T). On
-        N GPUs everything but activations is divided by N, and two whole layers in bfloat16 are
-        added (also for full training on one GPU, whose weights are float32). Each GPU has a
-        micro-batch of its own.
+        4 A, 4 A and 8 A; activations = L inputs of 2 x width x T and what the L layers keep at T
+        beside them (nothing with checkpointing), plus the last norm's input, output and float32
+        copy (8 x width x T). On N GPUs everything but activations is divided by N,
+        and two whole layers in bfloat16 are added (also for full training on one GPU, whose weights
+        are float32). Each GPU has a micro-batch of its own.
         """
         assume, counts, share = self.assume, self.counts, 1 / setup.gpus
         trained = counts.trainable
@@ -112,11 +112,12 @@ class Costs:
         hidden = batch.tokens * self.width * size
         whole = setup.gpus > 1 or setup.method == "full"
         gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
-        kept = sum(layer.kept(batch.tokens) for layer in self.layers)
+        inputs = len(self.layers) * hidden
+        kept = inputs + sum(layer.kept(batch.tokens) for layer in self.layers)
         worst = max(layer.backward(batch.tokens) for layer in self.layers)
         if setup.checkpointing:
             worst += max(layer.kept(batch.tokens) for layer in self.layers)
-            kept = len(self.layers) * hidden
+            kept = inputs
         widened = counts.largest_linear * size if setup.method == "qlora" else 0
         forward = max(layer.forward(batch.tokens) for layer in self.layers)
         logps = self._logps_pass(batch)
