@@ -1,9 +1,11 @@
 """Rollouts on a real Ray cluster of two nodes, which lives on this machine."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -141,20 +143,23 @@ from tests.agents.rollouts.fake_world import GuessEnv, make_tasks
 tasks = make_tasks(10)
 report = run_rollouts(
     PolicySpec("tests.agents.rollouts.fake_world:Guesser"), tasks, attempts=3, workers=4,
-    out=sys.argv[1], buffer=sys.argv[2], make_env=partial(GuessEnv, tasks, delay=0.15),
-    executor=RayExecutor(address=sys.argv[3], episodes=2),
+    out=sys.argv[1], buffer=sys.argv[2],
+    make_env=partial(GuessEnv, tasks, delay=float(sys.argv[4])),
+    executor=RayExecutor(address=sys.argv[3] or None, episodes=2),
 )
 print(len(report.results), report.interrupted)
+import ray
+assert not ray.is_initialized()
 """
 
 
-def start(cluster, out, buffer):
+def start(address, out, buffer, *, delay=0.15, **env):
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(out), str(buffer), cluster.address],
+        [sys.executable, "-c", DRIVER, str(out), str(buffer), address, str(delay)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), **env},
     )
 
 
@@ -162,12 +167,12 @@ def test_a_killed_driver_a_drained_one_and_the_rest(cluster, tmp_path):
     tasks = make_tasks(10)
     plain = roll(tmp_path / "plain", tasks, attempts=3, workers=4, env={"delay": 0.15})
     job, store = tmp_path / "job", tmp_path / "buffer"
-    killed = start(cluster, job, store)
+    killed = start(cluster.address, job, store)
     wait_for(lambda: done(job) >= 3)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert set(stored(store)) <= set(ids(plain).values())
-    drained = start(cluster, job, store)
+    drained = start(cluster.address, job, store)
     before = done(job)
     assert before < 20
     wait_for(lambda: done(job) > before)
@@ -181,6 +186,63 @@ def test_a_killed_driver_a_drained_one_and_the_rest(cluster, tmp_path):
     assert ids(rest) == ids(plain)
     assert stored(store) == sorted(ids(plain).values())
     assert not list(job.glob("*/*/lease"))
+
+
+@pytest.mark.parametrize(("delay", "ends_at_its_step"), [(1.0, True), (60.0, False)])
+def test_a_second_ctrl_c_stops_what_runs_and_the_job_can_be_continued(
+    cluster, tmp_path, delay, ends_at_its_step
+):
+    """A running episode ends at its next step; one that has not within 5 s is killed."""
+    job, store = tmp_path / "job", tmp_path / "buffer"
+    run = start(cluster.address, job, store, delay=delay)
+    wait_for(lambda: len(list(job.glob("*/*/lease"))) == 4)  # two in each of two workers
+    begun = {path.parent for path in job.glob("*/*/lease")}
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert run.poll() is None  # the first lets them play on
+    run.send_signal(signal.SIGINT)
+    before = time.monotonic()
+    out, err = run.communicate(timeout=60)
+    assert time.monotonic() - before < 30
+    assert run.returncode == -signal.SIGINT, err
+    assert "KeyboardInterrupt" in err
+    assert out == ""
+    assert done(job) == len(stored(store)) < 4
+    assert {path.parent for path in job.glob("*/*/lease")} <= begun
+    if ends_at_its_step:  # its worker gave the leases back; a killed one could not
+        assert not list(job.glob("*/*/lease"))
+    rest = roll(job, make_tasks(10), attempts=3, workers=8, env={"delay": delay / 1000},
+                buffer=store)  # fmt: skip
+    assert len(rest.results) == 30
+    assert not rest.interrupted
+    assert stored(store) == sorted(ids(rest).values())
+    assert not list(job.glob("*/*/lease"))
+
+
+def test_without_an_address_ray_starts_a_cluster_and_it_ends_with_the_job(tmp_path):
+    plain = roll(tmp_path / "plain", make_tasks(10), attempts=3, workers=4, env={"delay": 0.01})
+    # Of its own, so that nobody else's cluster is found there; short, for its sockets' names.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        unset = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", unset)
+            run = start("", tmp_path / "job", tmp_path / "b", delay=0.01, RAY_TMPDIR=folder)
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+        assert out == "30 False\n"
+        assert list(Path(folder).rglob("raylet.out"))  # it was started for this job
+        wait_for(lambda: not processes_of(folder), seconds=20)
+    assert stored(tmp_path / "b") == sorted(ids(plain).values())
+
+
+def processes_of(folder):
+    """Processes whose command line names a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if folder.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 class Fatal(Guesser):
