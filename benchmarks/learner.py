@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="pairs a round")
     parser.add_argument("--rounds", default="0-1", help="numbers of rounds, as in 0-3 or 2,5")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--most", type=float, help="seconds a side may take before it is given up")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "learner.json")
@@ -105,14 +106,15 @@ class Bench:
 
     def parity(self) -> dict[str, Any]:
         """Both sides' DPO losses over steps that move, float32, TRL on the agent's tokens only."""
-        with self._data(self.made[:6]) as data:
+        few = min(self.given.each, 3)
+        with self._data(self.made[: 2 * few]) as data:
             job = {
-                **data["job"], "loss": "dpo", "batch": 3, "checkpointing": False, "steps": 4,
+                **data["job"], "loss": "dpo", "batch": few, "checkpointing": False, "steps": 3,
                 "dtype": "float32", "learning_rate": 1e-3, "agent_only": True,
             }  # fmt: skip
             losses = {side: self._play(side, job)["losses"] for side in ("ours", "trl")}
         apart = [abs(a - b) for a, b in zip(losses["ours"], losses["trl"], strict=True)]
-        return {**losses, "steps": 4, "pairs": 3, "largest_difference": max(apart)}
+        return {**losses, "steps": 3, "pairs": few, "largest_difference": max(apart)}
 
     def _play(self, side: str, job: dict[str, Any]) -> dict[str, Any]:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -130,6 +132,7 @@ class Bench:
             done = subprocess.run(
                 [python, str(HERE / f"learner_{side}.py"), json.dumps(job)],
                 capture_output=True, text=True, check=False, env=env,
+                timeout=self.given.most,
             )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -195,9 +198,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _keep(path: Path, result: dict[str, Any]) -> None:
-    result["command"] = "python benchmarks/learner.py --trl TRL_PYTHON " + " ".join(
+    command = "python benchmarks/learner.py --trl TRL_PYTHON " + " ".join(
         word for word in sys.argv[1:] if "/" not in word and word != "--trl"
     )
+    result["commands"] = sorted({*result.get("commands", []), command})
     result["ratios"] = ratios(result.get("rounds", {}))
     path.write_text(json.dumps(result, indent=1) + "\n")
 
