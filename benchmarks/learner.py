@@ -29,8 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import machine
 from learner_pairs import trajectories, write
+
+from swe_env.machine import machine
 
 HERE = Path(__file__).parent
 GOALS = {"dpo": (1.5, 0.6), "kto": (2.0, 0.6)}

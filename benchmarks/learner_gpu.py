@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import machine
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from learners.data.dataset import Sample
@@ -48,6 +47,7 @@ from learners.training.plan.samples import MicroBatch
 from learners.training.score import PolicySums, Scorer
 from learners.training.step import Objective, run_batch
 from learners.training.workers import Workers
+from swe_env.machine import machine
 
 K = 1024
 SHARED = 1024

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 import torch
-from harness import machine
 from learner_meter import resident
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from learners.ops import token_logps
+from swe_env.machine import machine
 
 MIB = 1 << 20
 VOCABULARY = 131_072

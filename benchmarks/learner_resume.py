@@ -25,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import machine
 from learner_pairs import trajectories
+
+from swe_env.machine import machine
 
 RUNS = {"entropo-dpo": {}, "entropo-kto": {"lora_dropout": 0.05}}
 """Losses, and what else their runs have: dropout draws random numbers in every step."""

@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import machine
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from learners.ops import sequence_logps
@@ -30,6 +29,7 @@ from learners.training.model import add_adapter
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.costs import Costs, Setup
 from learners.training.plan.samples import MicroBatch
+from swe_env.machine import machine
 
 MIB = 1 << 20
 SHAPES = LlamaConfig(

@@ -176,6 +176,9 @@ class Crew:
                 self._ray.wait(running, num_returns=len(running), timeout=FAREWELL)
             if closing := [actor.close.remote() for actor in up]:
                 self._ray.wait(closing, num_returns=len(closing), timeout=FAREWELL)
+            for ref, call in self.calls.items():
+                if call.method == "start":  # else Ray prints that it will be tried again
+                    self._ray.cancel(ref)
             for member in self.members:
                 self._ray.kill(member.actor)
         finally:

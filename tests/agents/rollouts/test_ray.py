@@ -207,7 +207,8 @@ def test_a_second_ctrl_c_stops_what_runs_and_the_job_can_be_continued(
     assert run.returncode == -signal.SIGINT, err
     assert "KeyboardInterrupt" in err
     assert out == ""
-    assert done(job) == len(stored(store)) < 4
+    # What ended as the driver left is in the folder, and comes to the buffer when it goes on.
+    assert len(stored(store)) <= done(job) < 4
     assert {path.parent for path in job.glob("*/*/lease")} <= begun
     if ends_at_its_step:  # its worker gave the leases back; a killed one could not
         assert not list(job.glob("*/*/lease"))
