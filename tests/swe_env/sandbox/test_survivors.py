@@ -138,12 +138,13 @@ def test_what_is_stuck_in_the_group_of_a_killed_keeper_is_ended_by_the_next(star
     groups = _cgroups(os.getpid())
     if not groups:
         pytest.skip("cgroups cannot be written here")
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+    gone = subprocess.Popen(["sleep", "600"])  # lives until the group is whole: others sweep too
     stale = groups[0].parent / f"swe-env-{gone.pid}"
     stale.mkdir()
     stuck = subprocess.Popen(["sleep", "600"])
     (stale / "cgroup.procs").write_text(str(stuck.pid))
+    gone.kill()
+    gone.wait()
     start("local")
     assert stuck.wait(10) == -signal.SIGKILL
     start("local")
