@@ -1,10 +1,5 @@
 """A row shared by two processes (gloo, on the CPU) gives the sums and gradients of one."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,21 +7,13 @@ from learners.ops import pack
 from learners.ops.context import Context, flex_part, part_of
 from learners.ops.kernels import _masked
 from tests.learners.ops.context_launched import row
+from tests.learners.ops.launched import two_processes
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def test_two_processes_give_the_sums_and_gradients_of_one(tmp_path):
-    told = tmp_path / "found.json"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "tests.learners.ops.context_launched", str(told),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(told.read_text())
+    found = two_processes("tests.learners.ops.context_launched", tmp_path / "found.json")
     assert len(found) == 6
     for family, worst in found.items():
         # These families but GPT-2 compute norms in float32 whatever the weights are.
