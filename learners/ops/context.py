@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
-from learners.ops.kernels import KERNELS, _compiled_flex, _masked
+from learners.ops.kernels import KERNELS, flex_where, masked
 from learners.ops.packed import packed_logps
 from learners.ops.packing import Layout, Packed
 from learners.ops.sequence import SequenceLogps
@@ -135,7 +135,7 @@ def _attend(
     if query.is_cuda:
         return flex_part(query, keys, values, layout, scale, window, softcap)
     mask = layout.keep("mask", window, lambda: layout.mask(window))
-    return _masked(query, keys, values, mask, scale, softcap)
+    return masked(query, keys, values, mask, scale, softcap)
 
 
 def flex_part(
@@ -148,32 +148,13 @@ def flex_part(
     softcap: float | None,
 ) -> Tensor:
     """The same by flex attention, which never holds the mask; keys and values of the whole row."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
     ends, mine, positions = layout.ends, layout.mine, layout.all_positions
 
     def sees(_row: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (k <= mine[q]) & (mine[q] < ends[k])
         return seen if window is None else seen & (positions[mine[q]] - positions[k] < window)
 
-    def capped(score: Tensor, *_: Tensor) -> Tensor:
-        assert softcap is not None
-        return softcap * torch.tanh(score / softcap)
-
-    cuda, sizes = query.is_cuda, (query.shape[2], key.shape[2])
-
-    def make() -> Any:
-        return create_block_mask(sees, None, None, *sizes, device=query.device, _compile=cuda)
-
-    kernel: Any = _compiled_flex() if cuda else flex_attention
-    found: Tensor = kernel(
-        query, key, value,
-        score_mod=None if softcap is None else capped,
-        block_mask=layout.keep("flex", window, make),
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    return found
+    return flex_where(sees, query, key, value, layout, scale, window, softcap)
 
 
 KERNELS["context"] = _attend

@@ -50,7 +50,7 @@ def dense(
     softcap: float | None,
 ) -> Tensor:
     """With the whole (tokens, tokens) mask: the plainest, for comparison."""
-    return _masked(query, key, value, layout.mask(window), scale, softcap)
+    return masked(query, key, value, layout.mask(window), scale, softcap)
 
 
 def flex(
@@ -63,24 +63,36 @@ def flex(
     softcap: float | None,
 ) -> Tensor:
     """Torch's flex attention; blocks that nobody sees are skipped. No gradients on a CPU."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    ends, positions, size = layout.ends, layout.positions, query.shape[2]
+    ends, positions = layout.ends, layout.positions
 
     def sees(_row: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (k <= q) & (q < ends[k])
         return seen if window is None else seen & (positions[q] - positions[k] < window)
 
+    return flex_where(sees, query, key, value, layout, scale, window, softcap)
+
+
+def flex_where(
+    sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Flex attention under ``sees(row, head, query, key)``, whose block mask `layout` keeps."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    cuda = query.is_cuda
+    cuda, sizes = query.is_cuda, (query.shape[2], key.shape[2])
 
     def make() -> Any:  # compiled, it never holds the whole mask
-        return create_block_mask(
-            sees, None, None, size, size, device=query.device, _compile=cuda
-        )  # fmt: skip
+        return create_block_mask(sees, None, None, *sizes, device=query.device, _compile=cuda)
 
     kernel: Any = _compiled_flex() if cuda else flex_attention
     found: Tensor = kernel(
@@ -142,7 +154,7 @@ def _span(
     if seen <= 2 * new and softcap is None and (window is None or window >= seen):
         # Quicker with the queries of the beginning again, for nothing, than under a mask.
         path = _gathered(query, span.keys)
-        yield _masked(path, keys, values, None, scale, None)[:, :, seen - new :]
+        yield masked(path, keys, values, None, scale, None)[:, :, seen - new :]
         return
     mine = query[:, :, span.start : span.stop]
     for first in range(0, new, _BLOCK):
@@ -152,7 +164,7 @@ def _span(
         q = torch.arange(last - part.shape[2], last, device=query.device)[:, None]
         k = torch.arange(begin, last, device=query.device)[None]
         mask = k <= q if window is None else (k <= q) & (q - k < window)
-        yield _masked(
+        yield masked(
             part, keys[:, :, begin:last], values[:, :, begin:last], mask, scale, softcap
         )  # fmt: skip
 
@@ -162,7 +174,7 @@ def _gathered(tensor: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _masked(
+def masked(
     query: Tensor,
     key: Tensor,
     value: Tensor,

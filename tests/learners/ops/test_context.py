@@ -5,7 +5,7 @@ import torch
 
 from learners.ops import pack
 from learners.ops.context import Context, flex_part, part_of
-from learners.ops.kernels import _masked
+from learners.ops.kernels import masked
 from tests.learners.ops.context_launched import row
 from tests.learners.ops.launched import two_processes
 
@@ -61,5 +61,5 @@ def test_flex_attention_of_a_part_is_the_masks(window, softcap):
     key, value = torch.randn(2, 1, 2, len(part.layout.ends), 16, generator=generator)
     settings = (0.25, window, softcap)
     found = flex_part(query, key, value, part.layout, *settings)
-    expected = _masked(query, key, value, part.layout.mask(window), 0.25, softcap)
+    expected = masked(query, key, value, part.layout.mask(window), 0.25, softcap)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
