@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from swe_env.errors import SweError
 from swe_env.grading import PASSING, TestRun, grade, pytest_runner, runners, unit_runner
 from swe_env.grading.ids import outcomes_of
 from swe_env.grading.log_parsers import PARSERS
+from swe_env.machine import commit, machine
 from swe_env.repos import sandbox_spec
 from swe_env.types import Task
 
@@ -82,7 +81,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/swebench_lite.py " + Path(options.rows).name,
         "commits": sorted({entry["commit"] for entry in done}),
-        "machine": machine(options.sandbox),
+        "machine": {**machine("swe-env"), "sandbox": options.sandbox},
         "summary": summary(found, done),
         "agreement": agreement(found, done, peer, options.out),
         "parsing_20k_lines_ms": parsing(peer, options.out),
@@ -280,23 +279,6 @@ def summary(found: list[Task], done: list[dict[str, Any]]) -> dict[str, Any]:
         "median_build_seconds": statistics.median(
             entry["build_seconds"] for entry in gold if "build_seconds" in entry
         ),
-    }
-
-
-def commit() -> str:
-    ran = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return ran.stdout.strip()
-
-
-def machine(sandbox: str) -> dict[str, Any]:
-    return {
-        "cpus": os.cpu_count(),
-        "arch": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "sandbox": sandbox,
     }
 
 

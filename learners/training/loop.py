@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
-from learners.training.card import commit, public_settings, write_card
+from learners.training.card import public_settings, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.metrics import MetricsWriter, read_metrics
@@ -34,6 +34,7 @@ from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
 from learners.training.workers import start_workers
 from swe_env.errors import SweError
+from swe_env.machine import commit
 
 log = logging.getLogger(__name__)
 

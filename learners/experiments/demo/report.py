@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -15,8 +16,8 @@ from rich.table import Table
 from agents.viewer import Arm, ReportData, StageTime, render_report, report_from_buffers
 from learners.experiments.demo.settings import DemoSettings
 from learners.training import read_metrics
-from learners.training.card import commit
 from swe_env import __version__
+from swe_env.machine import commit, processor
 from swe_env.replay import ReplayBuffer, Trajectory
 
 ARMS = {
@@ -69,7 +70,7 @@ def _facts(out: Path, settings: DemoSettings) -> dict[str, str]:
     )
     return {
         "command": " ".join(["swe", *sys.argv[1:]]),
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "machine": f"{platform.system()}, {os.cpu_count()} cores of {processor()}",
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit() or "unknown",
@@ -77,18 +78,6 @@ def _facts(out: Path, settings: DemoSettings) -> dict[str, str]:
         "model": settings.model,
         "folder": out.name,
     }
-
-
-def _processor() -> str:
-    import os
-
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{os.cpu_count()} cores {names[0] if names else platform.processor()}".strip()
 
 
 def _notes(records: dict[str, dict[str, Any]], data_arms: dict[str, list[Trajectory]]) -> list[str]:
@@ -102,7 +91,7 @@ def _notes(records: dict[str, dict[str, Any]], data_arms: dict[str, list[Traject
     if train["steps"]:
         notes.append(
             f"Preference training took {train['steps']} steps; the adapter of step "
-            f"{train['step']} was kept, the best on development tasks (pass@1 by step: "
+            f"{train['step']} was kept, the best trained one on development tasks (pass@1 by step: "
             f"{', '.join(f'{k}: {v:.3f}' for k, v in train['dev_pass@1'].items())})."
         )
     if train["stopped"]:
