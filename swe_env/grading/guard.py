@@ -200,7 +200,8 @@ def equals_everything(path: str, old: bytes | None, new: bytes | None, gold: str
     """
     if new is None or not path.endswith(".py") or "__eq__" in gold:
         return ""
-    added = sorted(_equals(new) - _equals(old))
+    found = _equals(new)
+    added = sorted(found - _equals(old)) if found else []
     return (
         f"The patch makes {path} define a class equal to everything: {added[0]}." if added else ""
     )

@@ -212,6 +212,8 @@ class Keeper:
             with contextlib.suppress(OSError):
                 wire.send(control, request, fds)
             self.answer, self.fds = self._receive()
+            # Where there is a door, the last descriptor is the way to it.
+            self._door = socket.socket(fileno=self.fds.pop()) if self.answer.get("door") else None
         except BaseException:
             control.close()
             raise
@@ -238,10 +240,9 @@ class Keeper:
             "env": dict(env),
             "targets": list(targets),
             "rlimits": dict(rlimits),
-            "outside": outside,
         }
         with self._lock:
-            self._send(request, fds)
+            self._send(request, fds, self._socket if outside else self._door or self._socket)
 
     def call(
         self, request: dict[str, Any], fds: Sequence[int] = ()
@@ -252,7 +253,7 @@ class Keeper:
             SandboxError: the request failed, or the keeper is gone.
         """
         with self._lock:
-            self._send(request, fds)
+            self._send(request, fds, self._socket)
             return self._receive()
 
     def close(self) -> None:
@@ -260,17 +261,19 @@ class Keeper:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        if self._door is not None:
+            self._door.close()
         # In a forked child the sandbox is still the parent's to end.
         if os.getpid() == self._owner:
             _end(self._socket)
         else:
             self._socket.close()
 
-    def _send(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _send(self, request: dict[str, Any], fds: Sequence[int], to: socket.socket) -> None:
         if os.getpid() != self._owner:
             raise SandboxError("A sandbox cannot be used after a fork: start one in the child.")
         try:
-            wire.send(self._socket, request, fds)
+            wire.send(to, request, fds)
         except OSError as error:
             raise SandboxError("The sandbox is gone: it was closed or killed.") from error
 

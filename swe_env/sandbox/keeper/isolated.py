@@ -15,6 +15,7 @@ from typing import Any
 from swe_env.sandbox.keeper import kernel, wire
 from swe_env.sandbox.keeper.bubblewrap import INIT, arguments
 from swe_env.sandbox.keeper.cgroups import Group
+from swe_env.sandbox.keeper.door import open_door
 from swe_env.sandbox.keeper.layers import copy_tree
 from swe_env.sandbox.keeper.processes import interrupt_all, kill_all
 
@@ -34,13 +35,14 @@ class Isolated:
     def __init__(self, request: dict[str, Any]) -> None:
         self._rooted = os.geteuid() == 0
         self._group = Group(request["memory"], request["processes"])
-        self._bwrap_fd = self._init_fd = -1
+        self._bwrap_fd = self._init_fd = self._door_fd = -1
         try:
             self._own_mounts()
             self._mount_private(request["disk"])
             self._start(request)
             self.upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
             self.proc = os.open(f"/proc/{self._init}/root/proc", _FOLDER)
+            self.door, self._door_fd = open_door(self._enter, self._init_fd)
         except BaseException:
             self.teardown()
             self.tidy()
@@ -62,17 +64,18 @@ class Isolated:
     def describe(self) -> tuple[dict[str, Any], list[int]]:
         """What the library is told once the sandbox stands."""
         answer = {
+            "door": True,
             "worktree": f"{_PRIVATE}/merged",
             "scratch": f"{_PRIVATE}/scratch",
             "events": self._group.events,
         }
-        return answer, [self.root, self.upper, self.proc]
+        return answer, [self.root, self.upper, self.proc, self.door.fileno()]
 
     def watched(self) -> list[int]:
         """The sandbox's first process: with it everything in the sandbox ends."""
         return [self._init_fd]
 
-    def enter(self) -> None:
+    def _enter(self) -> None:
         """Join the sandbox's namespaces, without any rights of ours."""
         kernel.setns(self._init_fd, self._flags)
         kernel.drop_rights()
@@ -91,7 +94,7 @@ class Isolated:
         if os.fork() == 0:
             try:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                self.enter()
+                self._enter()
                 if child := os.fork():
                     os.waitpid(child, 0)
                 else:
@@ -137,6 +140,9 @@ class Isolated:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
                 wire.ready([fd], _START_SECONDS)
+        if self._door_fd >= 0:
+            self.door.close()  # or it would wait for the rest of what a killed owner asked
+            wire.ready([self._door_fd], _START_SECONDS)  # its end is that of the mounts
 
     def tidy(self) -> None:
         """Remove the cgroups: to leave one the kernel may take some 10 ms."""

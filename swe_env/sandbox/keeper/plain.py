@@ -55,9 +55,6 @@ class Plain:
         """Descriptors whose readiness means that the sandbox died: none here."""
         return []
 
-    def enter(self) -> None:
-        """Nothing to enter."""
-
     def kill(self, spared: list[int]) -> None:
         """Kill every process below the keeper, apart from `spared` and theirs."""
         kill_all(spared, under=os.getpid())

@@ -92,37 +92,42 @@ def kill_all(spared: Collection[int], *, under: int | None, seconds: float = 10.
     """Kill every process but `spared` and theirs, within `seconds`.
 
     With `under` only its descendants are meant, else the whole pid namespace. All are stopped
-    before any is killed: what is stopped cannot fork a successor.
+    before any is killed: what is stopped cannot fork a successor. They are looked for until
+    nothing changes: one whose parent dies during a look moves to where was looked already.
     """
     keep = set(spared) | {os.getpid(), 1}
     deadline = time.monotonic() + seconds
     stopped: set[int] = set()
+    before: set[int] | None = None
     while time.monotonic() < deadline:
-        victims = _victims(keep, under)
-        if not victims:
+        victims, seen = _victims(keep, under)
+        if not victims and seen == before:
             return
+        before = seen
         fresh = victims - stopped
         for pid in fresh or victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if fresh else signal.SIGKILL)
         stopped |= fresh
-        if not fresh:
+        if victims and not fresh:
             time.sleep(0.0005)
 
 
 def interrupt_all(spared: Collection[int], *, under: int | None) -> None:
     """Send SIGINT once to every process but `spared` and theirs; `under` as in `kill_all`."""
-    for pid in _victims(set(spared) | {os.getpid(), 1}, under):
+    for pid in _victims(set(spared) | {os.getpid(), 1}, under)[0]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
 
 
-def _victims(keep: set[int], under: int | None) -> set[int]:
+def _victims(keep: set[int], under: int | None) -> tuple[set[int], set[int]]:
+    """What is to be killed, and every process that was seen."""
     rows = table(visible() if under is None else descendants(under))
     parents = {pid: parent for pid, (parent, _) in rows.items()}
     shelter = keep - {1, os.getpid()}
-    return {
+    victims = {
         pid
         for pid, (_, state) in rows.items()
         if pid not in keep and state not in "ZX" and not _ancestors(pid, parents) & shelter
     }
+    return victims, set(rows)

@@ -29,10 +29,6 @@ class Workspace(Protocol):
         """Descriptors that become readable when the sandbox died by itself."""
         ...
 
-    def enter(self) -> None:
-        """Move the calling process into the sandbox's namespaces."""
-        ...
-
     def kill(self, spared: list[int]) -> None:
         """Kill every process but these and theirs."""
         ...
@@ -109,7 +105,7 @@ class Keeper:
         while not self._ended(workspace):
             request, fds = wire.recv(self.control)
             if request["op"] == "spawn":
-                spawn(request, fds, workspace.enter)
+                spawn(request, fds)
             else:
                 self._answer(workspace, request, fds)
             for fd in fds:

@@ -1,4 +1,4 @@
-"""Start one command as a child, from a process that may fork, and report how it ended."""
+"""Start a command as a child of a helper, and report how it ended."""
 
 from __future__ import annotations
 
@@ -8,98 +8,107 @@ import os
 import resource
 import signal
 import struct
-from collections.abc import Callable
 from typing import Any
 
 STATUS = struct.Struct("=i")
 """What arrives on a command's status descriptor: exit code, or minus the signal's number."""
 _OUT_OF_THE_WAY = 200
+_DEFAULT = (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+"""Ignored by the helpers or by Python, which a command must not inherit."""
 
 
-def spawn(request: dict[str, Any], fds: list[int], enter: Callable[[], None]) -> None:
-    """Fork a watcher that runs the request's ``argv`` and writes its exit status to ``fds[0]``.
-
-    ``request["targets"]`` lists, as pairs, which number the command shall see for which of the
-    other `fds`. `enter` is called in the watcher and moves it into the sandbox's namespaces, so
-    that the command it forks next is born inside.
-    """
+def spawn(request: dict[str, Any], fds: list[int]) -> None:
+    """Fork a watcher that runs a request beside the sandbox and reports how it ended."""
     if os.fork():
         return
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        status, *inherited = fds
-        if not request.get("outside"):
-            enter()
         # The keeper's own descriptors must not outlive it here: their end is what others wait for.
-        _close_others(fds)
-        child = os.fork()
-        if child == 0:
-            _become(request, inherited)
-        for fd in inherited:
+        close_others(fds)
+        child = start(request, fds)
+        for fd in fds[1:]:
             os.close(fd)
-        _, result = os.waitpid(child, 0)
-        os.write(status, STATUS.pack(os.waitstatus_to_exitcode(result)))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.write(fds[0], f"{error.strerror}".encode())
+        if child is not None:
+            report(child, fds[0])
     finally:
         os._exit(0)
 
 
-def _become(request: dict[str, Any], inherited: list[int]) -> None:
-    """Turn this process into the command; never returns."""
-    code = 127
+def start(request: dict[str, Any], fds: list[int]) -> int | None:
+    """Start the request's ``argv`` as a child; its pid, or None when that failed and was reported.
+
+    ``request["targets"]`` lists, as pairs, which number the command shall see for which of
+    ``fds[1:]``; ``fds[0]`` gets the exit status. The limits and the folder become this process's
+    own first, so that nothing is left to do in between and the child need not be a forked copy.
+    """
+    status, *inherited = fds
+    env, argv = request["env"], request["argv"]
+    # Moved up, so that none is overwritten before it has its place.
+    given = {to: fcntl.fcntl(inherited[at], fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
+             for to, at in request["targets"]}  # fmt: skip
     try:
-        os.setsid()
-        _place([(target, inherited[index]) for target, index in request["targets"]])
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
         for name, value in request["rlimits"].items():
             _limit(getattr(resource, name), value)
-        _change_folder(request["cwd"])
-        env, argv = request["env"], request["argv"]
-        try:
-            os.execvpe(argv[0], argv, env)
-        except (FileNotFoundError, NotADirectoryError):
-            message = f"{argv[0]}: command not found\n"
-        except OSError as error:
-            code, message = 126, f"{argv[0]}: {error.strerror}\n"
-        os.write(2, message.encode("utf-8", "replace"))
+        failed = _change_folder(request["cwd"])
+        if not failed:
+            os.environ["PATH"] = env.get("PATH", os.defpath)  # where posix_spawnp looks
+            pid: int = os.posix_spawnp(
+                argv[0],
+                argv,
+                env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in given.items()],
+                setsid=True,
+                setsigdef=_DEFAULT,
+            )
+            return pid
+    except (FileNotFoundError, NotADirectoryError):
+        failed = 127, f"{argv[0]}: command not found"
     except OSError as error:
-        os.write(2, f"{error.filename}: {error.strerror}\n".encode("utf-8", "replace"))
+        failed = 126, f"{argv[0]}: {error.strerror}"
     finally:
-        os._exit(code)
+        for fd in given.values():
+            os.close(fd)
+    code, message = failed
+    with contextlib.suppress(OSError):
+        os.write(_errors(request, inherited), f"{message}\n".encode("utf-8", "replace"))
+        os.write(status, STATUS.pack(code))
+    return None
 
 
-def _change_folder(choices: list[str]) -> None:
-    """Go to the first of these folders that still exists."""
-    for folder in choices[:-1]:
-        with contextlib.suppress(OSError):
-            return os.chdir(folder)
-    return os.chdir(choices[-1])
+def report(child: int, status: int) -> None:
+    """Wait for a child and write its exit status."""
+    _, result = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):  # nobody may want to know any more
+        os.write(status, STATUS.pack(os.waitstatus_to_exitcode(result)))
 
 
-def _close_others(kept: list[int]) -> None:
-    _close_gaps(3, sorted(kept))
+def _errors(request: dict[str, Any], inherited: list[int]) -> int:
+    """Which of ours is the command's standard error."""
+    targets: list[tuple[int, int]] = request["targets"]
+    return next(inherited[at] for to, at in targets if to == 2)
 
 
-def _close_gaps(floor: int, kept: list[int]) -> None:
-    """Close every descriptor from `floor` up that is not in the sorted list `kept`."""
-    for fd in kept:
+def _change_folder(choices: list[str]) -> tuple[int, str] | None:
+    """Go to the first of these folders that still exists; the failure if none does."""
+    for folder in choices:
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            failed = 127, f"{folder}: {error.strerror}"
+        else:
+            return None
+    return failed
+
+
+def close_others(kept: list[int]) -> None:
+    """Close every descriptor from 3 up but these."""
+    floor = 3
+    for fd in sorted(kept):
         # An empty range is not harmless: closerange(0, 0) closes everything.
         if fd > floor:
             os.closerange(floor, fd)
         floor = max(floor, fd + 1)
     os.closerange(floor, 1 << 20)
-
-
-def _place(wanted: list[tuple[int, int]]) -> None:
-    """Give each descriptor its number and close every other."""
-    # Moved up first, so that no dup2 overwrites a descriptor that is still to be placed.
-    moved = [(to, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)) for to, fd in wanted]
-    for target, fd in moved:
-        os.dup2(fd, target, inheritable=True)
-    _close_gaps(0, sorted(target for target, _ in wanted))
 
 
 def _limit(kind: int, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import select
 import socket
@@ -27,12 +28,18 @@ def recv(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     Raises:
         EOFError: the other side is gone.
     """
-    head, fds, _, _ = socket.recv_fds(sock, _HEADER.size, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    # Not `socket.recv_fds`, which drops its flags: a command would inherit what is in flight.
+    room = socket.CMSG_LEN(_MOST_FDS * array.array("i").itemsize)
+    head, given, _, _ = sock.recvmsg(_HEADER.size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in given:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if not head:
         raise EOFError
     head += _exactly(sock, _HEADER.size - len(head))
     message: dict[str, Any] = json.loads(_exactly(sock, _HEADER.unpack(head)[0]))
-    return message, fds
+    return message, list(fds)
 
 
 def ready(fds: Sequence[int], timeout: float | None = None) -> set[int]:

@@ -74,6 +74,14 @@ def test_a_sound_shell_is_kept(start, kind, command):
     assert box.exec("set +x; builtin echo $kept 2>/dev/null").output.endswith("yes\n")
 
 
+def test_a_command_inherits_nothing_of_the_helpers(start, kind):
+    box = start(kind)
+    box.exec("sleep 60", timeout=0.2, keep_running=True)  # its own pipes must not be seen either
+    listed = box.exec(["ls", "/proc/self/fd"], channel=True, env={"LC_ALL": "C"}).output.split()
+    beyond = [number for number in map(int, listed) if number > 2]
+    assert len(beyond) == 2, listed  # the channel, and the folder that `ls` reads
+
+
 @pytest.mark.xdist_group("mounts")
 def test_in_a_container_it_is_the_same(docker, base):
     with docker(SandboxSpec(base=base)) as box:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from swe_env.errors import SandboxError
+from swe_env.sandbox.keeper import processes
 
 _VICTIM = """
 import sys, time, warnings
@@ -251,3 +252,15 @@ def test_a_process_with_more_than_a_thousand_open_files_starts_sandboxes(kind, b
     command = [sys.executable, "-W", "ignore", "-c", MANY_FILES, kind, str(base)]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.stdout.split() == [b"up"], done.stderr
+
+
+def test_what_one_look_missed_is_killed(monkeypatch):
+    """The parent of `sleep` may die, and it be moved, between two lists of children."""
+    looks = [processes.descendants, lambda _root: set()]
+    monkeypatch.setattr(
+        processes, "descendants", lambda root: (looks.pop() if looks[1:] else looks[0])(root)
+    )
+    with subprocess.Popen(["sh", "-c", "sleep 15 & echo $!; wait"], stdout=-1, text=True) as above:
+        pid = int(above.stdout.readline())
+        processes.kill_all((), under=above.pid)
+        assert not Path(f"/proc/{pid}/exe").exists()
