@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from swe_env.errors import ConfigError
@@ -23,13 +24,34 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """An append-only template for models that speak ChatML but whose own template rewrites earlier
-turns (Qwen3's hybrid models): ``tokenizer.chat_template = agents.chat.CHATML``."""
+turns (Qwen3's hybrid models)."""
 
 GLM = (
     "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 """The same for GLM-4.5, whose own template drops the reasoning of earlier turns."""
+
+TEMPLATES = {"chatml": CHATML, "glm": GLM}
+"""By name, for the setting ``chat_template`` of policies and of training."""
+
+
+def read_template(name: str | Path) -> str:
+    """A template of ours by name, or the Jinja text in a file.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if str(name) in TEMPLATES:
+        return TEMPLATES[str(name)]
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(
+            f"There is no chat template {str(name)!r} ({reason}): give "
+            f"{', '.join(TEMPLATES)} or a Jinja file."
+        ) from error
 
 
 class Message(TypedDict):
@@ -76,7 +98,7 @@ class ChatTemplate:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
                 "The tokenizer has no chat template: take an instruction-tuned model, or set "
-                "tokenizer.chat_template (agents.chat.CHATML is one)."
+                "chat_template (chatml is one)."
             )
         added = tokenizer.added_tokens_decoder.items()
         self._specials = {token.content: index for index, token in added if token.special}
@@ -148,7 +170,7 @@ class ChatTemplate:
         if match is None:
             raise ConfigError(
                 "The chat template closes a reply without a special token, so a policy could not "
-                "end its turn: set tokenizer.chat_template to one that does."
+                "end its turn: set chat_template (chatml, a file) to one that does."
             )
         return self._specials[match.group()]
 
@@ -215,6 +237,6 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 def _not_append_only(why: str) -> ConfigError:
     return ConfigError(
         f"The chat template is not append-only ({why}), so a conversation's ids would drift "
-        "between sampling and learning: set tokenizer.chat_template to one that keeps every turn "
-        "as it was (agents.chat.CHATML for ChatML models, GLM for GLM-4.5)."
+        "between sampling and learning: set chat_template to one that keeps every turn as it was "
+        "(chatml for ChatML models, glm for GLM-4.5, or a Jinja file)."
     )

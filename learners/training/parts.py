@@ -95,7 +95,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
 
     loss, zeta = _check(config, workers)
     out = workers.on_main(lambda: check_folder(config))
-    data = _read(config, load_tokenizer(config.model), loss)
+    data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
     saved = _saved(config, out, data.train)
     log.info("%s", data.train.report)

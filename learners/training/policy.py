@@ -86,7 +86,8 @@ class Policy:
             save_adapter(self.model, folder, weights)
             return
         self.model.save_pretrained(str(folder), state_dict=weights)
-        hub.load_tokenizer(self.config.model).save_pretrained(str(folder))
+        tokenizer = hub.load_tokenizer(self.config.model, self.config.chat_template)
+        tokenizer.save_pretrained(str(folder))
 
 
 def check_mode(config: TrainConfig, workers: Workers) -> None:

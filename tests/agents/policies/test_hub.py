@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from agents import chat
 from agents.policies import hub
 from swe_env.errors import ConfigError
 from tests.agents.models import CHATML, LLAMA3, byte_tokenizer, save_tiny
@@ -24,6 +25,17 @@ def test_the_fingerprint_changes_with_template_and_vocabulary():
     assert before != hub.fingerprint(byte_tokenizer(LLAMA3))
     tokenizer.add_tokens(["one_more"])
     assert before != hub.fingerprint(tokenizer)
+
+
+def test_a_chat_template_is_given_by_name_or_file(tmp_path):
+    folder = save_tiny(tmp_path / "model")
+    assert hub.load_tokenizer(folder, "chatml").chat_template == chat.CHATML
+    file = tmp_path / "llama.jinja"
+    file.write_text(LLAMA3)
+    tokenizer = hub.load(folder, device="cpu", chat_template=file)[1]
+    assert hub.fingerprint(tokenizer) == hub.fingerprint(byte_tokenizer(LLAMA3))
+    with pytest.raises(ConfigError, match=r"no chat template 'qwen'.*give chatml, glm or a Jinja"):
+        hub.load_tokenizer(folder, "qwen")
 
 
 def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents.policies import hub
 from learners import TrainConfig, train
 from learners.training import NoSignal
 from learners.training.model import adapter_digest
@@ -63,6 +64,15 @@ def test_another_tokenizer(settings, tmp_path):
     buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
     fails(settings, r"sampled with another tokenizer \(0123456789abcdef, by other/model\)",
           buffer=buffer)  # fmt: skip
+
+
+def test_another_chat_template(settings, tmp_path):
+    own = hub.fingerprint(hub.load_tokenizer(settings["model"]))
+    agent = Agent(name="p", model_name="m", settings={"tokenizer": own})
+    buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
+    fails(settings, "sampled with another tokenizer", buffer=buffer, chat_template="glm")
+    fails(settings, "There is no chat template 'x.jinja'", buffer=buffer, chat_template="x.jinja")
+    fails(settings, "gives no pairs|nothing to prefer", NoSignal, buffer=buffer)
 
 
 def test_ids_beyond_the_vocabulary(settings, tmp_path):
