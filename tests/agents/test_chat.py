@@ -80,7 +80,7 @@ def test_a_given_system_prompt_replaces_the_templates_default():
 
 def test_a_template_that_strips_earlier_reasoning_is_refused_with_a_way_out():
     tokenizer = byte_tokenizer(QWEN3)
-    with pytest.raises(ConfigError, match="not append-only.*set chat_template.*chatml"):
+    with pytest.raises(ConfigError, match=r"not append-only.*set chat_template.*chatml"):
         ChatTemplate(tokenizer)
     tokenizer.chat_template = CHATML
     reply = "<think>why</think>so"
