@@ -8,6 +8,7 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
@@ -37,6 +38,9 @@ _SELF_READING = re.compile(
     r"|__file__|__spec__|__loader__)\b"
 )
 """With these a program may run what stands in its own comments and docstrings."""
+
+_REMEMBERED = 64
+"""Files whose syntax tree was looked at: attempts at a task begin with the same ones."""
 
 RUNNER_FILES = {
     "django": frozenset({"tests/runtests.py"}),
@@ -207,16 +211,17 @@ def equals_everything(path: str, old: bytes | None, new: bytes | None, gold: str
     )
 
 
-def _equals(data: bytes | None) -> set[str]:
+@lru_cache(maxsize=_REMEMBERED)
+def _equals(data: bytes | None) -> frozenset[str]:
     """Names of the classes whose ``__eq__`` is true, or ``__ne__`` false, of whatever comes."""
     if data is None or not (b"__eq__" in data or b"__ne__" in data):
-        return set()
+        return frozenset()
     try:
         tree = parse(data)
-    except (SyntaxError, ValueError):
-        return set()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
     answers = {"__eq__": True, "__ne__": False}
-    found = set()
+    found: set[str] = set()
     for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
         for node in owner.body:
             if isinstance(node, ast.FunctionDef) and node.name in answers:
@@ -230,14 +235,16 @@ def _equals(data: bytes | None) -> set[str]:
             constants = [n.value for n in returned if isinstance(n, ast.Constant)]
             if returned and len(constants) == len(returned) and name in answers:
                 found |= {owner.name} if set(constants) == {answers[name]} else set()
-    return found
+    return frozenset(found)
 
 
-def _mentions(data: bytes | None) -> set[str]:
+@lru_cache(maxsize=_REMEMBERED)
+def _mentions(data: bytes | None) -> frozenset[str]:
     """The test runner's insides that a file's code names, in strings too."""
     text = (data or b"").decode("utf-8", "replace")
-    found = {match.group(0) for match in _INTERNALS.finditer(text)}
-    return {match.group(0) for match in _INTERNALS.finditer(_code(text))} if found else found
+    if _INTERNALS.search(text) is None:
+        return frozenset()
+    return frozenset(match.group(0) for match in _INTERNALS.finditer(_code(text)))
 
 
 def _code(text: str) -> str:

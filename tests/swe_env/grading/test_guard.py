@@ -1,6 +1,6 @@
 import pytest
 
-from swe_env.grading.guard import reaches_inside
+from swe_env.grading.guard import equals_everything, reaches_inside
 
 HONEST = [
     '"""Its pluginmanager is elsewhere, see pluggy."""\nx = 1\n',
@@ -33,3 +33,10 @@ def test_what_the_file_or_the_gold_patch_did_already_is_no_sign():
     assert reaches_inside("pkg/mod.py", code, code + b"x = 1\n", "") == ""
     assert reaches_inside("pkg/mod.py", b"", code, "+import _pytest") == ""
     assert reaches_inside("pkg/mod.py", b"# _pytest\n", code, "") != ""
+
+
+@pytest.mark.parametrize("source", ["x = " + "-" * 100_000 + "1", "x." + "a." * 100_000 + "b"])
+def test_source_too_deep_for_a_tree_is_judged_by_its_text(source):
+    data = f"# __eq__ in pluggy\n{source}\n".encode()
+    assert equals_everything("pkg/mod.py", b"", data, "") == ""
+    assert "(pluggy)" in reaches_inside("pkg/mod.py", b"", data, "")
