@@ -19,8 +19,9 @@ def test_attend_is_softmax_attention_over_grouped_heads(rows, new, seen):
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_plain_model_uses_it_and_one_that_caps_its_scores_does_not():
-    plain = tiny_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plain_model_uses_it_and_one_that_caps_its_scores_does_not(dtype):
+    plain = tiny_model().to(dtype)
     assert use_attend(plain)
     assert plain.config._attn_implementation == NAME
     shape = {
@@ -28,7 +29,7 @@ def test_a_plain_model_uses_it_and_one_that_caps_its_scores_does_not():
         **{"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
         **{"attn_logit_softcapping": 0.5, "pad_token_id": 0, "initializer_range": 1.0},
     }
-    capped = Gemma2ForCausalLM(Gemma2Config(**shape)).eval()
+    capped = Gemma2ForCausalLM(Gemma2Config(**shape)).eval().to(dtype)
     before = capped.config._attn_implementation
     assert not use_attend(capped)
     assert capped.config._attn_implementation == before
