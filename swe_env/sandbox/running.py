@@ -35,7 +35,7 @@ def drain(fd: int) -> bytes:
 
 
 def exit_code(status: bytes) -> int:
-    """Exit code from what a watcher wrote; 128 + the signal's number for one that was killed."""
+    """Exit code from what a helper wrote; 128 + the signal's number for one that was killed."""
     if len(status) != STATUS.size:
         return -1
     code: int = STATUS.unpack(status)[0]
@@ -63,7 +63,7 @@ class Ended:
     """Why waiting ended."""
 
     status: bytes | None = None
-    """What the watcher wrote when the process itself ended, empty when the watcher died."""
+    """What the helper wrote when the process itself ended, empty when the helper died."""
     side: bytearray = field(default_factory=bytearray)
     timed_out: bool = False
 

@@ -34,7 +34,7 @@ def descendants(root: int) -> set[int]:
 
 
 def is_helper(pid: int) -> bool:
-    """Whether this is a launcher, a keeper or one of their watchers."""
+    """Whether this is a launcher, a keeper, or a door or watcher of one."""
     try:
         return b"swe_env.sandbox.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -65,6 +65,8 @@ def start(request: dict[str, Any], fds: list[int]) -> int | None:
         failed = 127, f"{argv[0]}: command not found"
     except OSError as error:
         failed = 126, f"{argv[0]}: {error.strerror}"
+    except ValueError as error:  # what no program can be given: a NUL, half a surrogate pair
+        failed = 126, f"{argv[0]}: {error}"
     finally:
         for fd in given.values():
             os.close(fd)

@@ -82,6 +82,14 @@ def test_a_command_inherits_nothing_of_the_helpers(start, kind):
     assert len(beyond) == 2, listed  # the channel, and the folder that `ls` reads
 
 
+@pytest.mark.parametrize("argument", ["a\0b", "half \ud83d"])
+def test_arguments_that_no_program_can_be_given_cost_only_their_command(start, kind, argument):
+    box = start(kind)
+    assert box.exec(["echo", argument]).exit_code == 126
+    assert box.exec(["echo", "on"]).output == "on\n"
+    assert box.exec("echo on").output == "on\n"
+
+
 @pytest.mark.xdist_group("mounts")
 def test_in_a_container_it_is_the_same(docker, base):
     with docker(SandboxSpec(base=base)) as box:
