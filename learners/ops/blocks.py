@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+MM_WIDENS = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether this torch's `mm` can give float32 of half-precision arguments (CUDA; 2.8 and later)."""
 
 _ROWS = {"cpu": 512}
 _ELSEWHERE = 8192

@@ -2,8 +2,8 @@
 
 A root-mean-square norm as transformers writes it keeps its input in float32 and half a dozen
 intermediate results; a gated unit keeps its activation beside what goes in and what comes out. Both
-take little to compute again from their inputs, which are kept anyway. Done in blocks of rows, they
-go through a CPU's memory once instead of once for every operation.
+take little to compute again from their inputs, which are kept anyway. Done in blocks of rows, or by
+a kernel of `learners.ops.fused`, they go through memory once instead of once for every operation.
 
 A module is taken over only where its class is proven to compute the same, to the last bit, on a few
 numbers; every other family stays as it is.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from learners.ops import fused
 from learners.ops.blocks import blocks
 
 
@@ -62,6 +63,10 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        if fused.usable(x):
+            out, factors = fused.rms_norm(rows, weight, eps)
+            ctx.save_for_backward(x, weight, factors)
+            return out.view(x.shape)
         out = torch.empty(
             rows.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device
         )
@@ -79,6 +84,9 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight, factors = ctx.saved_tensors
         rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        if fused.usable(x):
+            found = fused.rms_norm_backward(grads, rows, weight, factors)
+            return found.view(x.shape), None, None
         out = torch.empty_like(rows)
         scale = weight.to(torch.float32)
         for at in blocks(rows):
@@ -93,6 +101,8 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if fused.usable(gate):
+            return fused.gated(gate, up)
         out = torch.empty_like(gate, memory_format=torch.contiguous_format)
         width = gate.shape[-1]
         rows = [part.reshape(-1, width) for part in (gate, up, out)]
@@ -104,6 +114,8 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if fused.usable(gate):
+            return fused.gated_backward(grad, gate, up)
         width = gate.shape[-1]
         found = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in (gate, up)]
         rows = [part.reshape(-1, width) for part in (gate, up, grad, *found)]

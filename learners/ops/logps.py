@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
+from learners.ops import fused
+from learners.ops.blocks import MM_WIDENS
 from swe_env.errors import ConfigError
 
 _BUDGET = {"cuda": 1 << 30, "cpu": 1 << 26}
@@ -109,12 +111,8 @@ class _TokenLogps(torch.autograd.Function):
         norms, entropies = torch.empty_like(logps), torch.empty_like(logps)
         for at in _chunks(len(targets), chunk_size):
             logits = _logits(hidden[at], head)
-            norm = logits.logsumexp(-1)
-            logps[at] = logits.gather(1, targets[at, None]).squeeze(1) - norm
-            norms[at] = norm
-            # H = log Z - E[logit]; the logits are not needed again, so they become p * logit.
-            weighted = torch.softmax(logits, -1)
-            entropies[at] = norm - weighted.mul_(logits).sum(-1)
+            norms[at], entropies[at] = _sums(logits)
+            logps[at] = logits.gather(1, targets[at, None]).squeeze(1) - norms[at]
         ctx.save_for_backward(hidden, weight, bias, targets, norms, entropies)
         ctx.settings = (chunk_size, softcap, scale)
         return logps, entropies
@@ -135,16 +133,11 @@ class _TokenLogps(torch.autograd.Function):
             grad_logps = torch.zeros_like(norms)
         for at in _chunks(len(targets), chunk_size):
             logits = _logits(hidden[at], head)
-            grad = _grad_logits(
-                logits,
-                targets[at],
-                norms[at],
-                grad_logps[at],
-                (entropies[at], grad_entropies[at]) if grad_entropies is not None else None,
-            )
-            if softcap is not None:
-                grad.mul_(1 - (logits / softcap).square_())
-            grad.mul_(scale)
+            entropy = None if grad_entropies is None else (entropies[at], grad_entropies[at])
+            grad = _grad_before_cap(
+                logits, targets[at], norms[at], grad_logps[at], entropy, head,
+                norms.dtype if need_weight or need_bias else weight.dtype,
+            )  # fmt: skip
             if grad_hidden is not None:
                 grad_hidden[at] = _times(grad, weight).to(hidden.dtype)
             if grad_weight is not None:
@@ -157,6 +150,36 @@ class _TokenLogps(torch.autograd.Function):
             grad_bias.to(bias.dtype) if grad_bias is not None else None,
             None, None, None, None,
         )  # fmt: skip
+
+
+def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``log Z`` and the entropy of each row; H = log Z - E[logit]."""
+    if fused.usable(logits):
+        return fused.logit_sums(logits)
+    norms = logits.logsumexp(-1)
+    weighted = torch.softmax(logits, -1).mul_(logits)
+    return norms, norms - weighted.sum(-1)
+
+
+def _grad_before_cap(
+    logits: Tensor,
+    targets: Tensor,
+    norms: Tensor,
+    grad_logps: Tensor,
+    entropy: tuple[Tensor, Tensor] | None,
+    head: _Head,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of ``h W^T + b``; in `dtype` where a kernel makes it, else of the logits' type."""
+    softcap, scale = head.softcap, head.scale
+    if fused.usable(logits):
+        return fused.logit_grads(
+            logits, targets, norms, grad_logps, entropy, dtype, softcap=softcap, scale=scale
+        )
+    grad = _grad_logits(logits, targets, norms, grad_logps, entropy)
+    if softcap is not None:
+        grad.mul_(1 - (logits / softcap).square_())
+    return grad.mul_(scale)
 
 
 def _grad_logits(
@@ -194,7 +217,7 @@ def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     """``hidden @ weight.T`` in float32 (or float64), never rounded to half precision."""
     if weight.dtype in (torch.float32, torch.float64):
         return hidden @ weight.T
-    if hidden.is_cuda and _MM_WIDENS:
+    if hidden.is_cuda and MM_WIDENS:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     wide = hidden.float()
     out = torch.empty(len(hidden), len(weight), dtype=torch.float32, device=hidden.device)
@@ -213,10 +236,6 @@ def _times(grad: Tensor, weight: Tensor) -> Tensor:
     for rows in _chunks(len(weight), _VOCAB_BLOCK):
         out.addmm_(grad[:, rows], weight[rows].to(grad.dtype))
     return out
-
-
-_MM_WIDENS = hasattr(torch.ops.aten.mm, "dtype")
-"""Whether this torch's `mm` can give float32 from half-precision arguments (2.8 and later)."""
 
 
 def _chunks(total: int, size: int) -> list[slice]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from learners.ops.blocks import blocks
+from learners.ops import fused
+from learners.ops.blocks import MM_WIDENS, blocks
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import Linear
@@ -71,10 +72,14 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out = nn.functional.linear(rows, weight, bias)
-        low = torch.empty(len(rows), len(a), dtype=a.dtype, device=x.device)
-        for at in blocks(rows):
-            torch.mm(rows[at].to(a.dtype), a.T, out=low[at])
-        _add_product(out, low, b.T, scaling)
+        if _halves_do(rows, a):
+            low = _few_columns(rows, fused.stacked_halves(a, 1.0))
+            out.addmm_(low, fused.stacked_halves(b.T, scaling))
+        else:
+            low = torch.empty(len(rows), len(a), dtype=a.dtype, device=x.device)
+            for at in blocks(rows):
+                torch.mm(rows[at].to(a.dtype), a.T, out=low[at])
+            _add_product(out, low, b.T, scaling)
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = scaling
         return out.view(*x.shape[:-1], len(weight))
@@ -86,22 +91,83 @@ class _LoraLinear(torch.autograd.Function):
         need_x, need_a, need_b = (ctx.needs_input_grad[at] for at in (0, 3, 4))
         grads, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_x = grads @ weight if need_x else None
-        grad_a = torch.zeros_like(a) if need_a else None
-        grad_b = b.new_zeros(b.shape[::-1]) if need_b else None  # the few rows first: far quicker
-        back = torch.empty_like(low)
-        for at in blocks(rows):
-            wide = grads[at].to(a.dtype)
-            torch.mm(wide, b, out=back[at])
-            if grad_b is not None:
-                grad_b.addmm_(low[at].T, wide, alpha=ctx.scaling)
-            if grad_a is not None:
-                grad_a.addmm_(back[at].T, rows[at].to(a.dtype), alpha=ctx.scaling)
-        if grad_x is not None:
-            _add_product(grad_x, back, a, ctx.scaling)
+        adapter = _with_halves if _halves_do(rows, a) else _in_blocks
+        grad_a, grad_b = adapter(
+            grads, rows, low, (a, b), (grad_x, need_a, need_b), ctx.scaling
+        )  # fmt: skip
         return (
             grad_x.view_as(x) if grad_x is not None else None,
             None, None, grad_a, grad_b.T.contiguous() if grad_b is not None else None, None,
         )  # fmt: skip
+
+
+_Wanted = tuple[Tensor | None, bool, bool]
+"""The gradient of the input, to which the adapter's part is added; whether A's, B's are wanted."""
+
+
+def _in_blocks(
+    grads: Tensor,
+    rows: Tensor,
+    low: Tensor,
+    factors: tuple[Tensor, Tensor],
+    wanted: _Wanted,
+    scaling: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of A and of B^T, of `low` = (rows, rank) in the adapter's type."""
+    (a, b), (grad_x, need_a, need_b) = factors, wanted
+    grad_a = torch.zeros_like(a) if need_a else None
+    grad_b = b.new_zeros(b.shape[::-1]) if need_b else None  # the few rows first: far quicker
+    back = torch.empty_like(low)
+    for at in blocks(rows):
+        wide = grads[at].to(a.dtype)
+        torch.mm(wide, b, out=back[at])
+        if grad_b is not None:
+            grad_b.addmm_(low[at].T, wide, alpha=scaling)
+        if grad_a is not None:
+            grad_a.addmm_(back[at].T, rows[at].to(a.dtype), alpha=scaling)
+    if grad_x is not None:
+        _add_product(grad_x, back, a, scaling)
+    return grad_a, grad_b
+
+
+def _with_halves(
+    grads: Tensor,
+    rows: Tensor,
+    low: Tensor,
+    factors: tuple[Tensor, Tensor],
+    wanted: _Wanted,
+    scaling: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same by bfloat16 products with float32 sums, `low` as `fused.joined_halves` made it."""
+    (a, b), (grad_x, need_a, need_b) = factors, wanted
+    back = _few_columns(grads, fused.stacked_halves(b.T, scaling))
+    if grad_x is not None:
+        grad_x.addmm_(back, fused.stacked_halves(a, 1.0))
+    grad_a = _few_rows(back, rows) if need_a else None
+    grad_b = _few_rows(low, grads).mul_(scaling) if need_b else None
+    return grad_a, grad_b
+
+
+def _few_columns(rows: Tensor, stacked: Tensor) -> Tensor:
+    """``rows`` times the transposed matrix whose halves are stacked; joined, (rows, 3 rank)."""
+    two = stacked[: len(stacked) // 3 * 2]
+    return fused.joined_halves(torch.mm(rows, two.T, out_dtype=torch.float32))
+
+
+def _few_rows(joined: Tensor, rows: Tensor) -> Tensor:
+    """The transposed matrix whose halves are joined times `rows`; (rank, width), float32."""
+    rank = joined.shape[1] // 3
+    found = torch.mm(joined[:, rank:].T, rows, out_dtype=torch.float32)
+    return found[:rank] + found[rank:]
+
+
+def _halves_do(rows: Tensor, wide: Tensor) -> bool:
+    """Whether bfloat16 products with float32 sums serve, of halves: nothing need be widened."""
+    return (
+        MM_WIDENS
+        and (rows.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+        and fused.usable(rows)
+    )
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
