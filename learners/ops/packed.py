@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from learners.ops.attention import NAMES, carrier, take_over
+from learners.ops.keeping import weigh
 from learners.ops.logps import token_logps
 from learners.ops.packing import Packed, pack
 from learners.ops.sequence import SequenceLogps, output_layer, sequence_logps, unwrap
@@ -35,6 +36,7 @@ def packed_logps(
     """
     causal = unwrap(model)
     packed.layout.kernel = kernel
+    weigh(causal, packed.layout)
     hidden = causal.base_model(
         input_ids=packed.input_ids,
         attention_mask=carrier(causal, packed.layout),

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies import hub
+from learners.ops.keeping import checkpoint_settings
 from learners.ops.lean import lean_layers
 from learners.ops.lora import lean_lora
+from learners.ops.rotary import lean_rotary
 from learners.training.card import public_model
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -93,10 +95,11 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             raise _other_base(folder, config.model) from error
     lean_lora(model)
     lean_layers(base)
+    lean_rotary(base)
     model.peft_config["default"].base_model_name_or_path = public_model(config.model)
     if config.gradient_checkpointing:
         with hub.quiet_renames():
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(checkpoint_settings(model))
     found: PeftModel = model
     return found
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agents.policies import hub
 from learners.ops import check_logits
+from learners.ops.keeping import checkpoint_settings
 from learners.training.config import TrainConfig
 from learners.training.model import (
     add_adapter,
@@ -201,5 +202,5 @@ def _all_trained(base: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     base.requires_grad_(True)
     if config.gradient_checkpointing:
         untyped: Any = base
-        untyped.gradient_checkpointing_enable({"use_reentrant": False})
+        untyped.gradient_checkpointing_enable(checkpoint_settings(untyped))
     return base
