@@ -4,13 +4,14 @@
 
 Models of 0.5B, 1.5B, 4B and 8B with random weights (Qwen's shapes), LoRA r = 8 on all linear
 layers, bfloat16, gradient checkpointing; one DPO pair of 2 x 8k to 128k random tokens an optimizer
-step, a fifth of them sampled, the first 1,024 in common. A point is one short step to warm up and
-one timed step, through the code that `learners.train` runs; the peak is that of the timed step,
-weights included. Every point goes into the result file as soon as it is there; a point that runs
-out of memory says so, and points that the time (`--minutes`) is too short for are named.
+step, a fifth of them sampled, the first 1,024 in common. A point is one step of at most 2 x 8k to
+warm up and one timed step, through the code that `learners.train` runs; the peak is that of the
+timed step, weights included. Every point goes into the result file as soon as it is there; a point
+that runs out of memory says so, and points that the time (`--minutes`) is too short for are named.
 
-``utilisation`` counts what is computed, attention and recomputation included; ``mfu`` leaves the
-recomputation out. Both are shares of the card's dense bf16 peak (`learners.training.plan.gpus`).
+``utilisation`` counts what is computed, attention and recomputation included (attention once less
+where it was kept, see `learners.ops.keeping`); ``mfu`` leaves recomputation out. Both are shares of
+the card's dense bf16 peak (`learners.training.plan.gpus`).
 
 `--device cpu --tiny` runs the same code on a CPU with models of a few thousand weights: its figures
 mean nothing.
@@ -37,6 +38,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qw
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.losses import get_loss
+from learners.ops.keeping import checkpoint_settings
 from learners.training.config import TrainConfig
 from learners.training.model import add_adapter, trainable
 from learners.training.passes import Packing, Passes
@@ -148,7 +150,7 @@ def play(
     row: dict[str, Any] = {"side": side, "model": point.model, "tokens_each": point.tokens}
     try:
         took = ours(point, device, packing) if side == "ours" else trl_side(point, device)
-        row |= took | _derived(point, took["seconds"], peak, shared=side == "ours")
+        row |= took | _derived(point, took, peak, shared=side == "ours")
     except torch.OutOfMemoryError:
         row["failed"] = "out of memory"
     except Exception as error:
@@ -178,7 +180,10 @@ def ours(point: Point, device: torch.device, packing: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return {**_timed(step, point, device), "packing": scorer.passes.kernel}
+    return {
+        **_timed(step, point, device), "packing": scorer.passes.kernel,
+        "kept_attention": checkpoint_settings(model)["context_fn"].keeps,
+    }  # fmt: skip
 
 
 def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
@@ -230,8 +235,7 @@ def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
 def make_point(model: str, tokens: int) -> Point:
     """A pair of two sequences of `tokens`, and a short one."""
     vocabulary = MODELS[model]().vocab_size
-    short = max(tokens // 8, 64)
-    return Point(model, tokens, _pair(tokens, vocabulary), _pair(short, vocabulary))
+    return Point(model, tokens, _pair(tokens, vocabulary), _pair(min(tokens, 8 * K), vocabulary))
 
 
 def _pair(tokens: int, vocabulary: int) -> Sample:
@@ -275,7 +279,7 @@ def _peak_bytes(device: torch.device) -> int | None:
 
 
 def _derived(
-    point: Point, seconds: float, peak: float | None, *, shared: bool
+    point: Point, took: dict[str, Any], peak: float | None, *, shared: bool
 ) -> dict[str, float | None]:
     """Speed and shares of the peak; TRL's work is taken without sharing, on agent tokens."""
     costs = Costs(MODELS[point.model](), CONFIG, "lora", Assumptions())
@@ -283,7 +287,9 @@ def _derived(
     common = (sides[0].prompt_length,) if shared else ()
     loss_tokens = point.pair.num_loss_tokens
     batch = MicroBatch(tuple(map(len, sides)), loss_tokens, common)
-    done, needed = (costs.flops(Setup("lora", 1, again), batch) for again in (True, False))
+    seconds, kept = took["seconds"], took.get("kept_attention", False)
+    done = costs.flops(Setup("lora", 1, True), batch, kept_attention=kept)
+    needed = costs.flops(Setup("lora", 1, False), batch)
     return {
         "agent_tokens_per_second": loss_tokens / seconds,
         "tokens_per_second": point.pair.num_tokens / seconds,

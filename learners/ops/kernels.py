@@ -8,18 +8,29 @@ where there is none), and gives (1, heads, tokens, width).
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from learners.ops.packing import Layout, Span
 from swe_env.errors import ConfigError
 
+_QUICKEST = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
+]  # fmt: skip
 _BLOCK = 512
 """Queries of a run that see a longer path, or a window, computed at once."""
+_STEPS = 32
+"""On CUDA a run's path is filled up to a multiple of this share of the power of two below it, so
+that lengths repeat: cuDNN prepares a kernel for every new one, in 0.06 s (H200)."""
+_LONG = 4096
+"""Mean tokens of a run from which on a call of SDPA for each run is quicker than one `varlen`."""
 
 
 def segments(
@@ -120,6 +131,7 @@ def varlen(
     if softcap is not None:
         raise ConfigError("torch's varlen attention has no soft cap.")
     at = layout.keep("varlen", None, layout.varlen)
+    groups = query.shape[1] != key.shape[1] and _varlen_asks_for_gqa()
     many: Any = varlen_attn
     found: Tensor = many(
         query[0].transpose(0, 1),
@@ -128,14 +140,37 @@ def varlen(
         at.queries_until, at.keys_until, at.longest_queries, at.longest_keys,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **({"enable_gqa": True} if groups else {}),
     )  # fmt: skip
     return found.transpose(0, 1)[None]
 
 
+def flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`varlen`, or for long runs without a window `segments`, for which cuDNN has more speed."""
+    tokens, whole = query.shape[2], window is None and softcap is None
+    chosen = segments if whole and tokens >= _LONG * len(layout.spans) else varlen
+    return chosen(query, key, value, layout, scale, window, softcap)
+
+
+@functools.cache
+def _varlen_asks_for_gqa() -> bool:
+    """Grouped heads must be asked for from torch 2.12 on; before, they were taken as they came."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Layout, float | None, int | None, float | None], Tensor]
 KERNELS: dict[str, Kernel] = {
-    "segments": segments, "dense": dense, "flex": flex, "varlen": varlen,
+    "segments": segments, "dense": dense, "flex": flex, "varlen": varlen, "flash": flash,
 }  # fmt: skip
 """By name: (query, key, value, layout, scale, window, softcap) -> (1, heads, tokens, width)."""
 
@@ -149,13 +184,14 @@ def _span(
     window: int | None,
     softcap: float | None,
 ) -> Iterator[Tensor]:
-    keys, values = (_gathered(part, span.keys) for part in (key, value))
-    new, seen = span.stop - span.start, keys.shape[2]
+    new, seen = span.stop - span.start, sum(stop - start for start, stop in span.keys)
     if seen <= 2 * new and softcap is None and (window is None or window >= seen):
         # Quicker with the queries of the beginning again, for nothing, than under a mask.
-        path = _gathered(query, span.keys)
-        yield masked(path, keys, values, None, scale, None)[:, :, seen - new :]
+        fill = -seen % max((1 << seen.bit_length() - 1) // _STEPS, 1) if query.is_cuda else 0
+        path, keys, values = (_gathered(part, span.keys, fill) for part in (query, key, value))
+        yield masked(path, keys, values, None, scale, None)[:, :, seen - new : seen]
         return
+    keys, values = (_gathered(part, span.keys) for part in (key, value))
     mine = query[:, :, span.start : span.stop]
     for first in range(0, new, _BLOCK):
         part = mine[:, :, first : first + _BLOCK]
@@ -169,8 +205,11 @@ def _span(
         )  # fmt: skip
 
 
-def _gathered(tensor: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+def _gathered(tensor: Tensor, ranges: tuple[tuple[int, int], ...], fill: int = 0) -> Tensor:
+    """Tokens of the ranges, and behind them `fill` zeros, which no token before them sees."""
     parts = [tensor[:, :, start:stop] for start, stop in ranges]
+    if fill:
+        parts.append(tensor.new_zeros(*tensor.shape[:2], fill, tensor.shape[3]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
@@ -182,8 +221,16 @@ def masked(
     scale: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Under a bool mask; without one, causal. Heads are repeated: torch's grouped path is slow."""
+    """Under a bool mask; without one, causal. Heads are repeated: torch's grouped path is slow.
+
+    Except on CUDA without a mask, where kernels take groups as they are.
+    """
     groups = query.shape[1] // key.shape[1]
+    if query.is_cuda and mask is None and softcap is None:
+        with sdpa_kernel(_QUICKEST, set_priority=True):
+            return scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1
+            )
     if groups > 1:
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
     if softcap is None:

@@ -21,7 +21,7 @@ from swe_env.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_AUTO = {"cpu": ("segments",), "cuda": ("varlen", "flex")}
+_AUTO = {"cpu": ("segments",), "cuda": ("flash", "flex")}
 """Kernels by device, the first that gives the model's own results is taken."""
 _MIN_SHARE = {"cpu": 0.1}
 """Least share of a sequence's tokens for which sharing pays; see docs/packing.md."""

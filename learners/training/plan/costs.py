@@ -160,14 +160,17 @@ class Costs:
             setup, self.assume
         )
 
-    def flops(self, setup: Setup, batch: MicroBatch, *, train: bool = True) -> float:
+    def flops(
+        self, setup: Setup, batch: MicroBatch, *, train: bool = True, kept_attention: bool = False
+    ) -> float:
         """Floating-point operations of one micro-batch, shared tokens once.
 
         With W weights a token meets in the layers, A of the adapter, H of the head, n loss tokens
         and F = sum over sequences and layers of 4 x (heads x head size) x (tokens attended to,
         summed over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients
         of inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n,
-        in which the logits are computed again. Checkpointing adds one forward of the layers.
+        in which the logits are computed again. Checkpointing adds one forward of the layers, or
+        with `kept_attention` (see `learners.ops.keeping`) all of it but F.
         """
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
@@ -181,7 +184,8 @@ class Costs:
             return layers + head
         backward = linear * (2 if setup.method == "full" else 1) + 2 * adapter
         backward += self.assume.attention_backward * attention + 2 * head
-        return layers * (2 if setup.checkpointing else 1) + head + backward
+        again = layers - (attention if kept_attention else 0) if setup.checkpointing else 0
+        return layers + again + head + backward
 
     def _seconds(self, setup: Setup, card: Gpu, batch: MicroBatch, *, train: bool) -> float:
         """The longer of computing and reading the weights once for each pass through them."""

@@ -73,8 +73,8 @@ def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
 
 
 def test_an_unknown_packing_is_one_sentence():
-    with pytest.raises(ConfigError, match="no packing 'flash'; there are: auto, none, segments"):
-        Packing("flash")
+    with pytest.raises(ConfigError, match="no packing 'tiles'; there are: auto, none, segments"):
+        Packing("tiles")
 
 
 def objective(model, packing, micro_batch_tokens=4096):
