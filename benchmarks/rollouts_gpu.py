@@ -72,15 +72,21 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Play both sides in turn, after a short round of each that is not counted."""
     model = load(options)
+    own = model.config._attn_implementation
+
+    def theirs(work: Work) -> dict[str, float]:
+        model.set_attn_implementation(own)  # the engine gives its model another
+        return plain(model, work)
+
     work = Work(options, int(model.get_input_embeddings().num_embeddings))
     warm = Work(argparse.Namespace(**{**vars(options), "turns": 1}), work.words)
     ours(model, warm)
-    plain(model, warm)
+    theirs(warm)
     rounds = []
     for _ in range(options.rounds):
         first = ours(model, work)
-        rounds.append((first, plain(model, work)))
-    ratios = [mine["tokens_per_s"] / theirs["tokens_per_s"] for mine, theirs in rounds]
+        rounds.append((first, theirs(work)))
+    ratios = [mine["tokens_per_s"] / other["tokens_per_s"] for mine, other in rounds]
     cuda = torch.device(options.device).type == "cuda"
     return {
         "options": {key: value for key, value in vars(options).items() if key != "out"},
@@ -92,7 +98,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
         "continuous_tokens_per_s": median([mine for mine, _ in rounds], "tokens_per_s"),
-        "generate_tokens_per_s": median([theirs for _, theirs in rounds], "tokens_per_s"),
+        "generate_tokens_per_s": median([other for _, other in rounds], "tokens_per_s"),
         "last_round": {"continuous": rounds[-1][0], "generate": rounds[-1][1]},
         "machine": machine("torch", "transformers"),
     }
@@ -180,6 +186,7 @@ def ours(model: Any, work: Work) -> dict[str, float]:
         "mean_batch": round(stats.generated / stats.steps, 1),
         "prefilled": stats.prefilled,
         "reused": stats.reused,
+        "replayed": stats.replayed,
     }
 
 
@@ -218,6 +225,7 @@ def plain(model: Any, work: Work) -> dict[str, float]:
         "mean_batch": work.episodes,
         "prefilled": read,
         "reused": 0,
+        "replayed": 0,
     }
 
 

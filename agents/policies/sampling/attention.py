@@ -12,6 +12,7 @@ scores 12.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,14 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 
 NAME = "swe_env_cpu"
-_PROBED = "swe_env_cpu_probe"
+_PROBED = "swe_env_probe"
 _PROBE = 24
-"""Tokens on which `use_attend` compares the two ways."""
+"""Tokens on which `use` compares the two ways."""
 _TOLERANCE = 1e-4
 """Most that they may differ there, as a share of the largest value."""
+
+Attend = Callable[..., tuple[torch.Tensor, Any]]
+"""An attention function in the form transformers' models call it."""
 
 
 def attend(
@@ -86,14 +90,25 @@ class Float32Layer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def use_attend(model: Any) -> bool:
-    """Let a model on the CPU use `attend`, if that gives what its own code written out gives.
+    """Let a model on the CPU use `attend`, if that gives what its own code written out gives."""
+    if torch.device(model.device).type != "cpu":
+        return False
+    return use(model, NAME, attend, eager_mask)
+
+
+def use(model: Any, name: str, function: Attend, masks: Any) -> bool:
+    """Let a model use the attention `function`, if it is the model's own; whether it does now.
 
     Families whose attention does more (caps, sinks) keep what they had. Compared is what each
     layer's attention gives for the same numbers in float32; the logits of a whole model in half
     precision tell nothing, since another order of rounding alone moves them far.
+
+    Args:
+        model: A transformers causal language model, with or without a PEFT adapter.
+        name: What transformers calls the function from now on.
+        function: Takes what `attend` takes.
+        masks: Makes its masks, as transformers' `eager_mask` does.
     """
-    if torch.device(model.device).type != "cpu":
-        return False
     causal = getattr(model, "get_base_model", lambda: model)()
     own = causal.config._attn_implementation
     apart: list[float] = []
@@ -111,22 +126,27 @@ def use_attend(model: Any) -> bool:
         written_out = sys.modules[type(module).__module__].eager_attention_forward
         theirs, weights = written_out(module, *wide, mask, **settings)
         last = (wide[0][:, :, -1:], *wide[1:], mask[:, :, -1:] if mask is not None else None)
-        for ours, part in ((attend(module, *wide, mask, **settings)[0], theirs),
-                           (attend(module, *last, **settings)[0], theirs[:, -1:])):  # fmt: skip
+        for ours, part in ((function(module, *wide, mask, **settings)[0], theirs),
+                           (function(module, *last, **settings)[0], theirs[:, -1:])):  # fmt: skip
             apart.append(float((ours - part).abs().max() / part.abs().max().clamp_min(1e-6)))
         return theirs.to(query.dtype), weights
 
-    for name, function in ((NAME, attend), (_PROBED, probe)):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, eager_mask)
+    register(name, function, masks)
+    register(_PROBED, probe, eager_mask)
     size = causal.config.get_text_config(decoder=True).vocab_size
     ids = torch.arange(_PROBE, device=model.device)[None] % size
     causal.set_attn_implementation(_PROBED)
     try:
         with torch.inference_mode():
             model(input_ids=ids, use_cache=False)
-    except AttributeError:  # it has no such code
+    except (AttributeError, ValueError):  # it has no such code, or `function` refuses its settings
         apart.clear()
     same = bool(apart) and max(apart) <= _TOLERANCE
-    causal.set_attn_implementation(NAME if same else own)
+    causal.set_attn_implementation(name if same else own)
     return same
+
+
+def register(name: str, function: Attend, masks: Any) -> None:
+    """Let transformers' models be told to use `function`, with masks made by `masks`."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, masks)

@@ -22,14 +22,31 @@ from transformers.cache_utils import Cache
 from agents.policies.sampling.attention import Float32Layer, use_attend
 from agents.policies.sampling.batch import Batch
 from agents.policies.sampling.draw import Sampling, draw
+from agents.policies.sampling.fixed import FixedBatch
+from agents.policies.sampling.graphs import Graphs, Plain, Runner
+from agents.policies.sampling.grouped import use_grouped
 from agents.policies.sampling.head import next_logits
+from agents.policies.sampling.layout import (
+    Layout,
+    apart,
+    bytes_per_token,
+    check_attention_only,
+    find_layout,
+    steps_alike,
+    together,
+)
+from agents.policies.sampling.prefill import Part, apart_from, groups, prefill
 from agents.policies.sampling.prefixes import KeysValues, PrefixStore
-from swe_env.errors import ConfigError, ModelError
+from swe_env.errors import ModelError
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1024
 """Tokens of a prompt computed at once: bounds the memory of attention over a long prompt."""
+_SHARE = 4
+"""On a GPU one forward reads the prompts of a quarter as many requests as are being decoded …"""
+_PATIENCE = 24
+"""… or of those that wait when the first of them has waited for so many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,8 @@ class Stats:
     generated: int = 0
     steps: int = 0
     """Decoding steps; ``generated / steps`` is the mean size of the batch."""
+    replayed: int = 0
+    """Decoding steps that were replays of a CUDA graph."""
 
 
 @dataclass(slots=True)
@@ -90,6 +109,7 @@ class Engine:
         stop: str = "",
         max_batch: int = 32,
         cache_tokens: int | None = None,
+        fixed: bool | None = None,
     ) -> None:
         """Prepare; the thread starts with the first request.
 
@@ -101,34 +121,45 @@ class Engine:
             stop: A reply also ends as soon as its text holds this; empty for never.
             max_batch: Most rows decoded at once; more requests wait.
             cache_tokens: Bound of the prefix store; None for 2 GiB of keys and values.
+            fixed: Decode in steps of fixed shapes, which CUDA replays as graphs; None for on
+                CUDA only. Not done where the model's attention is of a kind of its own.
 
         Raises:
             ConfigError: the model keeps a state other than keys and values (Mamba, linear
                 attention), which cannot be cut at a prefix.
         """
-        _check_attention_only(model)
+        check_attention_only(model)
         self.model = model
         """What is sampled from."""
         self.stats = Stats()
-        self._own_attention = use_attend(model)
+        self._device = torch.device(model.device)
+        self._tokenizer, self._sampling = tokenizer, sampling
+        self._ends, self._stop = frozenset(ends), stop
+        self._max_batch = max_batch
+        self._choose_ways(fixed)
         self._backbone = getattr(model, "get_base_model", lambda: model)().base_model
         self._decode = next_logits(model, rows=max_batch)
-        self._tokenizer = tokenizer
-        self._sampling = sampling
-        self._ends = frozenset(ends)
-        self._stop = stop
-        self._max_batch = max_batch
-        self._device = torch.device(model.device)
-        if cache_tokens is None:
-            width = 4 if self._own_attention else model.dtype.itemsize
-            cache_tokens = (2 << 30) // _bytes_per_token(model, width)
-        self._store = PrefixStore(cache_tokens)
-        self._batch = Batch(self._device)
+        itemsize = 4 if self._own_attention else model.dtype.itemsize
+        default = (2 << 30) // bytes_per_token(model, itemsize)
+        self._store = PrefixStore(default if cache_tokens is None else cache_tokens)
+        self._batch = self._new_batch()
         self._rows: list[_Request] = []
         self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._held = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+
+    def _choose_ways(self, fixed: bool | None) -> None:
+        """Which attention, prompts together or one by one, steps of fixed shapes or not."""
+        model, cuda = self.model, self._device.type == "cuda"
+        self._own_attention = not fixed and use_attend(model)
+        grouped = (fixed or cuda) and use_grouped(model)
+        self._layout = find_layout(model) if fixed or self._device.type != "cpu" else None
+        """Of keys and values where prompts are computed together; None: one by one."""
+        wanted = cuda if fixed is None else fixed
+        self._fixed = bool(wanted and grouped and self._layout and steps_alike(model))
+        self._runner: Runner = Graphs(self._device) if cuda else Plain()
 
     def generate(self, prompt: Sequence[int], *, limit: int, seed: Sequence[int]) -> Sampled:
         """Sample a reply to `prompt`; blocks, call it from as many threads as there are episodes.
@@ -161,11 +192,19 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._store.clear()
-        self._batch = Batch(self._device)
+        self._batch = self._new_batch()
+
+    def _new_batch(self) -> Batch | FixedBatch:
+        if not self._fixed or self._layout is None:
+            return Batch(self._device)
+        self._runner.clear()
+        return FixedBatch(self._layout, self._max_batch, self._runner)
 
     def _run(self) -> None:
         reason = "The policy was closed while it sampled."
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # each thread has a current one of its own
             with torch.inference_mode():
                 while self._admit():
                     self._guarded(self._step)
@@ -179,6 +218,8 @@ class Engine:
 
     def _admit(self) -> bool:
         """Take waiting requests into the batch; blocks while it is empty. False to stop."""
+        if self._layout and self._gathers():
+            return not self._closed
         while len(self._rows) < self._max_batch:
             try:
                 request = self._inbox.get(block=not self._rows)
@@ -187,8 +228,20 @@ class Engine:
             if request is None:
                 return False
             self._rows.append(request)
-            self._guarded(lambda: self._join(self._rows[-1]))
+            if not self._layout:
+                self._guarded(lambda: self._join(self._rows[-1]))
+        if len(self._batch) < len(self._rows):
+            self._guarded(self._join_waiting)
         return not self._closed
+
+    def _gathers(self) -> bool:
+        """Whether to decode on while requests gather: a forward costs little less for one."""
+        waiting = min(self._inbox.qsize(), self._max_batch - len(self._rows))
+        self._held += waiting > 0
+        if waiting * _SHARE >= len(self._rows) or self._held > _PATIENCE:
+            self._held = 0
+            return False
+        return True
 
     def _guarded(self, work: Any) -> None:
         """Do `work`; what it raises reaches every caller in flight, and the engine goes on."""
@@ -197,7 +250,7 @@ class Engine:
         except Exception as error:
             log.exception("The model failed while sampling")
             self._fail(f"The model failed while sampling: {_say(error)}.", waiting=False)
-            self._batch = Batch(self._device)
+            self._batch = self._new_batch()
             self._store.clear()
 
     def _fail(self, reason: str, waiting: bool = True) -> None:
@@ -221,6 +274,34 @@ class Engine:
             computed = self._prefill([], request.prompt, 0)
             layers = [(keys[:, :0], values[:, :0]) for keys, values in computed]
         self._batch.join(layers, len(context))
+
+    def _join_waiting(self) -> None:
+        """The same for all rows that are not in the batch yet, several in one forward."""
+        layout, store, waiting = self._layout, self._store, self._rows[len(self._batch) :]
+        assert layout is not None
+        while waiting:
+            contexts = [request.prompt[:-1] for request in waiting]
+            parts = [Part(context, *store.find(context)) for context in contexts]
+            now = apart_from(parts, store.capacity)
+            planned = groups(parts, now)
+            order = [waiting[index] for group in planned for index in group]
+            waiting = [request for row, request in enumerate(waiting) if row not in set(now)]
+            self._rows[len(self._batch) :] = [*order, *waiting]
+            for group in planned:
+                self._join_group(layout, [parts[index] for index in group])
+
+    def _join_group(self, layout: Layout, parts: list[Part]) -> None:
+        form = together if self._fixed else apart
+        if parts[0].new:
+            found = [form(part) for part in prefill(self._backbone, layout, parts)]
+        else:
+            found = [part.layers or form(layout.zeros(1, 0)[:, :, 0]) for part in parts]
+        for part, layers in zip(parts, found, strict=True):
+            self.stats.reused += part.known
+            self.stats.prefilled += part.new
+            if part.new:
+                self._store.put(part.ids, layers)
+            self._batch.join(layers, len(part.ids))
 
     def _prefill(self, layers: KeysValues, ids: list[int], known: int) -> KeysValues:
         """Keys and values of `ids`, those of the first `known` given."""
@@ -249,14 +330,17 @@ class Engine:
         if not self._rows:
             return
         logits = self._batch.step(self._decode, [request.newest for request in self._rows])
-        uniforms = torch.tensor([request.generator.random() for request in self._rows])
+        numbers = [request.generator.random() for request in self._rows]
+        uniforms = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
+        uniforms = uniforms.to(self._device, non_blocking=True)
         tokens, logprobs = draw(logits, uniforms, self._sampling)
         self.stats.steps += 1
         self.stats.generated += len(self._rows)
-        for request, token, logprob in zip(
-            self._rows, tokens.tolist(), logprobs.tolist(), strict=True
-        ):
-            request.token_ids.append(token)
+        self.stats.replayed = self._runner.replayed
+        # The one place of a step that waits for the device.
+        read = torch.stack((tokens.double(), logprobs.double())).tolist()
+        for request, token, logprob in zip(self._rows, *read, strict=True):
+            request.token_ids.append(int(token))
             request.logprobs.append(logprob)
         for row in reversed(range(len(self._rows))):
             ended = self._ended(self._rows[row])
@@ -289,26 +373,3 @@ class Engine:
 def _say(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config(decoder=True)
-
-
-def _check_attention_only(model: Any) -> None:
-    config = _text_config(model)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    odd = sorted(kind for kind in kinds if "attention" not in kind or kind == "linear_attention")
-    if odd or not getattr(config, "num_attention_heads", 0):
-        raise ConfigError(
-            f"The model {config.model_type!r} keeps a state that is not keys and values "
-            f"({', '.join(odd) or 'no attention'}): serve it, and use the 'openai' policy."
-        )
-
-
-def _bytes_per_token(model: Any, itemsize: int) -> int:
-    """Bytes of one token's keys and values over all layers, `itemsize` bytes a number."""
-    config = _text_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * itemsize)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 KeysValues = list[tuple["torch.Tensor", "torch.Tensor"]]
-"""Of every layer: keys and values, each (heads, tokens, head_dim)."""
+"""Of every layer: keys and values, each (heads, tokens, head_dim).
+
+Or of all layers together, in a list of one pair: each (layers, heads, tokens, head_dim).
+"""
 
 Ids = npt.NDArray[np.int64]
 
@@ -56,7 +59,7 @@ class PrefixStore:
             return 0, []
         self._entries.move_to_end(found)
         layers = self._entries[found].layers
-        return best, [(keys[:, :best], values[:, :best]) for keys, values in layers]
+        return best, [(keys[..., :best, :], values[..., :best, :]) for keys, values in layers]
 
     def put(self, ids: Sequence[int], layers: KeysValues) -> None:
         """Keep the keys and values of `ids`; the tensors are the store's from now on."""
