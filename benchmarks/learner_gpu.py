@@ -79,8 +79,8 @@ MODELS: dict[str, Callable[[], PretrainedConfig]] = {
 """Shapes of Qwen2.5-0.5B and 1.5B, Qwen3-4B and 8B."""
 POINTS = (
     ("8B", 32 * K), ("0.5B", 128 * K),  # the two that must fit, first
-    ("0.5B", 8 * K), ("0.5B", 32 * K), ("1.5B", 8 * K), ("1.5B", 32 * K), ("4B", 8 * K),
-    ("4B", 32 * K), ("8B", 8 * K), ("0.5B", 64 * K), ("1.5B", 64 * K), ("4B", 64 * K),
+    ("0.5B", 8 * K), ("1.5B", 8 * K), ("4B", 8 * K), ("8B", 8 * K), ("0.5B", 32 * K),
+    ("1.5B", 32 * K), ("4B", 32 * K), ("0.5B", 64 * K), ("1.5B", 64 * K), ("4B", 64 * K),
 )  # fmt: skip
 """Model and tokens of each sequence of the pair."""
 TINY = (("tiny", 96), ("tiny", 160))

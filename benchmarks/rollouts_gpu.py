@@ -79,13 +79,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         return plain(model, work)
 
     work = Work(options, int(model.get_input_embeddings().num_embeddings))
-    warm = Work(argparse.Namespace(**{**vars(options), "turns": 1}), work.words)
+    short = {**vars(options), "turns": 1, "reply": min(options.reply, 8)}
+    warm = Work(argparse.Namespace(**short), work.words)
     ours(model, warm)
     theirs(warm)
     rounds = []
-    for _ in range(options.rounds):
-        first = ours(model, work)
-        rounds.append((first, theirs(work)))
+    for number in range(1, options.rounds + 1):
+        say(f"round {number}, continuous: {(first := ours(model, work))}")
+        say(f"round {number}, generate: {(other := theirs(work))}")
+        rounds.append((first, other))
     ratios = [mine["tokens_per_s"] / other["tokens_per_s"] for mine, other in rounds]
     cuda = torch.device(options.device).type == "cuda"
     return {
@@ -102,6 +104,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "last_round": {"continuous": rounds[-1][0], "generate": rounds[-1][1]},
         "machine": machine("torch", "transformers"),
     }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def load(options: argparse.Namespace) -> Any:

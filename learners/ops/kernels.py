@@ -112,6 +112,8 @@ def flex_where(
         block_mask=layout.keep("flex", window, make),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        # Not the kernel for decoding, which takes over short rows but not all of what is asked.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True} if cuda else None,
     )  # fmt: skip
     return found
 
