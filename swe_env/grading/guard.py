@@ -8,9 +8,9 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
 from swe_env.errors import ToolError
+from swe_env.remember import by_content
 from swe_env.sandbox.base import Files
 from swe_env.syntax import parse
 
@@ -39,8 +39,8 @@ _SELF_READING = re.compile(
 )
 """With these a program may run what stands in its own comments and docstrings."""
 
-_REMEMBERED = 64
-"""Files whose syntax tree was looked at: attempts at a task begin with the same ones."""
+_REMEMBERED = 2048
+"""Files that were looked at: attempts at a task begin with the same ones."""
 
 RUNNER_FILES = {
     "django": frozenset({"tests/runtests.py"}),
@@ -189,7 +189,7 @@ def reaches_inside(path: str, old: bytes | None, new: bytes | None, gold: str) -
 
     A file that did so before, or does so in the gold patch, is part of some test tool itself.
     """
-    if new is None or not path.endswith(".py") or _SHADOWS.match(path) or _mentions(old):
+    if new is None or not path.endswith(".py") or _SHADOWS.match(path) or _mentions(old or b""):
         return ""
     added = sorted(_mentions(new) - _mentions(gold.encode("utf-8", "replace")))
     return (
@@ -205,16 +205,16 @@ def equals_everything(path: str, old: bytes | None, new: bytes | None, gold: str
     if new is None or not path.endswith(".py") or "__eq__" in gold:
         return ""
     found = _equals(new)
-    added = sorted(found - _equals(old)) if found else []
+    added = sorted(found - _equals(old or b"")) if found else []
     return (
         f"The patch makes {path} define a class equal to everything: {added[0]}." if added else ""
     )
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _equals(data: bytes | None) -> frozenset[str]:
+@by_content(_REMEMBERED)
+def _equals(data: bytes) -> frozenset[str]:
     """Names of the classes whose ``__eq__`` is true, or ``__ne__`` false, of whatever comes."""
-    if data is None or not (b"__eq__" in data or b"__ne__" in data):
+    if b"__eq__" not in data and b"__ne__" not in data:
         return frozenset()
     try:
         tree = parse(data)
@@ -238,10 +238,10 @@ def _equals(data: bytes | None) -> frozenset[str]:
     return frozenset(found)
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _mentions(data: bytes | None) -> frozenset[str]:
+@by_content(_REMEMBERED)
+def _mentions(data: bytes) -> frozenset[str]:
     """The test runner's insides that a file's code names, in strings too."""
-    text = (data or b"").decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")
     if _INTERNALS.search(text) is None:
         return frozenset()
     return frozenset(match.group(0) for match in _INTERNALS.finditer(_code(text)))

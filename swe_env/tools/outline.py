@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
+from swe_env.remember import by_content
 from swe_env.syntax import parse
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -26,13 +26,13 @@ class Symbol:
     depth: int
 
 
-def symbols(source: str) -> list[Symbol]:
+@by_content(1024)
+def symbols(source: str) -> tuple[Symbol, ...]:
     """Every class and function in order; empty when the source does not parse."""
     try:
-        tree = parse(source)
+        return tuple(_walk(parse(source), "", 0))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    return list(_walk(tree, "", 0))
+        return ()
 
 
 def _walk(node: ast.AST, prefix: str, depth: int) -> Iterator[Symbol]:
@@ -47,9 +47,8 @@ def _walk(node: ast.AST, prefix: str, depth: int) -> Iterator[Symbol]:
             yield from _walk(child, prefix, depth)
 
 
-@lru_cache(maxsize=32)
 def outline(source: str, limit: int = 200) -> str:
-    """One line a symbol: its lines, indented by depth; to parse a file again would take a while."""
+    """One line a symbol: its lines, indented by depth."""
     found = symbols(source)
     lines = [
         f"{s.first:6d}-{s.last:<6d}\t{'  ' * s.depth}{s.kind} {s.name.rpartition('.')[2]}"
