@@ -8,32 +8,38 @@ half precision is rounded there.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("triton") is not None:
-    import triton
-    import triton.language as tl
-else:  # pragma: no cover - CPU builds of torch come without it
-    triton = None
+from learners.ops import triton_kernels
 
+log = logging.getLogger(__name__)
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
-def _can_compile(device: int) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _work(device: torch.device) -> bool:
+    """Whether the kernels can be made for a GPU: one of Ampere's kind or later, a C compiler."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    ones = torch.ones(2, 16, device=device)
+    try:
+        found, _ = rms_norm(ones, ones[0], 0.0)
+    except Exception as error:  # whatever a compiler says
+        log.warning("Slower without Triton's kernels: %s", str(error).strip().splitlines()[:1])
+        return False
+    return torch.allclose(found, ones, atol=1e-3)
 
 
 def usable(tensor: Tensor) -> bool:
     """Whether the kernels run where the tensor is, for its type."""
-    if triton is None or not tensor.is_cuda or tensor.dtype not in _TYPES:
+    if not triton_kernels.AVAILABLE or not tensor.is_cuda or tensor.dtype not in _TYPES:
         return False
-    return _can_compile(tensor.device.index or 0)
+    return _work(tensor.device)
 
 
 def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -51,8 +57,8 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(rows.dtype, weight.dtype)
     out = torch.empty(rows.shape, dtype=wide, device=rows.device)
     factors = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
-    tile, grid = _tile(rows)
-    _norm[grid](rows, weight, out, factors, eps, *rows.shape, **tile)
+    tile, programs = _tile(rows)
+    _launch(triton_kernels.norm, programs, rows, weight, out, factors, eps, *rows.shape, **tile)
     return out, factors
 
 
@@ -60,8 +66,18 @@ def rms_norm_backward(grads: Tensor, rows: Tensor, weight: Tensor, factors: Tens
     """Gradient of the rows, (rows, dim), in their type."""
     grads, rows = grads.contiguous(), rows.contiguous()
     out = torch.empty_like(rows)
-    tile, grid = _tile(rows)
-    _norm_backward[grid](grads, rows, weight, factors, out, *rows.shape, **tile)
+    tile, programs = _tile(rows)
+    _launch(
+        triton_kernels.norm_backward,
+        programs,
+        grads,
+        rows,
+        weight,
+        factors,
+        out,
+        *rows.shape,
+        **tile,
+    )
     return out
 
 
@@ -70,7 +86,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     size = gate.numel()
-    _gated[(triton.cdiv(size, _FLAT),)](gate, up, out, size, block=_FLAT)
+    _launch(triton_kernels.gated, _parts(size, _FLAT), gate, up, out, size, block=_FLAT)
     return out
 
 
@@ -79,8 +95,9 @@ def gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
     grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
     to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
     size = gate.numel()
-    _gated_backward[(triton.cdiv(size, _FLAT),)](
-        grad, gate, up, to_gate, to_up, size, block=_FLAT
+    _launch(
+        triton_kernels.gated_backward, _parts(size, _FLAT),
+        grad, gate, up, to_gate, to_up, size, block=_FLAT,
     )  # fmt: skip
     return to_gate, to_up
 
@@ -96,8 +113,9 @@ def logit_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     norms = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     entropies = torch.empty_like(norms)
-    _logit_sums[(len(logits),)](
-        logits, norms, entropies, logits.shape[1], block=_WORDS, num_warps=8
+    _launch(
+        triton_kernels.logit_sums, len(logits),
+        logits, norms, entropies, logits.shape[1], block=_WORDS, num_warps=8,
     )  # fmt: skip
     return norms, entropies
 
@@ -127,7 +145,8 @@ def logit_grads(
     """
     out = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     entropies, grad_entropies = entropy if entropy is not None else (norms, norms)
-    _logit_grads[(len(logits),)](
+    _launch(
+        triton_kernels.logit_grads, len(logits),
         logits, targets, norms, grad_logps.contiguous(), entropies.contiguous(),
         grad_entropies.contiguous(), out, logits.shape[1], scale, softcap or 1.0,
         block=_WORDS, with_entropy=entropy is not None, with_cap=softcap is not None, num_warps=8,
@@ -151,10 +170,11 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tenso
     memory = x.transpose(1, 2).contiguous()
     out = torch.empty_like(memory)
     half = width // 2
-    columns = triton.next_power_of_2(half)
+    columns = _power(half)
     count = max(_FLAT // columns, 1)
     rows = tokens * heads
-    _rotated[(triton.cdiv(rows, count),)](
+    _launch(
+        triton_kernels.rotated, _parts(rows, count),
         memory, cos.contiguous(), sin.contiguous(), out, rows, heads, half,
         back=back, count=count, columns=columns, num_warps=8,
     )  # fmt: skip
@@ -175,7 +195,8 @@ def stacked_halves(wide: Tensor, factor: float) -> Tensor:
     """
     rank, columns = wide.shape
     out = torch.empty(3 * rank, columns, dtype=torch.bfloat16, device=wide.device)
-    _stacked_halves[(triton.cdiv(wide.numel(), _SMALL),)](
+    _launch(
+        triton_kernels.stacked_halves, _parts(wide.numel(), _SMALL),
         wide, out, rank, columns, *wide.stride(), factor, block=_SMALL
     )  # fmt: skip
     return out
@@ -193,7 +214,15 @@ def joined_halves(parts: Tensor) -> Tensor:
     rank = parts.shape[1] // 2
     out = torch.empty(len(parts), 3 * rank, dtype=torch.bfloat16, device=parts.device)
     size = len(parts) * rank
-    _joined_halves[(triton.cdiv(size, _SMALL),)](parts, out, size, rank, block=_SMALL)
+    _launch(
+        triton_kernels.joined_halves,
+        _parts(size, _SMALL),
+        parts,
+        out,
+        size,
+        rank,
+        block=_SMALL,
+    )
     return out
 
 
@@ -207,176 +236,29 @@ _CELLS = 4096
 """Elements of a program of the norms: many short rows, or one long one."""
 
 
-def _tile(rows: Tensor) -> tuple[dict[str, int], tuple[int]]:
+def _launch(kernel: Any, programs: int, first: Tensor, *others: Any, **settings: Any) -> None:
+    """On the device of the first tensor, which need not be the current one."""
+    if first.is_cuda and first.device.index != torch.cuda.current_device():
+        with torch.cuda.device(first.device):
+            kernel[(programs,)](first, *others, **settings)
+    else:
+        kernel[(programs,)](first, *others, **settings)
+
+
+def _parts(total: int, size: int) -> int:
+    """How many of `size` hold `total`."""
+    return -(-total // size)
+
+
+def _power(size: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << (size - 1).bit_length()
+
+
+def _tile(rows: Tensor) -> tuple[dict[str, int], int]:
     """Rows and columns of one program, and how many programs there are."""
-    columns = triton.next_power_of_2(rows.shape[1])
+    columns = _power(rows.shape[1])
     count = max(_CELLS // columns, 1)
     warps = 8 if columns <= 2 * _CELLS else 16
     tile = {"count": count, "columns": columns, "num_warps": warps}
-    return tile, (triton.cdiv(len(rows), count),)
-
-
-def _kernel(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
-
-
-@_kernel
-def _norm(  # type: ignore[no-untyped-def]
-    x, weight, out, factors, eps, total, dim, count: tl.constexpr, columns: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * count + tl.arange(0, count)
-    column = tl.arange(0, columns)
-    inside = (row < total)[:, None] & (column < dim)[None]
-    at = row[:, None] * dim + column[None]
-    part = tl.load(x + at, inside, 0.0)
-    wide = part.to(tl.float32)
-    factor = 1 / tl.sqrt(tl.sum(wide * wide, 1) / dim + eps)
-    scale = tl.load(weight + column, column < dim, 0.0).to(tl.float32)
-    normed = (wide * factor[:, None]).to(part.dtype).to(tl.float32)
-    tl.store(out + at, (normed * scale[None]).to(out.dtype.element_ty), inside)
-    tl.store(factors + row, factor, row < total)
-
-
-@_kernel
-def _norm_backward(  # type: ignore[no-untyped-def]
-    grad, x, weight, factors, out, total, dim, count: tl.constexpr, columns: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * count + tl.arange(0, count)
-    column = tl.arange(0, columns)
-    inside = (row < total)[:, None] & (column < dim)[None]
-    at = row[:, None] * dim + column[None]
-    factor = tl.load(factors + row, row < total, 0.0)[:, None]
-    part = tl.load(x + at, inside, 0.0).to(tl.float32) * factor
-    scale = tl.load(weight + column, column < dim, 0.0).to(tl.float32)[None]
-    inner = tl.load(grad + at, inside, 0.0).to(tl.float32) * scale
-    along = tl.sum(inner * part, 1)[:, None] / dim
-    tl.store(out + at, ((inner - part * along) * factor).to(out.dtype.element_ty), inside)
-
-
-@_kernel
-def _gated(gate, up, out, size, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    g = tl.load(gate + at, at < size, 0.0)
-    wide = g.to(tl.float32)
-    opened = (wide / (1 + tl.exp(-wide))).to(g.dtype).to(tl.float32)
-    found = opened * tl.load(up + at, at < size, 0.0).to(tl.float32)
-    tl.store(out + at, found.to(g.dtype), at < size)
-
-
-@_kernel
-def _gated_backward(  # type: ignore[no-untyped-def]
-    grad, gate, up, to_gate, to_up, size, block: tl.constexpr
-):
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    g = tl.load(gate + at, at < size, 0.0)
-    wide = g.to(tl.float32)
-    u = tl.load(up + at, at < size, 0.0).to(tl.float32)
-    d = tl.load(grad + at, at < size, 0.0).to(tl.float32)
-    share = 1 / (1 + tl.exp(-wide))
-    opened = (wide * share).to(g.dtype).to(tl.float32)
-    tl.store(to_up + at, (d * opened).to(g.dtype), at < size)
-    inner = (d * u).to(g.dtype).to(tl.float32)
-    slope = share * (1 + wide * (1 - share))
-    tl.store(to_gate + at, (inner * slope).to(g.dtype), at < size)
-
-
-@_kernel
-def _rotated(  # type: ignore[no-untyped-def]
-    x, cos, sin, out, rows, heads, half,
-    back: tl.constexpr, count: tl.constexpr, columns: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * count + tl.arange(0, count)
-    column = tl.arange(0, columns)
-    inside = (row < rows)[:, None] & (column < half)[None]
-    at = row[:, None] * 2 * half + column[None]
-    angle = (row // heads)[:, None] * 2 * half + column[None]
-    left, right = tl.load(x + at, inside, 0.0), tl.load(x + at + half, inside, 0.0)
-    kind = left.dtype
-    one, two = left.to(tl.float32), right.to(tl.float32)
-    sin_one = tl.load(sin + angle, inside, 0.0).to(tl.float32)
-    sin_two = tl.load(sin + angle + half, inside, 0.0).to(tl.float32)
-    turned_one, turned_two = -two * sin_one, one * sin_two
-    if back:
-        turned_one, turned_two = two * sin_two, -one * sin_one
-    first = one * tl.load(cos + angle, inside, 0.0).to(tl.float32)
-    second = two * tl.load(cos + angle + half, inside, 0.0).to(tl.float32)
-    first = first.to(kind).to(tl.float32) + turned_one.to(kind).to(tl.float32)
-    second = second.to(kind).to(tl.float32) + turned_two.to(kind).to(tl.float32)
-    tl.store(out + at, first.to(kind), inside)
-    tl.store(out + at + half, second.to(kind), inside)
-
-
-@_kernel
-def _stacked_halves(  # type: ignore[no-untyped-def]
-    wide, out, rank, columns, down, right, factor, block: tl.constexpr
-):
-    at = tl.program_id(0) * block + tl.arange(0, block)
-    row, column = at // columns, at % columns
-    inside = row < rank
-    value = tl.load(wide + row * down + column * right, inside, 0.0) * factor
-    high = value.to(tl.bfloat16)
-    rest = (value - high.to(tl.float32)).to(tl.bfloat16)
-    tl.store(out + at, high, inside)
-    tl.store(out + rank * columns + at, rest, inside)
-    tl.store(out + 2 * rank * columns + at, high, inside)
-
-
-@_kernel
-def _joined_halves(parts, out, size, rank, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    row, column = at // rank, at % rank
-    first = parts + row * 2 * rank + column
-    value = tl.load(first, at < size, 0.0) + tl.load(first + rank, at < size, 0.0)
-    high = value.to(tl.bfloat16)
-    rest = (value - high.to(tl.float32)).to(tl.bfloat16)
-    place = out + row * 3 * rank + column
-    tl.store(place, high, at < size)
-    tl.store(place + rank, high, at < size)
-    tl.store(place + 2 * rank, rest, at < size)
-
-
-@_kernel
-def _logit_sums(  # type: ignore[no-untyped-def]
-    logits, norms, entropies, words: tl.constexpr, block: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    most = tl.full((), float("-inf"), tl.float32)
-    total = tl.full((), 0.0, tl.float32)
-    weighted = tl.full((), 0.0, tl.float32)  # of exp(logit - most) (logit - most)
-    for start in range(0, words, block):
-        at = start + tl.arange(0, block)
-        logit = tl.load(logits + row * words + at, at < words, float("-inf"))
-        higher = tl.maximum(most, tl.max(logit, 0))
-        less = tl.where(most == higher, 0.0, most - higher)  # -inf before the first block
-        shrink = tl.exp(less)
-        weighted = tl.where(total == 0.0, 0.0, shrink * (weighted + total * less))
-        below = tl.where(at < words, logit - higher, 0.0)
-        share = tl.where(at < words, tl.exp(below), 0.0)
-        total = total * shrink + tl.sum(share, 0)
-        weighted += tl.sum(share * below, 0)
-        most = higher
-    tl.store(norms + row, most + tl.log(total))
-    tl.store(entropies + row, tl.log(total) - weighted / total)
-
-
-@_kernel
-def _logit_grads(  # type: ignore[no-untyped-def]
-    logits, targets, norms, grad_logps, entropies, grad_entropies, out, words: tl.constexpr,
-    scale, softcap, block: tl.constexpr, with_entropy: tl.constexpr, with_cap: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    target, norm = tl.load(targets + row), tl.load(norms + row)
-    g = tl.load(grad_logps + row)
-    for start in range(0, words, block):
-        at = start + tl.arange(0, block)
-        logit = tl.load(logits + row * words + at, at < words, 0.0)
-        logp = logit - norm
-        factor = g
-        if with_entropy:
-            slope = tl.load(grad_entropies + row)
-            factor = g + slope * (logp + tl.load(entropies + row))
-        found = tl.where(at == target, g, 0.0) - factor * tl.exp(logp)
-        if with_cap:
-            capped = logit / softcap
-            found = found * (1 - capped * capped)
-        tl.store(out + row * words + at, (found * scale).to(out.dtype.element_ty), at < words)
+    return tile, _parts(len(rows), count)
