@@ -145,7 +145,8 @@ def _applied(found: TextFile, path: str, hunks: list[Hunk]) -> list[str]:
         shift = start + 1 - hunk.number if hunk.number and hunk.old else shift
         fresh += pieces[done:start]
         done = start + len(hunk.old)
-        fresh += _replaced(hunk, pieces[start:done], (pieces[:start] or [found.newline])[-1])
+        near = (pieces[:start] or [found.newline])[-1]
+        fresh += _replaced(hunk, pieces[start:done], near, as_written="\n" not in found.text)
         if done == len(pieces):
             ended = not hunk.unended(" +") and (ended or hunk.unended(" -"))
     fresh += pieces[done:]
@@ -155,12 +156,14 @@ def _applied(found: TextFile, path: str, hunks: list[Hunk]) -> list[str]:
     return fresh
 
 
-def _replaced(hunk: Hunk, there: list[str], near: str) -> list[str]:
+def _replaced(hunk: Hunk, there: list[str], near: str, *, as_written: bool) -> list[str]:
     """The lines of the hunk afterwards: the file's own, and new ones that end as these do.
 
-    In a hunk with line ends of both kinds they are what the diff is about, and taken as written.
+    In a hunk with line ends of both kinds they are what the diff is about, and taken as written;
+    so they are (`as_written`) where the file has no line end to go by.
     """
-    explicit = len({line.endswith("\r") for line in hunk.body if line[0] in " +-"}) > 1
+    kinds = {line.endswith("\r") for line in hunk.body if line[0] in " +-"}
+    explicit = as_written or len(kinds) > 1
     fresh: list[str] = []
     removed: list[str] = []
     left = iter(there)

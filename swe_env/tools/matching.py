@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,12 +29,12 @@ def replace(found: TextFile, path: str, old: str, new: str) -> Replacement:
         ToolError: there is no such place, or there are several; says where.
     """
     old, new = old.replace("\r\n", "\n"), new.replace("\r\n", "\n")
-    written = {old, _crlf(old)} if "\r\n" in found.text else {old}
-    places = sorted((place, form) for form in written for place in _places(found.text, form))
-    if len(places) == 1:
-        start, form = places[0]
+    places = _passages(found.text, old)
+    start, stop = places[0] if len(places) == 1 else (0, 0)
+    # One whose lines end in different ways is left to `_loosely`: each line keeps its own end.
+    if start < stop and found.text[start:stop] in (old, _crlf(old)):
         fresh = _crlf(new) if _newline_at(found, start) == "\r\n" else new
-        return Replacement(found.text[:start] + fresh + found.text[start + len(form) :])
+        return Replacement(found.text[:start] + fresh + found.text[stop:])
     if len(places) > 1:
         lines = _line_numbers(found.text, [place for place, _ in places])
         raise ToolError(
@@ -53,6 +53,19 @@ def _newline_at(found: TextFile, place: int) -> str:
     end = found.text.find("\n", place)
     end = end if end >= 0 else found.text.rfind("\n", 0, place)
     return "\r\n" if end > 0 and found.text[end - 1] == "\r" else "\n"
+
+
+def _passages(text: str, part: str) -> list[tuple[int, int]]:
+    """Where `part` stands, start and stop, whichever way the lines in it end."""
+    shown = text.replace("\r\n", "\n")
+    at = _places(shown, part)
+    if len(shown) == len(text):
+        return [(start, start + len(part)) for start in at]
+    longer = [place - number for number, place in enumerate(_places(text, "\r\n"))]
+    return [
+        (start + bisect_left(longer, start), stop + bisect_left(longer, stop))
+        for start, stop in ((start, start + len(part)) for start in at)
+    ]
 
 
 def _places(text: str, part: str) -> list[int]:

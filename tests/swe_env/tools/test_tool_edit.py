@@ -6,7 +6,7 @@ import contextlib
 import difflib
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from swe_env import sandbox as sandboxes
@@ -543,6 +543,7 @@ FEW = st.lists(st.sampled_from(["a", "b", "", "  a"]), max_size=8)
 
 
 @given(FEW, FEW, st.integers(0, 3), st.booleans(), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+@example(["b"], ["a", "b"], 0, False, False, "\r\n")
 def test_a_right_diff_makes_the_right_file(old, new, around, old_ended, new_ended, end):
     """Whatever stands twice in it: numbers that are right are followed to the line."""
     before, after = (
