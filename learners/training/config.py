@@ -86,7 +86,7 @@ class TrainConfig(BaseModel):
     """Samples (pairs or rows) an optimizer step."""
     micro_batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens computed in one forward pass; a longer sample is alone in its own."""
-    packing: Literal["auto", "segments", "varlen", "flex", "dense", "none"] = "auto"
+    packing: Literal["auto", "segments", "flash", "varlen", "flex", "dense", "none"] = "auto"
     """How sequences share a forward pass without padding (docs/packing.md); by default what suits
     the device and the model."""
     min_share: float | None = Field(default=None, ge=0)
@@ -100,7 +100,8 @@ class TrainConfig(BaseModel):
     are float32 always."""
     device: str = "auto"
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third more time, far less memory."""
+    """Recompute activations in the backward pass: a third more time, far less memory. On CUDA
+    attention over long sequences is kept where free memory allows it (docs/learner-speed.md)."""
 
     save_every: int | None = Field(default=50, ge=1)
     """Steps between checkpoints; None for none."""

@@ -4,6 +4,8 @@ import torch
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.losses import get_loss
+from learners.ops.kernels import KERNELS
+from learners.training.config import TrainConfig
 from learners.training.passes import Packing, Passes
 from learners.training.reference import reference_logps
 from learners.training.score import PolicySums, Scorer
@@ -75,6 +77,11 @@ def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
 def test_an_unknown_packing_is_one_sentence():
     with pytest.raises(ConfigError, match="no packing 'tiles'; there are: auto, none, segments"):
         Packing("tiles")
+
+
+def test_every_kernel_can_be_asked_for_by_the_settings():
+    for kernel in {*KERNELS, "auto", "none"} - {"context"}:  # that of `cp_size`, not to be chosen
+        assert TrainConfig(model="m", buffer="b", out="o", packing=kernel).packing == kernel
 
 
 def objective(model, packing, micro_batch_tokens=4096):
