@@ -1,6 +1,6 @@
 """Triton kernels for CUDA: what eager PyTorch sends through memory a dozen times goes once.
 
-`learners.ops.lean` and `learners.ops.logps` call these where `usable` says so; elsewhere they
+`learners.ops.lean`, `logps`, `lora` and `rotary` call these where `usable` says so; elsewhere they
 compute the same with PyTorch. Rounding is that of the plain code: each value that it would store in
 half precision is rounded there.
 """

@@ -2,7 +2,8 @@
 
 An adapter in float32 on weights in half precision makes peft copy each adapted layer's input to
 float32 and keep the copy for the backward pass, once for each projection. Here the input is kept as
-it is, once however many projections read it, and is widened a block of rows at a time.
+it is, once however many projections read it. It is widened a block of rows at a time, or on CUDA
+not at all: the adapter is split in two halves of bfloat16 there.
 """
 
 from __future__ import annotations
