@@ -1,5 +1,6 @@
 import pytest
 
+from learners import TrainConfig, train
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import save_model
 from tests.learners.records import mixed_buffer
@@ -34,3 +35,25 @@ def write_buffer(folder, trajectories):
     with ReplayBuffer(folder) as buffer:
         buffer.extend(trajectories)
     return str(folder)
+
+
+class Killed(BaseException):
+    """What a callback raises to stand for a kill between two steps."""
+
+
+def train_and_kill(settings, after):
+    """Train until step `after` is over, then die."""
+
+    def kill(progress):
+        if progress.stage == "training" and progress.done == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(TrainConfig(**settings), on_progress=kill)
+
+
+def train_killed_and_resumed(settings, out, after):
+    """The folder of a run into `out` that died after step `after` and was gone on with."""
+    settings = {**settings, "out": str(out)}
+    train_and_kill(settings, after)
+    return train(TrainConfig(**settings, resume=True)).out

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from learners import TrainConfig, read_metrics, train
+from tests.learners.training.conftest import train_killed_and_resumed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -32,15 +33,7 @@ def test_a_killed_run_goes_on(settings, tmp_path):
     """To the same weights up to the order of a GPU's sums."""
     settings |= {"device": "cuda", "loss": "entropo-dpo", "save_every": 2, "dtype": "bfloat16"}
     whole = train(TrainConfig(**settings)).out
-
-    def kill(progress):
-        if progress.stage == "training" and progress.done == 3:
-            raise KeyboardInterrupt
-
-    settings |= {"out": str(tmp_path / "killed")}
-    with pytest.raises(KeyboardInterrupt):
-        train(TrainConfig(**settings), on_progress=kill)
-    resumed = train(TrainConfig(**settings, resume=True)).out
+    resumed = train_killed_and_resumed(settings, tmp_path / "killed", after=3)
     losses = [[record["loss"] for record in read_metrics(out)] for out in (whole, resumed)]
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
     one, other = (load_file(out / "adapter_model.safetensors") for out in (whole, resumed))

@@ -12,6 +12,7 @@ from learners import TrainConfig, read_metrics, train
 from learners.ops import sequence_logps
 from swe_env.errors import ConfigError
 from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.training.conftest import train_killed_and_resumed
 
 IDS = torch.arange(40, 60)[None]
 MASK = torch.ones_like(IDS, dtype=torch.bool)
@@ -69,15 +70,7 @@ def test_the_reference_of_full_fine_tuning_is_the_model_as_it_was(settings):
 def test_a_killed_full_run_resumes_to_the_same_bytes(settings, tmp_path):
     settings |= {"mode": "full", "loss": "sft", "save_every": 2, "dtype": "bfloat16"}
     whole = train(TrainConfig(**settings)).out
-
-    def kill(progress):
-        if progress.stage == "training" and progress.done == 3:
-            raise KeyboardInterrupt
-
-    settings |= {"out": str(tmp_path / "killed")}
-    with pytest.raises(KeyboardInterrupt):
-        train(TrainConfig(**settings), on_progress=kill)
-    resumed = train(TrainConfig(**settings, resume=True)).out
+    resumed = train_killed_and_resumed(settings, tmp_path / "killed", after=3)
     a, b = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -17,7 +17,12 @@ from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, tiny_llama
 from tests.learners.records import sampled
-from tests.learners.training.conftest import write_buffer
+from tests.learners.training.conftest import (
+    Killed,
+    train_and_kill,
+    train_killed_and_resumed,
+    write_buffer,
+)
 
 
 def weights(folder):
@@ -134,10 +139,6 @@ def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
     assert same(weights(plain.out), weights(again.out))
 
 
-class Killed(BaseException):
-    """What a callback raises to stand for a kill between two steps."""
-
-
 @pytest.mark.parametrize(
     ("loss", "extra"),
     [("entropo-kto", {"z0": "task"}), ("entropo-kto", {"z0": "ema"}), ("entropo-dpo", {}),
@@ -145,26 +146,18 @@ class Killed(BaseException):
 )  # fmt: skip
 def test_a_killed_run_resumes_to_the_same_bytes(settings, tmp_path, loss, extra):
     settings |= {**extra, "save_every": 2, "loss": loss}
-    whole = train(TrainConfig(**settings))
-
-    def kill(progress):
-        if progress.stage == "training" and progress.done == 5:
-            raise Killed
-
-    settings |= {"out": str(tmp_path / "killed")}
-    with pytest.raises(Killed):
-        train(TrainConfig(**settings), on_progress=kill)
-    resumed = train(TrainConfig(**settings, resume=True))
-    assert same(weights(whole.out), weights(resumed.out))
+    whole = train(TrainConfig(**settings)).out
+    resumed = train_killed_and_resumed(settings, tmp_path / "killed", after=5)
+    assert same(weights(whole), weights(resumed))
     timeless = [
         [
             {k: v for k, v in record.items() if k != "tokens_per_second"}
             for record in read_metrics(o)
         ]
-        for o in (whole.out, resumed.out)
+        for o in (whole, resumed)
     ]
     assert timeless[0] == timeless[1]
-    assert not (resumed.out / "checkpoints").exists()
+    assert not (resumed / "checkpoints").exists()
 
 
 def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monkeypatch):
@@ -291,13 +284,7 @@ def test_a_kill_after_a_stop_does_not_train_past_it(settings, monkeypatch):
 
 def test_a_run_is_not_resumed_on_other_data(settings):
     settings |= {"loss": "sft", "save_every": 2}
-
-    def kill(progress):
-        if progress.stage == "training" and progress.done == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(TrainConfig(**settings), on_progress=kill)
+    train_and_kill(settings, after=3)
     write_buffer(settings["buffer"], [sampled("t-new")])
     with pytest.raises(ConfigError, match=r"gives other samples .* resume it with the buffer as"):
         train(TrainConfig(**settings, resume=True))
