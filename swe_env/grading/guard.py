@@ -33,6 +33,11 @@ _INTERNALS = re.compile(
     r"|\bpluginmanager\b|\bcell_contents\b"
 )
 """Nothing that mends a program reaches for these, unless it already did."""
+_IN_INTERNALS = (
+    *(b"_pytest", b"pluggy", b"pytest_", b"SWE_ENV_CHANNEL", b"gc.get_", b"/proc/"),
+    *(b"pluginmanager", b"cell_contents"),
+)
+"""One of these stands in whatever `_INTERNALS` matches: looking for them first is far faster."""
 _SELF_READING = re.compile(
     r"\b(exec|eval|compile|import_module|getsource\w*|getdoc|getcomments|__import__|__doc__"
     r"|__file__|__spec__|__loader__)\b"
@@ -241,6 +246,8 @@ def _equals(data: bytes) -> frozenset[str]:
 @by_content(_REMEMBERED)
 def _mentions(data: bytes) -> frozenset[str]:
     """The test runner's insides that a file's code names, in strings too."""
+    if not any(part in data for part in _IN_INTERNALS):
+        return frozenset()
     text = data.decode("utf-8", "replace")
     if _INTERNALS.search(text) is None:
         return frozenset()

@@ -28,6 +28,19 @@ def test_code_that_names_the_runners_insides_is_named(source):
     assert "reach into the test runner" in reaches_inside("pkg/mod.py", b"", source.encode(), "")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_pytest", "pluggy", "pytest_runtest_makereport", "pytest_pyfunc_call"),
+        *("pytest_report_teststatus", "pytest_sessionfinish", "pytest_collection_modifyitems"),
+        *("SWE_ENV_CHANNEL", "gc.get_objects", "gc.get_referrers", "/proc/self/mem"),
+        *("pluginmanager", "cell_contents"),
+    ],
+)
+def test_each_of_the_runners_insides_is_found(name):
+    assert name in reaches_inside("pkg/mod.py", b"", f"x = {name!r}\n".encode(), "")
+
+
 def test_what_the_file_or_the_gold_patch_did_already_is_no_sign():
     code = b"import _pytest\n"
     assert reaches_inside("pkg/mod.py", code, code + b"x = 1\n", "") == ""
