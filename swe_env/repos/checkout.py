@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from swe_env.cache import build_once, cache_dir, digest
@@ -69,12 +70,13 @@ def base(task: Task) -> Path:
             )
         with tempfile.TemporaryDirectory(prefix=".patched-", dir=folder.parent) as temporary:
             patched = Path(temporary)
-            _copy_tree(origin, patched)
+            # Git writes a new file for each one it changes, so links to the pristine ones will do.
+            _copy_tree(origin, patched, copy=_link)
             try:
                 apply_patch(patched, task.base_patch)
             except PatchError as error:
                 raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
-            # Copied once more, as the files that git rewrote would be the youngest.
+            # Copied, as the files that git wrote would be the youngest and the links' counts tell.
             _copy_tree(patched, folder)
         commit_all(folder)
 
@@ -110,13 +112,25 @@ def _slug(text: str) -> str:
     return kept[-60:].strip("-.") or "checkout"
 
 
-def _copy_tree(origin: Path, folder: Path) -> None:
+def _copy_tree(
+    origin: Path, folder: Path, copy: Callable[[str, str], object] = shutil.copy2
+) -> None:
     """Copy a tree without its `.git`."""
 
     def ignore(top: str, names: list[str]) -> list[str]:
         return [".git"] if Path(top) == origin and ".git" in names else []
 
-    shutil.copytree(origin, folder, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+    shutil.copytree(
+        origin, folder, symlinks=True, dirs_exist_ok=True, ignore=ignore, copy_function=copy
+    )
+
+
+def _link(origin: str, target: str) -> None:
+    """A second name of a file, or a copy where the file system has no such names."""
+    try:
+        os.link(origin, target)
+    except OSError:
+        shutil.copy2(origin, target)
 
 
 def _fill(source: Source, commit: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from swe_env.errors import TaskError
 from swe_env.repos import base, file_diff, head, pristine
+from swe_env.repos.patches import new_file_diff, reverse_patch
 from swe_env.sandbox import SandboxSpec, get
 from swe_env.types import Source, Task
 
@@ -138,6 +139,45 @@ def test_file_times_do_not_tell_what_was_patched(tmp_path):
     copied = box.exec(find)
     box.close()
     assert len(set(copied.output.split())) == 1
+
+
+def test_a_base_shares_no_file_with_the_pristine_one_and_leaves_it_as_it_was(tmp_path):
+    folder = tmp_path / "pkg"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("kept.py", "sub/changed.py", "sub/gone.py"):
+        (folder / name).write_text(f"x = {name!r}\n" * 40)
+    source = Source(kind="folder", location=str(folder))
+    origin = pristine(source)
+    patch = file_diff("sub/changed.py", "x = 'sub/changed.py'\n" * 40, "x = 2\n" * 40)
+    text = (origin / "sub/gone.py").read_text()
+    patch += reverse_patch(new_file_diff("sub/gone.py", text)) + new_file_diff("new.py", "y = 1\n")
+    made = base(task(source, head(origin), patch))
+    assert (made / "sub/changed.py").read_text() == "x = 2\n" * 40
+    assert not (made / "sub/gone.py").exists()
+    assert (made / "new.py").read_text() == "y = 1\n"
+    assert git(made, "status", "--porcelain") == ""
+    files = [p for tree in (made, origin) for p in tree.rglob("*") if p.is_file()]
+    assert {p.stat().st_nlink for p in files} == {1}
+    assert git(origin, "fsck", "--unreachable", "--no-reflogs") == ""
+    assert (origin / "sub/changed.py").read_text() == "x = 'sub/changed.py'\n" * 40
+    names = git(made, "cat-file", "--batch-all-objects", "--batch-check").split()[::3]
+    contents = [git(made, "cat-file", "-p", name) for name in names]
+    assert not any("x = 'sub/" in content for content in contents)
+
+
+def test_files_that_git_converts_give_the_commit_git_gives(tmp_path):
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    (folder / ".gitattributes").write_text("*.txt text\n*.bat text eol=crlf\n")
+    (folder / "a.txt").write_bytes(b"one\r\ntwo\r\n")
+    (folder / "run.bat").write_bytes(b"echo\r\n")
+    (folder / "empty").touch()
+    origin = pristine(Source(kind="folder", location=str(folder)))
+    assert git(origin, "status", "--porcelain") == ""
+    assert git(origin, "cat-file", "-p", "HEAD:a.txt") == "one\ntwo\n"
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    assert git(folder, "write-tree") == git(origin, "rev-parse", "HEAD^{tree}")
 
 
 def test_a_changed_folder_is_refused_and_leaves_nothing(tmp_path, cache):
