@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,17 +38,19 @@ def register(root: typer.Typer) -> None:
 
 
 class Bar:
-    """Progress on stderr: one rewritten line on a terminal, else one line per finished label."""
+    """Progress on stderr: one rewritten line on a terminal, else a line each half minute."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
+        self._told = time.monotonic()
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show how far `label` is."""
         if self._live:
             end = "\n" if done == total else ""
             print(f"\r{label}: {done}/{total}\x1b[K", end=end, file=sys.stderr, flush=True)
-        elif done == total:
+        elif done == total or time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
             print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
 
 

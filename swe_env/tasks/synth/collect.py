@@ -14,6 +14,7 @@ from swe_env.tasks.synth.baseline import Baseline
 from swe_env.tasks.synth.prober import Prober
 from swe_env.tasks.synth.settings import Settings
 from swe_env.tasks.synth.trial import Bug, attempt
+from swe_env.tasks.synth.tried import Tried
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,6 +50,8 @@ class Collector:
     baseline: Baseline
     settings: Settings
     probers: Sequence[Prober]
+    tried: Tried
+    """What earlier runs found is not tried again."""
     reasons: Counter[str] = field(default_factory=Counter)
     """What became of the candidates: a word each, and how many."""
     _kept: Counter[str] = field(default_factory=Counter)
@@ -107,6 +110,9 @@ class Collector:
         self._seen.update(_behaviour(bug))
 
     def _run(self, candidates: tuple[Candidate, ...]) -> Bug | str:
+        return self.tried.result(candidates, lambda: self._try(candidates))
+
+    def _try(self, candidates: tuple[Candidate, ...]) -> Bug | str:
         prober = self._free.get()
         try:
             return attempt(candidates, prober, self.baseline, functions=self.settings.tests)

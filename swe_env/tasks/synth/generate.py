@@ -19,6 +19,7 @@ from swe_env.tasks.synth.package import Package
 from swe_env.tasks.synth.prober import Prober
 from swe_env.tasks.synth.record import task_of
 from swe_env.tasks.synth.settings import Progress, Settings
+from swe_env.tasks.synth.tried import Tried
 from swe_env.types import Task
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def generate(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> list[Task]:
-    """Make tasks from a package.
+    """Make tasks from a package; what a stopped run had found out is not tried again.
 
     Args:
         package: what `swe_env.tasks.synth.package.prepare` gave.
@@ -139,9 +140,9 @@ def _collect(
     progress: Progress | None,
 ) -> list[Task]:
     """The first tasks that the candidates give, in the candidates' order."""
-    collector = Collector(baseline, settings, probers)
     tasks: list[Task] = []
-    with ThreadPoolExecutor(len(probers)) as pool:
+    with Tried(package, baseline, settings) as tried, ThreadPoolExecutor(len(probers)) as pool:
+        collector = Collector(baseline, settings, probers, tried)
         singles = collector.singles(pool, ordered)
         bugs = collector.combined(pool, singles) if settings.bugs > 1 else singles
         for bug in bugs:

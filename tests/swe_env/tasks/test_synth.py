@@ -150,6 +150,50 @@ def test_the_same_seed_gives_the_same_tasks_and_another_others(made, monkeypatch
     assert load(f"synth:{folder}?limit=4&detail=line", seed=1) != tasks
 
 
+@pytest.fixture
+def trials(monkeypatch):
+    """What was tried, in the order in which it was begun."""
+    begun = []
+
+    def counted(candidates, *arguments, **options):
+        begun.append(candidates)
+        return attempt(candidates, *arguments, **options)
+
+    monkeypatch.setattr("swe_env.tasks.synth.collect.attempt", counted)
+    return begun
+
+
+def test_a_stopped_generation_tries_nothing_twice(made, trials):
+    folder, _ = made
+    spec = f"synth:{folder}?limit=5&detail=line"
+
+    def stop(label, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(spec, seed=2, progress=stop)
+    before = len(trials)
+    assert before >= 2
+    tasks = load(spec, seed=2)
+    assert len(tasks) == 5
+    assert len(trials) > before
+    assert load(f"{spec}&per_operator=9", seed=2) == tasks  # other settings, the same trials
+    assert len(trials) == len(set(trials))
+
+
+def test_a_damaged_memory_of_trials_is_told_and_not_used(made, trials, cached, caplog):
+    folder, _ = made
+    spec = f"synth:{folder}?limit=2&detail=line"
+    wanted = load(spec, seed=4)
+    for file in (cached / "tried").iterdir():
+        file.write_bytes(b"no database" * 1000)
+    trials.clear()
+    assert load(f"{spec}&per_operator=9", seed=4) == wanted
+    assert trials
+    assert "bugs tried before are tried again" in caplog.text
+
+
 WIDE = (
     MODULE
     + """
