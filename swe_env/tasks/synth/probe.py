@@ -174,11 +174,14 @@ def child(request: dict[str, Any], channel: int) -> None:
 
 
 def receive(channel: int, deadline: float) -> dict[str, Any] | None:
-    """The child's answer, or None when it died or the time is over."""
+    """The child's answer, or None when it died, the time is over, or nobody waits for it.
+
+    Whoever asks sends nothing before the answer: what can be read from it then is its end.
+    """
     data = b""
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([channel], [], [], left)[0]:
+        if left <= 0 or channel not in select.select([channel, 0], [], [], left)[0]:
             return None
         part = os.read(channel, 1 << 20)
         if not part:

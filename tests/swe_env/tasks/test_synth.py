@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -374,3 +377,44 @@ def run_tests(task):
     said = env.step({"tool": "bash", "arguments": {"command": f"{task.test_command} -v"}})[0]
     env.close()
     return said["text"].count("test_slow.py::test_slow")
+
+
+ENDLESS = """
+import os, pathlib
+
+
+def test_endless():
+    pathlib.Path({pid!r}).write_text(str(os.getpid()))
+    while True:
+        pass
+"""
+ASKING = """
+import pathlib, sys
+from swe_env.tasks.synth.prober import Prober
+
+checkout, environment = map(pathlib.Path, sys.argv[1:])
+with Prober(checkout, environment) as prober:
+    prober.run(timeout=300)
+"""
+
+
+def test_a_killed_generation_leaves_no_test_running(wide, tmp_path):
+    environment = prepare(Source(kind="folder", location=str(wide))).environment
+    checkout, pid = tmp_path / "endless", tmp_path / "pid"
+    checkout.mkdir()
+    (checkout / "test_endless.py").write_text(ENDLESS.format(pid=str(pid)))
+    asking = subprocess.Popen([sys.executable, "-c", ASKING, str(checkout), str(environment)])
+    running = wait_for(lambda: pid.exists() and pid.read_text())
+    asking.kill()
+    asking.wait()
+    wait_for(lambda: not Path("/proc", running).exists())
+
+
+def wait_for(met, seconds=30):
+    """What `met` gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := met():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("It did not happen.")
