@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -125,9 +127,27 @@ def well_formed(action: object) -> Action:
     kept["arguments"] = dict(kept["arguments"])
     try:
         msgspec.json.encode([kept["tool"], kept["arguments"], kept.get("message", "")])
+        json.dumps(kept["arguments"], allow_nan=False)
     except (TypeError, ValueError) as error:
         raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
+    _check_sampled(kept.get("completion", {}))
     return cast(Action, kept)
+
+
+def _check_sampled(completion: Mapping[str, Any]) -> None:
+    """Raise a PolicyError for tokens that no record could hold."""
+    ids, logprobs = completion.get("token_ids") or (), completion.get("logprobs") or ()
+    if logprobs and len(logprobs) != len(ids):
+        raise PolicyError(
+            f"The action's completion has {len(logprobs)} logprobs for {len(ids)} token_ids: give "
+            "one for each, or none."
+        )
+    for place, value in enumerate(logprobs):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise PolicyError(
+                f"Log-probability {place} of the action's completion is {value!r}, not a finite "
+                "number."
+            )
 
 
 _FIELDS = {

@@ -108,6 +108,7 @@ class OpenAICompletionsPolicy(BasePolicy):
                 "format": chosen.name,
                 "tokenizer": hub.fingerprint(self.tokenizer),
                 "max_new_tokens": max_new_tokens,
+                **({"context": context} if context else {}),
                 **self._request,
                 **self._body,
             },

@@ -63,6 +63,7 @@ class OraclePolicy(BasePolicy):
             "format": self._format.name,
             "routes": list(self._routes),
             "tests": self._tests,
+            **({"test_targets": self._targets} if self._targets else {}),
         }
         return Agent(name="oracle", settings=settings)
 

@@ -67,9 +67,9 @@ def regrade(trajectory: Trajectory, task: Task, *, sandbox: str | None = None) -
 
     Raises:
         ConfigError: see `replay`.
-        InfrastructureError: the tests could not be run.
+        InfrastructureError: the tests could not be run, or the recorded patch does not fit.
     """
-    if trajectory.failure is not None:
+    if trajectory.report is None:
         return trajectory
     settings = recorded_settings(trajectory, task)
     report = grade(
@@ -78,6 +78,7 @@ def regrade(trajectory: Trajectory, task: Task, *, sandbox: str | None = None) -
         sandbox=sandbox or settings["sandbox"],
         timeout=settings["grade_timeout"],
         limits=Limits(**settings["limits"]),
+        from_diff=True,
     )
     return replace(
         trajectory,

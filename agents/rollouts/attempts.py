@@ -17,6 +17,7 @@ from agents.rollouts.episode import Budget, Gate, Start, Stopped, run_episode
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
 from agents.rollouts.report import AttemptResult
+from swe_env.errors import ReplayError
 from swe_env.replay.trajectory import Trajectory
 from swe_env.types import Action, Failure, Observation
 
@@ -36,6 +37,10 @@ def attempt_seed(seed: int, instance_id: str, attempt: int) -> int:
     """The seed of one attempt: the same whichever worker, machine or order it runs in."""
     key = f"{seed}\0{instance_id}\0{attempt}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +86,22 @@ class Attempts:
 
         def failed(lines: list[str]) -> Trajectory:
             lines.append(failure.message)
-            return Trajectory(
-                instance_id=item[0],
-                agent=self.policy.agent,
-                steps=(),
-                attempt=item[1],
-                seed=attempt_seed(self.plan.seed, *item),
-                truncation="failure",
-                failure=failure,
-                provenance=dict(self.plan.provenance),
-            )
+            return self._failed(item, failure)
 
         return self._leased(item, keep, failed)
+
+    def _failed(self, item: Item, failure: Failure) -> Trajectory:
+        """The record of an attempt of which nothing else is known."""
+        return Trajectory(
+            instance_id=item[0],
+            agent=self.policy.agent,
+            steps=(),
+            attempt=item[1],
+            seed=attempt_seed(self.plan.seed, *item),
+            truncation="failure",
+            failure=failure,
+            provenance=dict(self.plan.provenance),
+        )
 
     def _leased(
         self, item: Item, keep: Keep, play: Callable[[list[str]], Trajectory]
@@ -113,11 +122,24 @@ class Attempts:
                     return None
                 if found is not None:
                     self.meter.found(found)
-                result = found or self.folder.save(trajectory, "".join(f"{x}\n" for x in lines))
+                if found is None:
+                    trajectory, found = self._saved(item, trajectory, lines)
                 keep(trajectory)
-            return result
+            return found
         finally:
             self.leases.release(lease)
+
+    def _saved(
+        self, item: Item, trajectory: Trajectory, lines: list[str]
+    ) -> tuple[Trajectory, AttemptResult]:
+        """The record as it was written: one that cannot be is a failure, and the job goes on."""
+        try:
+            return trajectory, self.folder.save(trajectory, _text(lines))
+        except ReplayError as error:
+            log.error("%s", error)
+            lines.append(str(error))
+            trajectory = self._failed(item, Failure(kind="crash", message=str(error)))
+            return trajectory, self.folder.save(trajectory, _text(lines))
 
     def _episodes(
         self, env: gym.Env[Observation, Action], item: Item, lines: list[str]

@@ -12,7 +12,7 @@ import msgspec
 from agents.policies.base import Policy
 from agents.rollouts.attempts import Plan, attempt_seed
 from agents.rollouts.budget import JobBudget, Meter
-from agents.rollouts.engine import limits
+from agents.rollouts.engine import check_limits, limits
 from agents.rollouts.episode import Budget
 from agents.rollouts.job import JobFolder
 from agents.rollouts.leases import Leases
@@ -120,6 +120,7 @@ def run_branches(
     """
     if n < 1 or workers < 1:
         raise ConfigError("branch needs at least one branch and one worker.")
+    check_limits(retries, cpu_slots)
     budget = budget or Budget()
     task = task or recorded_task(trajectory)
     trunk = Trunk(trajectory, at_step, task, policy=policy, sandbox=sandbox)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from agents.rollouts.report import AttemptResult
 from swe_env.errors import ConfigError
+
+
+def refuse_negative(what: str, budget: Any) -> None:
+    """Raise a ConfigError for limits below 0, by name."""
+    wrong = [field.name for field in fields(budget) if not getattr(budget, field.name) >= 0]
+    if wrong:
+        raise ConfigError(f"{what} of {', '.join(wrong)} is below 0: use 0 for no limit.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +37,7 @@ class JobBudget:
     """Dollars, as the policy's prices have it."""
 
     def __post_init__(self) -> None:
-        wrong = [field.name for field in fields(self) if not getattr(self, field.name) >= 0]
-        if wrong:
-            raise ConfigError(f"A job's budget of {', '.join(wrong)} is below 0.")
+        refuse_negative("A job's budget", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from agents.rollouts.report import RolloutReport
-from swe_env.errors import ConfigError
+from swe_env.errors import ConfigError, InfrastructureError
 from swe_env.replay.trajectory import Trajectory
 from swe_env.types import Task
+
+if TYPE_CHECKING:
+    from agents.rollouts.again import Difference
 
 
 def register(app: typer.Typer) -> None:
@@ -47,16 +51,20 @@ def run(
     job_tokens: Annotated[int, typer.Option(help="Sampled tokens of the whole job; 0: any.")] = 0,
     job_seconds: Annotated[float, typer.Option(help="Seconds of this run; 0: any.")] = 0.0,
     job_cost: Annotated[float, typer.Option(help="Dollars of the whole job; 0: any.")] = 0.0,
-    retries: Annotated[int, typer.Option(help="Trials after infrastructure failures.")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="Trials after infrastructure failures.")] = 2,
     cpu_slots: Annotated[
-        int | None, typer.Option(help="Environments working at once; with Ray in one worker.")
+        int | None, typer.Option(min=1, help="Environments working at once; with Ray in a worker.")
     ] = None,
     executor: Annotated[str, typer.Option(help="threads, or ray for many machines.")] = "threads",
     ray_address: Annotated[
         str | None, typer.Option(help="The Ray cluster. [default: what ray.init() finds]")
     ] = None,
-    ray_episodes: Annotated[int, typer.Option(help="Episodes in flight in a Ray worker.")] = 8,
-    ray_gpus: Annotated[float, typer.Option(help="GPUs of a Ray worker.")] = 0.0,
+    ray_episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes in flight in a Ray worker. [default: 8]")
+    ] = None,
+    ray_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of a Ray worker. [default: 0]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a policy on tasks, several attempts each; the same command again continues."""
@@ -67,8 +75,14 @@ def run(
     from agents.rollouts.on_ray import RayExecutor
     from agents.rollouts.progress import LiveProgress
 
-    ray = RayExecutor(address=ray_address, episodes=ray_episodes, gpus=ray_gpus)
+    given = {"address": ray_address, "episodes": ray_episodes, "gpus": ray_gpus}
+    given = {name: value for name, value in given.items() if value is not None}
     on_ray = executor == "ray"
+    if given and not on_ray:
+        raise ConfigError(
+            f"--ray-{next(iter(given))} is for --executor ray; this job runs in threads."
+        )
+    ray = RayExecutor(**given)  # type: ignore[arg-type]
     # Ray prints its cluster's messages on stdout, where only the report belongs.
     with redirect_stdout(sys.stderr) if on_ray else nullcontext():
         report = run_rollouts(
@@ -104,7 +118,7 @@ def finish(report: RolloutReport, json: bool) -> None:
         raise typer.Exit(3)
 
 
-_Source = Annotated[Path, typer.Argument(help="Buffer folder, or a .json or .jsonl file.")]
+_Source = Annotated[str, typer.Argument(help="Buffer (folder or URL), or a .json(l) file.")]
 _Tasks = Annotated[str, typer.Option(help="The task source that the trajectories were run on.")]
 _Sandbox = Annotated[str | None, typer.Option(help="Where to run. [default: as recorded]")]
 _Id = Annotated[str, typer.Option("--id", help="Only the trajectory whose id starts so.")]
@@ -117,23 +131,24 @@ def replay(
     sandbox: _Sandbox = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Take recorded actions again and say where the answers differ; exit code 1 if any does."""
+    """Take recorded actions again and say where the answers differ.
+
+    Records of attempts that the machinery failed before they began are left out. Exit code 1: some
+    answer differs; 3: the machinery failed for some record.
+    """
     from agents.rollouts import again
 
-    differing = count = 0
+    differing = 0
+    counts = _Counts()
     for recorded, task in _pairs(source, tasks, trajectory):
-        found = again.replay(recorded, task, sandbox=sandbox)
-        count, differing = count + 1, differing + bool(found)
-        name = f"{recorded.instance_id} {recorded.trajectory_id[:12]}"
-        if json:
-            row = {"id": recorded.trajectory_id, "differences": found}
-            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-        elif not found:
-            typer.echo(f"{name}: the same")
-        for item in () if json else found:
-            typer.echo(f"{name}: step {item.step}, {item.what}\n- {item.recorded}\n+ {item.now}")
-    if not json:
-        typer.echo(f"{count - differing} of {count} came out the same.")
+        if recorded.failure is not None and not recorded.agent_steps:
+            counts.left_out += 1
+            continue
+        with counts.counting(recorded):
+            found = again.replay(recorded, task, sandbox=sandbox)
+            differing += bool(found)
+            _tell_differences(recorded, found, json=json)
+    counts.tell(f"{counts.done - differing} of {counts.done} came out the same.", json=json)
     if differing:
         raise typer.Exit(1)
 
@@ -143,42 +158,108 @@ def regrade(
     tasks: _Tasks,
     trajectory: _Id = "",
     sandbox: _Sandbox = None,
-    out: Annotated[Path | None, typer.Option(help="Buffer for the regraded records.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Buffer for the regraded records; what it has is skipped.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Grade stored patches again and say which verdicts changed; the source stays as it is."""
+    """Grade stored patches again and say which verdicts changed; the source stays as it is.
+
+    Records without a verdict are left out. Exit code 3: the machinery failed for some record.
+    """
     from agents.rollouts import again
     from swe_env.replay import ReplayBuffer
 
-    buffer = ReplayBuffer(out) if out is not None else None
-    count = changed = 0
-    for recorded, task in _pairs(source, tasks, trajectory):
-        graded = again.regrade(recorded, task, sandbox=sandbox)
-        count, changed = count + 1, changed + (graded.resolved != recorded.resolved)
-        if buffer is not None:
-            buffer.append(graded)
-        row = {"id": recorded.trajectory_id, "before": recorded.resolved, "now": graded.resolved}
-        if json:
-            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-        elif graded.resolved != recorded.resolved:
-            verdict = "resolved" if graded.resolved else "not resolved"
-            typer.echo(f"{recorded.instance_id} {recorded.trajectory_id[:12]}: now {verdict}")
-    if buffer is not None:
-        buffer.close()
-    if not json:
-        typer.echo(f"{count} graded again, {changed} verdicts changed.")
+    changed = 0
+    counts = _Counts()
+    with ReplayBuffer(out) if out is not None else nullcontext() as buffer:
+        for recorded, task in _pairs(source, tasks, trajectory):
+            known = buffer is not None and buffer.has(recorded.trajectory_id)
+            if recorded.report is None or known:
+                counts.left_out += 1
+                continue
+            with counts.counting(recorded):
+                graded = again.regrade(recorded, task, sandbox=sandbox)
+                changed += graded.resolved != recorded.resolved
+                if buffer is not None and not buffer.has(graded.trajectory_id):
+                    buffer.append(graded)
+                _tell_verdict(recorded, graded, json=json)
+    counts.tell(f"{counts.done} graded again, {changed} verdicts changed.", json=json)
 
 
-def _pairs(source: Path, spec: str, prefix: str) -> Iterator[tuple[Trajectory, Task]]:
-    """The trajectories wanted, each with its task."""
+@dataclass(slots=True)
+class _Counts:
+    """What came of the records that a command went through."""
+
+    done: int = 0
+    left_out: int = 0
+    failed: int = 0
+
+    @contextmanager
+    def counting(self, record: Trajectory) -> Iterator[None]:
+        """Count a record as done, or, where the machinery fails, tell so and go on."""
+        try:
+            yield
+            self.done += 1
+        except InfrastructureError as error:
+            self.failed += 1
+            typer.echo(f"{_name(record)}: {error}", err=True)
+
+    def tell(self, line: str, *, json: bool) -> None:
+        """Print the last line, and leave with code 3 if the machinery failed."""
+        more = {"left out": self.left_out, "could not be done": self.failed}
+        parts = [line, *(f"{count} {what}." for what, count in more.items() if count)]
+        if not json:
+            typer.echo(" ".join(parts))
+        if self.failed:
+            raise typer.Exit(3)
+
+
+def _name(record: Trajectory) -> str:
+    return f"{record.instance_id} {record.trajectory_id[:12]}"
+
+
+def _tell_differences(record: Trajectory, found: Sequence[Difference], *, json: bool) -> None:
+    if json:
+        row = {"id": record.trajectory_id, "differences": found}
+        sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        return
+    if not found:
+        typer.echo(f"{_name(record)}: the same")
+    for item in found:
+        typer.echo(
+            f"{_name(record)}: step {item.step}, {item.what}\n- {item.recorded}\n+ {item.now}"
+        )
+
+
+def _tell_verdict(record: Trajectory, graded: Trajectory, *, json: bool) -> None:
+    row = {"id": record.trajectory_id, "before": record.resolved, "now": graded.resolved}
+    if json:
+        sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+    elif graded.resolved != record.resolved:
+        verdict = "resolved" if graded.resolved else "not resolved"
+        typer.echo(f"{_name(record)}: now {verdict}")
+
+
+def _pairs(source: str, spec: str, prefix: str) -> Iterator[tuple[Trajectory, Task]]:
+    """The trajectories wanted, each with its task.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from agents.viewer.commands import load
     from swe_env.tasks import find
     from swe_env.tasks import load as load_tasks
 
     known = load_tasks(spec)
+    count = 0
     for trajectory in load(source):
         if trajectory.trajectory_id.startswith(prefix):
+            count += 1
             yield trajectory, find(known, trajectory.instance_id)
+    if not count:
+        wanted = f"no trajectory whose id starts with {prefix!r}" if prefix else "no trajectory"
+        raise ConfigError(f"{source} holds {wanted}.")
 
 
 def summary(report: RolloutReport) -> str:

@@ -88,6 +88,7 @@ def run_rollouts(
     counts = _counts(attempts, loaded)
     if min(counts.values()) < 1 or workers < 1:
         raise ConfigError("run_rollouts needs at least one attempt and one worker.")
+    check_limits(retries, cpu_slots)
     budget = budget or Budget()
     folder = JobFolder(out)
     provenance = {"tasks": tasks if isinstance(tasks, str) else "given"}
@@ -126,6 +127,14 @@ def run_rollouts(
             progress=progress or NoProgress(),
         )
         return job.run(crew)
+
+
+def check_limits(retries: int, cpu_slots: int | None) -> None:
+    """Raise a ConfigError for numbers that no job can have."""
+    if retries < 0:
+        raise ConfigError(f"retries is {retries}: it is 0 (an attempt is tried once) or more.")
+    if cpu_slots is not None and cpu_slots < 1:
+        raise ConfigError(f"cpu_slots is {cpu_slots}: it is at least 1, or left out.")
 
 
 def _ray(executor: str | RayExecutor) -> RayExecutor | None:

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn, well_formed
-from agents.rollouts.budget import Meter
+from agents.rollouts.budget import Meter, refuse_negative
 from agents.rollouts.stuck import is_stuck
 from swe_env.errors import InfrastructureError, PolicyError, TaskError
 from swe_env.replay.trajectory import Trajectory
@@ -29,13 +29,16 @@ class Budget:
     tokens: int = 0
     """Tokens the policy samples, its own or its server's count; over it, truncation ``tokens``."""
     seconds: float = 0.0
-    """Time since reset; over it, truncation ``time`` (after the call that is running)."""
+    """Time since the reset was over; past it, truncation ``time`` (after the call that runs)."""
     cost: float = 0.0
     """Dollars, where the policy says what its turns cost; over it, truncation ``cost``."""
     repeats: int = 4
     """The same call and answer (or two in alternation) this often in a row: ``stuck``."""
     errors: int = 8
     """Turns in a row that failed with the same words: ``stuck``."""
+
+    def __post_init__(self) -> None:
+        refuse_negative("An episode's budget", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,6 @@ class _Run:
         self.tokens = 0
 
     def run(self) -> Trajectory:
-        self.started = time.monotonic()
         try:
             with self.gate:
                 recorder, first = self._reset()
@@ -140,6 +142,7 @@ class _Run:
             kind = error.kind if isinstance(error, InfrastructureError) else "task"
             self.log(f"reset failed: {error}")
             return self._without_episode(Failure(kind=kind, message=str(error)))
+        self.started = time.monotonic()
         try:
             self._play(recorder, first)
         except InfrastructureError as error:

@@ -35,7 +35,10 @@ class JobFolder:
 
     def attempt(self, instance_id: str, attempt: int) -> Path:
         """The folder of one attempt (it may not exist yet)."""
-        return self.path / quote(instance_id, safe="@+=,:[] ").lstrip(".") / str(attempt)
+        name = quote(instance_id, safe="@+=,:[] ")
+        if name.startswith("."):
+            name = f"%2E{name[1:]}"
+        return self.path / name / str(attempt)
 
     def identity(self) -> str:
         """A name that no other job's folder has: tells whether a path leads here elsewhere."""
@@ -84,17 +87,34 @@ class JobFolder:
         return load_trajectory(self.attempt(instance_id, attempt) / TRAJECTORY)
 
     def save(self, trajectory: Trajectory, log: str) -> AttemptResult:
-        """Write everything about one attempt; finished when this returns."""
+        """Write everything about one attempt; finished when this returns.
+
+        Raises:
+            ReplayError: the trajectory would not read back; what was there before is left.
+        """
+        body = _encoded(trajectory)
         folder = self.attempt(trajectory.instance_id, trajectory.attempt)
         folder.mkdir(parents=True, exist_ok=True)
+        # A trial that the machinery failed may have left one: no report may stand beside it.
+        (folder / TRAJECTORY).unlink(missing_ok=True)
         result = AttemptResult.of(trajectory)
         document = {"result": result, "report": trajectory.report, "failure": trajectory.failure}
         (folder / "log").write_text(log)
         (folder / "patch.diff").write_text(trajectory.patch, newline="")
         _replace(folder / "report.json", msgspec.json.format(msgspec.json.encode(document)))
-        body = zstandard.ZstdCompressor().compress(msgspec.json.encode(trajectory))
-        _replace(folder / TRAJECTORY, body)
+        _replace(folder / TRAJECTORY, zstandard.ZstdCompressor().compress(body))
         return result
+
+
+def _encoded(trajectory: Trajectory) -> bytes:
+    try:
+        body = msgspec.json.encode(trajectory)
+        msgspec.json.decode(body, type=Trajectory)
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise ReplayError(
+            f"The trajectory of {trajectory.instance_id!r} cannot be stored: {error}."
+        ) from error
+    return body
 
 
 def load_trajectory(path: str | os.PathLike[str]) -> Trajectory:
@@ -114,7 +134,7 @@ def load_trajectory(path: str | os.PathLike[str]) -> Trajectory:
 
 
 def to_toml(data: Mapping[str, Any]) -> str:
-    """Nested plain data as TOML; None values are left out (TOML has none)."""
+    """Nested plain data as TOML, which has no None: left out, and in a list an empty table."""
     lines: list[str] = []
     _table(data, (), lines)
     return "\n".join(lines) + "\n"
@@ -132,6 +152,8 @@ def _table(data: Mapping[str, Any], name: tuple[str, ...], lines: list[str]) -> 
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return "{}"
     if isinstance(value, Mapping):
         pairs = (f"{json.dumps(k)} = {_value(v)}" for k, v in value.items() if v is not None)
         return "{" + ", ".join(pairs) + "}"

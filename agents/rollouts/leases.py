@@ -94,8 +94,12 @@ class Leases:
     def _renew(self) -> None:
         while not self._closed.wait(self._stale_after / 4):
             for path in list(self._held):
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     os.utime(path)
+                except FileNotFoundError:
+                    pass  # just released
+                except OSError as error:  # a network file system's bad moment
+                    log.warning("The lease %s was not renewed (%s).", path, error.strerror)
 
 
 def _read(path: Path) -> str:

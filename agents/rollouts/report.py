@@ -26,6 +26,7 @@ class AttemptResult:
     failure: str = ""
     """Kind of the infrastructure failure, or empty."""
     steps: int = 0
+    """Steps the environment took in this episode; of a branch, its own."""
     tokens: int = 0
     """Tokens the policy sampled, 0 when it does not know them."""
     seconds: float = 0.0
@@ -35,7 +36,7 @@ class AttemptResult:
     @classmethod
     def of(cls, trajectory: Trajectory) -> AttemptResult:
         """The result of a trajectory."""
-        steps = trajectory.agent_steps
+        own = trajectory.own_steps
         usage = trajectory.provenance.get("usage", {})
         return cls(
             instance_id=trajectory.instance_id,
@@ -46,10 +47,8 @@ class AttemptResult:
             finished=trajectory.finished,
             truncation=trajectory.truncation,
             failure=trajectory.failure.kind if trajectory.failure else "",
-            steps=len(steps),
-            tokens=sum(
-                len(s.metrics.completion_token_ids) for s in trajectory.own_steps if s.metrics
-            )
+            steps=sum(bool(step.tool_calls) for step in own),
+            tokens=sum(len(step.metrics.completion_token_ids) for step in own if step.metrics)
             or usage.get("completion_tokens", 0),
             seconds=float(trajectory.provenance.get("seconds", 0.0)),
             cost=float(usage.get("cost", 0.0)),

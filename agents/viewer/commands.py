@@ -80,19 +80,24 @@ def report(
     typer.echo(str(render_report(data, out)))
 
 
-def load(source: Path) -> Iterator[Trajectory]:
-    """Trajectories of a buffer folder, a JSON file (one, or a list) or a JSON-lines file.
+def load(source: str | Path) -> Iterator[Trajectory]:
+    """Trajectories of a buffer, a JSON file (one, or a list) or a JSON-lines file.
+
+    Args:
+        source: a path, or a buffer's URL.
 
     Raises:
-        ConfigError: there is nothing at `source`.
+        ConfigError: there is nothing at `source`, or a folder that is no buffer.
         ReplayError: it does not hold trajectories.
     """
-    if source.is_dir():
+    path = Path(source)
+    if path.is_dir() or "://" in str(source):
         from swe_env.replay import ReplayBuffer
 
-        yield from ReplayBuffer(source)
-    elif source.is_file():
-        for data in _records(source):
+        with ReplayBuffer(source, create=False) as buffer:
+            yield from buffer
+    elif path.is_file():
+        for data in _records(path):
             yield Trajectory.from_dict(data)
     else:
         raise ConfigError(f"There is nothing at {source}: give a buffer folder or a .json file.")

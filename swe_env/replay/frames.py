@@ -60,7 +60,7 @@ class Row:
     adapter: str = ""
     n_agent_steps: int = 0
     n_tokens: int = 0
-    """Tokens the policy sampled, 0 when it does not know them."""
+    """Tokens the policy sampled in this episode (a branch's own), 0 when it does not know them."""
     schema_version: int = SCHEMA_VERSION
     parent: str = ""
     """Id of the record that it was branched from (`Trajectory.branch`), or empty."""
@@ -121,7 +121,9 @@ def row_of(trajectory: Trajectory) -> Row:
         model=trajectory.agent.model_name,
         adapter=trajectory.agent.adapter,
         n_agent_steps=len(steps),
-        n_tokens=sum(len(step.metrics.completion_token_ids) for step in steps if step.metrics),
+        n_tokens=sum(
+            len(step.metrics.completion_token_ids) for step in trajectory.own_steps if step.metrics
+        ),
         schema_version=trajectory.schema_version,
         parent=trajectory.branch.parent if trajectory.branch else "",
     )

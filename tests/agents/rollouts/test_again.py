@@ -9,8 +9,9 @@ from agents.policies.scripted import ScriptedPolicy
 from agents.rollouts import regrade, replay, run_rollouts
 from agents.rollouts.commands import register
 from swe_env.errors import ConfigError
-from swe_env.replay import ReplayBuffer
+from swe_env.replay import Agent, ReplayBuffer, Trajectory
 from swe_env.tasks import dump
+from swe_env.types import Failure
 
 FIX = {"path": "shop.py", "old_str": "(100 + discount)", "new_str": "(100 - discount)"}
 ACTIONS = [
@@ -81,3 +82,49 @@ def test_the_commands_tell_and_keep_the_source(recorded):
     assert shown.stdout == "1 graded again, 0 verdicts changed.\n"
     assert len(ReplayBuffer(out / "again")) == 1
     assert len(ReplayBuffer(out / "buffer")) == 2
+
+
+@pytest.fixture
+def command(recorded):
+    """Runs `replay` or `regrade` on a source with the recorded tasks."""
+    app = typer.Typer()
+    register(app)
+    tasks = f"jsonl:{recorded[0]}/tasks.jsonl"
+
+    def run(name, source, *options):
+        return CliRunner().invoke(app, [name, str(source), "--tasks", tasks, *options])
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["replay", "regrade"])
+def test_nothing_to_look_at_is_no_success(recorded, command, name):
+    out, _ = recorded
+    shown = command(name, f"{out}/buffer", "--id", "no-such-id")
+    assert "no trajectory whose id starts with 'no-such-id'" in str(shown.exception)
+    shown = command(name, f"{out}/whole")  # the job's folder, not its buffer
+    assert "no replay buffer at" in str(shown.exception)
+
+
+def test_a_buffers_url_is_a_source(recorded, command):
+    shown = command("replay", f"file://{recorded[0]}/buffer")
+    assert shown.stdout.endswith("2 of 2 came out the same.\n"), shown.output
+
+
+def test_a_failed_record_is_left_out_and_a_failing_one_ends_nothing(recorded, command, tmp_path):
+    """A patch that does not fit is the machinery's failure and no verdict."""
+    failure = Failure(kind="sandbox", message="no sandbox today")
+    gone = Trajectory(
+        instance_id="shop-1", agent=Agent(name="a"), steps=(), truncation="failure", failure=failure
+    )
+    torn = replace(recorded[1][0], patch=recorded[1][0].patch.replace("100 +", "17 +"))
+    with ReplayBuffer(tmp_path / "b") as buffer:
+        buffer.extend([replace(gone, instance_id=torn.instance_id), torn, recorded[1][1]])
+    shown = command("regrade", tmp_path / "b", "--out", str(tmp_path / "again"))
+    assert shown.exit_code == 3
+    assert "1 graded again, 0 verdicts changed. 1 left out. 1 could not be done." in shown.output
+    shown = command("regrade", tmp_path / "b", "--out", str(tmp_path / "again"))
+    assert "0 graded again, 0 verdicts changed. 2 left out. 1 could not be done." in shown.output
+    assert len(ReplayBuffer(tmp_path / "again")) == 1
+    shown = command("replay", tmp_path / "b")
+    assert "1 left out" in shown.output

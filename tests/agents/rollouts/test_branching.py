@@ -162,6 +162,8 @@ def test_a_job_goes_on_with_what_is_missing(parent, shop_task, tmp_path):
     more = run_branches(record, 2, 2, **job)
     assert (more.skipped, len(more.results), len(ReplayBuffer(tmp_path / "b"))) == (1, 2, 2)
     assert [result.tokens for result in more.results] == [4, 4]  # its own steps' alone
+    assert [result.steps for result in more.results] == [2, 2]
+    assert ReplayBuffer(tmp_path / "b").column("n_tokens").tolist() == [4, 4]
     with pytest.raises(ConfigError, match=r"branch\.at_step"):
         run_branches(record, 1, 2, **job)
 

@@ -101,3 +101,11 @@ def test_a_job_of_before_costs_were_counted_goes_on(tmp_path):
 def test_a_budget_below_nothing_is_refused():
     with pytest.raises(ConfigError, match="tokens, cost"):
         JobBudget(tokens=-1, cost=float("nan"))
+    with pytest.raises(ConfigError, match="episode's budget of seconds"):
+        Budget(seconds=-1.0)
+
+
+@pytest.mark.parametrize("options", [{"retries": -1}, {"cpu_slots": 0}])
+def test_numbers_that_no_job_can_have_are_refused_by_name(tmp_path, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        roll(tmp_path, make_tasks(1), **options)

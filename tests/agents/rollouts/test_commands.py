@@ -29,6 +29,16 @@ def test_swe_run_prints_json_on_stdout_and_continues(shop_task, tmp_path):
     assert len(ReplayBuffer(tmp_path / "b")) == 1
 
 
+def test_rays_options_without_ray_are_refused(tmp_path):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    arguments = ["run", "--policy", "random", "--tasks", "x", "--out", str(tmp_path / "job")]
+    shown = CliRunner().invoke(app, [*arguments, "--ray-gpus", "1"])
+    assert "--ray-gpus is for --executor ray" in str(shown.exception)
+    assert not (tmp_path / "job").exists()
+
+
 def test_options_are_json_or_words():
     assert parse_options(["a=0.5", "b=[1]", "c=word", "d=x=y"]) == {
         "a": 0.5, "b": [1], "c": "word", "d": "x=y",

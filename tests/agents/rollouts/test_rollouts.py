@@ -149,6 +149,11 @@ class Gives(Guesser):
         return self.action if episode.turns else super().act(episode)
 
 
+def sampled(ids, logprobs):
+    completion = {"token_ids": ids, "logprobs": logprobs}
+    return {"tool": "guess", "arguments": {"n": 1}, "completion": completion}
+
+
 @pytest.mark.parametrize(
     ("action", "problem"),
     [
@@ -160,6 +165,10 @@ class Gives(Guesser):
         ({"arguments": {}}, "has no tool"),
         ({"tool": "guess", "arguments": {}, "message": 3}, "message is of type int"),
         ({"tool": "guess", "arguments": {"n": object()}}, "cannot be written as JSON"),
+        ({"tool": "guess", "arguments": {"n": float("nan")}}, "cannot be written as JSON"),
+        (sampled([1, 2], [-1.0, float("-inf")]), "Log-probability 1 of the action's completion is"),
+        (sampled([1], [None]), "Log-probability 0 of the action's completion is None"),
+        (sampled([1, 2], [-1.0]), "1 logprobs for 2 token_ids"),
     ],
 )
 def test_a_malformed_action_is_the_policys_fault_and_the_job_goes_on(tmp_path, action, problem):
