@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 import uuid
@@ -19,6 +20,8 @@ from swe_env.errors import ReplayError
 
 _STALE = 3600.0
 """Seconds after which an unfinished file's writer is taken for dead."""
+_UNFINISHED = re.compile(r"\.(new|index|damaged-.+\.bin)\.[0-9a-f]{8}")
+"""Names of unfinished files, as `LocalStorage.scratch` and `replace` give them."""
 
 
 class Appender(Protocol):
@@ -212,9 +215,9 @@ class LocalStorage:
         _sync_folder(self.url)
 
     def sweep(self) -> None:
-        """Delete hidden files that nobody has written to for an hour."""
+        """Delete unfinished files of ours that nobody has written to for an hour."""
         with os.scandir(self.url) as entries:
-            old = [e.path for e in entries if e.name.startswith(".") and _is_old(e)]
+            old = [e.path for e in entries if _UNFINISHED.fullmatch(e.name) and _is_old(e)]
         for path in old:
             _unlink(path)
 

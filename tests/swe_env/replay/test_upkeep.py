@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,26 @@ def test_a_shard_whose_place_was_taken_counts_no_more(tmp_path):
     compact(ReplayBuffer(tmp_path))  # ends the deletion first: the names would be forgotten
     assert sorted(t.instance_id for t in ReplayBuffer(tmp_path)) == [*"aaa", *"bb", "c"]
     assert len(list(tmp_path.glob("*.zst"))) == 1
+
+
+def test_compaction_deletes_unfinished_files_of_ours_and_no_others(tmp_path, monkeypatch):
+    write(tmp_path, "a", 1)
+    with monkeypatch.context() as patched:  # SIGKILL before the file has its name
+        patched.setattr(os, "replace", lambda *names: None)
+        for name in ("index", "damaged-1-a-0.bin"):
+            ReplayBuffer(tmp_path).storage.replace(name, b"half")
+    Path(ReplayBuffer(tmp_path).storage.scratch()).write_bytes(b"half")
+    ours = set(tmp_path.glob(".*"))
+    assert len(ours) == 3
+    theirs = {tmp_path / name for name in (".gitattributes", ".new.txt", ".cache.0123abcd")}
+    for path in theirs:
+        path.write_text("* filter=lfs")
+    compact(ReplayBuffer(tmp_path))
+    assert set(tmp_path.glob(".*")) == ours | theirs  # whoever writes them may be alive
+    for path in ours | theirs:
+        os.utime(path, (0, 0))
+    compact(ReplayBuffer(tmp_path))
+    assert set(tmp_path.glob(".*")) == theirs
 
 
 def test_repair_sets_damage_aside_and_keeps_the_rest(tmp_path):
