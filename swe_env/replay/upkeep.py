@@ -98,12 +98,15 @@ def compact(
     doubled = _doubled(buffer) if deduplicate else set()
     seen: set[str] | None = set() if deduplicate else None
     sizes = {s: n for s, n in buffer.shards().items() if s not in hurt}
-    for group in _groups(sizes, shard_bytes):
-        group = _worthwhile(group, sizes, doubled)
-        if len(group) > 1 or group[0] in doubled or not sizes[group[0]]:
+    for whole in _groups(sizes, shard_bytes):
+        group = _worthwhile(whole, sizes, doubled)
+        if len(group) == 1 and group[0] not in doubled and sizes[group[0]]:
+            group = []
+        if seen is not None and (left := set(whole).difference(group)):
+            # None of them is doubled, so no earlier place holds what they hold.
+            seen.update(buffer.filter(shard=left).column("id").tolist())
+        if group:
             _rewrite(buffer, group, done, seen=seen)
-        elif seen is not None:
-            seen.update(row.id for row in buffer.filter(shard=group[0]).rows())
     buffer.refresh()
     return done
 

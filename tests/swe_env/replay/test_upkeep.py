@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from swe_env.errors import ConfigError
-from swe_env.replay import ReplayBuffer, compact, merge, repair
+from swe_env.replay import ReplayBuffer, compact, merge, repair, upkeep
 from tests.swe_env.replay.conftest import make_trajectory
 
 
@@ -48,6 +48,17 @@ def test_compaction_drops_doubles_only_when_asked(tmp_path):
     done = compact(ReplayBuffer(tmp_path), deduplicate=True)
     assert done.duplicates == 3
     assert [row.id for row in ReplayBuffer(tmp_path).rows()] == other
+
+
+def test_a_double_of_a_large_shard_that_is_left_alone_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(upkeep, "_LARGE", 1_000)
+    large = write(tmp_path, "a", 40)
+    (kept,) = tmp_path.glob("*.zst")
+    small = write(tmp_path, "a", 2) + write(tmp_path, "b", 2)
+    done = compact(ReplayBuffer(tmp_path), deduplicate=True)
+    assert (len(done.replaced), done.duplicates) == (2, 2)
+    assert kept.exists()
+    assert [row.id for row in ReplayBuffer(tmp_path).rows()] == large + small[2:]
 
 
 def test_a_double_is_not_dropped_for_a_damaged_record(tmp_path):
