@@ -195,9 +195,19 @@ def decode(row: Row, text: bytes) -> Trajectory:
 
 
 def preface(shards: Sequence[str]) -> bytes:
-    """The first frame of a shard that takes the place of others."""
+    """The first frame of a shard that takes the place of others.
+
+    Raises:
+        ReplayError: it would be larger than what is read back.
+    """
     names = msgspec.json.encode(shards)
-    head = _PREFACE.pack(_MAGIC, 4 + len(names) + _CHECK, _PREFACE_TAG) + names
+    payload = 4 + len(names) + _CHECK
+    if payload > _CHUNK:
+        raise ReplayError(
+            f"One shard cannot take the place of {len(shards)}: their names take {payload} bytes, "
+            f"over the {_CHUNK} that a reader looks at. Join fewer at once."
+        )
+    head = _PREFACE.pack(_MAGIC, payload, _PREFACE_TAG) + names
     return head + _digest(head, _CHECK)
 
 

@@ -102,6 +102,9 @@ class Storage(Protocol):
 
         Where a file system has no locks nobody gets it; an object store's files never change, so
         there everybody does.
+
+        Raises:
+            OSError: the file cannot be opened.
         """
         ...
 
@@ -303,10 +306,14 @@ class _FileClaim:
 
     @classmethod
     def of(cls, path: str) -> _FileClaim | None:
-        """The lock, or None when another process has it or the file is gone."""
+        """The lock, or None when another process has it or the file is gone.
+
+        Raises:
+            OSError: the file cannot be opened (too many are).
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 1 << 30
 """`compact` joins shards up to this size."""
 _LARGE = 64 << 20
+_GROUP = 128
+"""Shards joined at once: each is held open, and a process may have 256 files open (macOS) or more.
+"""
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ def compact(
     """Join small shards into large ones, in order.
 
     Many writers leave many small shards, each of which costs a file and, on an object store, a
-    request. Shards that hold damage are left to `repair`.
+    request. Up to 128 make one. Shards that hold damage are left to `repair`.
 
     Args:
         buffer: the buffer; other processes may read it and append to it meanwhile.
@@ -150,11 +153,11 @@ def _doubled(buffer: ReplayBuffer) -> set[str]:
 
 
 def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Neighbouring shards whose sizes sum to at most `limit`."""
+    """Neighbouring shards, at most `_GROUP`, whose sizes sum to at most `limit`."""
     group: list[str] = []
     total = 0
     for shard, size in sizes.items():
-        if group and total + size > limit:
+        if group and (total + size > limit or len(group) == _GROUP):
             yield group
             group, total = [], 0
         group.append(shard)

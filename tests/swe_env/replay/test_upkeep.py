@@ -3,14 +3,17 @@
 import dataclasses
 import os
 import random
+import resource
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from swe_env.errors import ConfigError
+from swe_env.errors import ConfigError, ReplayError
 from swe_env.replay import ReplayBuffer, compact, merge, repair, upkeep
+from swe_env.replay.frames import preface, replaced
 from tests.swe_env.replay.conftest import make_trajectory
 
 
@@ -36,6 +39,49 @@ def test_compaction_joins_shards_and_keeps_every_byte(tmp_path):
     assert raws(after) == before
     assert list(view) == wanted  # a view made before still reads, from the new shard
     assert compact(ReplayBuffer(tmp_path)).made == []
+
+
+@pytest.fixture
+def few_descriptors():
+    """``few_descriptors(n)``: the process may open that many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(more):
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_compaction_joins_more_shards_than_may_be_open(tmp_path, few_descriptors):
+    write(tmp_path, "a", 1)
+    (first,) = tmp_path.glob("*.zst")
+    for k in range(299):
+        shutil.copy(first, tmp_path / f"{first.name[:20]}-{k:08x}.jsonl.zst")
+    few_descriptors(220)
+    done = compact(ReplayBuffer(tmp_path))
+    assert (done.kept, len(done.replaced), done.in_use) == (300, 300, [])
+    assert len(done.made) == len(list(tmp_path.glob("*.zst"))) == 3
+    assert len(ReplayBuffer(tmp_path)) == 300
+
+
+def test_a_shard_that_cannot_be_opened_is_not_taken_for_one_in_use(tmp_path, few_descriptors):
+    write(tmp_path, "a", 1)
+    (shard,) = tmp_path.glob("*.zst")
+    storage = ReplayBuffer(tmp_path).storage
+    few_descriptors(0)
+    with pytest.raises(OSError, match="Too many open files"):
+        storage.claim(shard.name)
+
+
+def test_more_shards_than_a_preface_can_name_are_refused():
+    shards = [f"{k:020d}-{k:08x}.jsonl.zst" for k in range(26_000)]
+    with pytest.raises(ReplayError, match=r"cannot take the place of 26000.*Join fewer"):
+        preface(shards)
+    data = preface(shards[:20_000])
+    assert replaced(lambda offset, length: data[offset : offset + length]) == tuple(shards[:20_000])
 
 
 def test_compaction_drops_doubles_only_when_asked(tmp_path):
