@@ -142,7 +142,8 @@ class Records(ABC):
         index, positions = self.snapshot()
         order = index.by_id()
         ordered = order if len(positions) == len(order) else order[np.isin(order, positions)]
-        groups, weights = self._strata(ordered, balance), self._weights(ordered, weight)
+        groups = _strata(index, ordered, balance)
+        weights = _weights(index, positions, ordered, weight)
         drawable = len(ordered) if weights is None else np.count_nonzero(weights)
         if n > drawable and not (replacement and drawable):
             raise ConfigError(f"Cannot sample {n} of {drawable} records without replacement.")
@@ -197,21 +198,6 @@ class Records(ABC):
             pass
         tried = self._try(entry)  # which says what is wrong, and where
         return [] if tried is None else [tried]
-
-    def _strata(self, positions: Positions, balance: str | Sequence[str]) -> Codes | None:
-        names = [balance] if isinstance(balance, str) else list(balance)
-        index, _ = self.snapshot()
-        return group_codes([index.codes(name)[positions] for name in names]) if names else None
-
-    def _weights(self, positions: Positions, weight: str | npt.ArrayLike | None) -> Floats | None:
-        if weight is None:
-            return None
-        index, own = self.snapshot()
-        if isinstance(weight, str):
-            return checked_weights(index.column(weight, positions), len(positions))
-        weights = np.zeros(len(index))
-        weights[own] = checked_weights(weight, len(own))
-        return weights[positions]
 
     def filter(
         self, predicate: Callable[[Row], bool] | None = None, /, **columns: Condition
@@ -383,6 +369,24 @@ class View(Records):
 
     def __repr__(self) -> str:
         return f"View({len(self)} records of {self._source!r})"
+
+
+def _strata(index: Index, ordered: Positions, balance: str | Sequence[str]) -> Codes | None:
+    names = [balance] if isinstance(balance, str) else list(balance)
+    return group_codes([index.codes(name)[ordered] for name in names]) if names else None
+
+
+def _weights(
+    index: Index, positions: Positions, ordered: Positions, weight: str | npt.ArrayLike | None
+) -> Floats | None:
+    """Those of `ordered`; numbers are given in the order of `positions`."""
+    if weight is None:
+        return None
+    if isinstance(weight, str):
+        return checked_weights(index.column(weight, ordered), len(ordered))
+    weights = np.zeros(len(index))
+    weights[positions] = checked_weights(weight, len(positions))
+    return weights[ordered]
 
 
 def _fraction(name: str) -> float:

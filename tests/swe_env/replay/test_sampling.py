@@ -75,6 +75,33 @@ def test_weights_of_a_view_are_those_of_its_records(uneven):
     assert view.sample(4, seed=2, balance="resolved") != view.sample(4, seed=3, balance="resolved")
 
 
+class Busy(ReplayBuffer):
+    """A buffer that another thread appends to whenever somebody has looked at it."""
+
+    def __init__(self, path, other):
+        super().__init__(path)
+        self.other = other
+
+    def snapshot(self):
+        found = super().snapshot()
+        self.other.append(make_trajectory("new", len(found[0])))
+        self.refresh()
+        return found
+
+
+def test_a_buffer_that_grows_meanwhile_is_sampled_as_it_was(tmp_path):
+    """What is new lies before what is there: the other writer's shard was first."""
+    other = ReplayBuffer(tmp_path)
+    other.append(make_trajectory("new", 0))
+    with ReplayBuffer(tmp_path) as buffer:
+        buffer.extend(make_trajectory("old", k, resolved=k < 8) for k in range(32))
+    assert all(t.resolved for t in Busy(tmp_path, other).sample(8, seed=0, weight="reward"))
+    priorities = [0.0] * (len(ReplayBuffer(tmp_path)) - 32) + [float(k < 8) for k in range(32)]
+    assert all(t.resolved for t in Busy(tmp_path, other).sample(8, seed=0, weight=priorities))
+    drawn = Busy(tmp_path, other).sample(16, seed=0, balance="resolved")
+    assert sum(t.resolved for t in drawn) == 8
+
+
 def test_orders_are_permutations_and_rounds_are_fair():
     rng = np.random.default_rng(0)
     groups = group_codes([np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 0, 0, 0])])
