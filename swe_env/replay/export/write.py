@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _rows(
                 chosen_ones: Iterable[Trajectory] = group
             else:
                 _count(done, "over the limit a task", len(group) - per_task)
-                chosen_ones = group.sample(per_task, seed)
+                chosen_ones = islice(group.shuffled(seed), per_task)
             yield from map(one, chosen_ones)
 
 

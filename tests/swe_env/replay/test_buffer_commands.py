@@ -108,6 +108,16 @@ def test_labelled_and_good_exports(folder, tmp_path):
     assert len(lines(tmp_path / "sft.jsonl")) == 4
 
 
+def test_a_damaged_record_costs_an_export_no_other_row(folder, tmp_path):
+    (shard,) = folder.glob("*.zst")
+    data = bytearray(shard.read_bytes())
+    data[int(ReplayBuffer(folder).column("offset")[1]) - 5] ^= 255
+    shard.write_bytes(data)
+    for kind, per_task in (("trl-kto", 1), ("trl-preference", 2)):
+        done = write(ReplayBuffer(folder), kind, tmp_path / "out.jsonl", per_task=per_task)
+        assert done.rows == 4
+
+
 def test_llamafactory_rows_alternate_and_are_described(folder, tmp_path):
     for kind in ("preference", "kto", "sft"):
         write(ReplayBuffer(folder), f"llamafactory-{kind}", tmp_path / f"{kind}.jsonl")
