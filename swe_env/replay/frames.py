@@ -247,6 +247,20 @@ def scan(shard: str, read: Read, start: int, size: int) -> Iterator[Located | Da
         offset = following
 
 
+def damaged(shard: str, read: Read, size: int) -> Iterator[Damage]:
+    """What of a shard cannot be read, headers and bodies; a record of another schema can."""
+    for found in scan(shard, read, 0, size):
+        if isinstance(found, Damage):
+            yield found
+            continue
+        data = read(found.offset, found.length)
+        try:
+            if check(data).schema_version == SCHEMA_VERSION:
+                unpack(data)
+        except ReplayError as error:
+            yield Damage(shard, found.offset, str(error), found.length)
+
+
 UNFINISHED = "an unfinished record (being written, or its writer was killed)"
 NO_HEADER = "bytes that are not a record, to the end of the shard"
 

@@ -198,6 +198,28 @@ def test_repair_sets_damage_aside_and_keeps_the_rest(tmp_path):
     assert repair(ReplayBuffer(tmp_path)).replaced == []
 
 
+def test_shards_that_are_compacted_while_others_look_are_passed_over(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write(tmp_path, name, 3)
+    buffer = ReplayBuffer(tmp_path)
+    listed = buffer.shards
+
+    def compacted_then():
+        found = listed()
+        compact(ReplayBuffer(tmp_path))
+        return found
+
+    monkeypatch.setattr(buffer, "shards", compacted_then)
+    assert buffer.verify() == []
+    write(tmp_path, "a", 3)
+    assert repair(buffer).damages == []
+    write(tmp_path, "b", 3)
+    compact(buffer, deduplicate=True)
+    monkeypatch.undo()
+    compact(buffer, deduplicate=True)
+    assert sorted(t.instance_id for t in ReplayBuffer(tmp_path)) == [*"aaabbb"]
+
+
 def test_repair_leaves_a_record_being_written_to_its_writer(tmp_path):
     writer = ReplayBuffer(tmp_path)
     writer.append(make_trajectory("a"))
