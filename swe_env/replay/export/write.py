@@ -67,7 +67,8 @@ def write(
     """Export trajectories.
 
     Preference and KTO rows come from trajectories that the agent finished and that have a verdict,
-    SFT rows from those of them that resolved their task; the other formats take every one.
+    SFT rows from those of them that resolved their task, predictions from those that did not fail
+    (a failure is the machinery's); the other formats take every one.
 
     Args:
         records: a buffer, or a view of what is wanted.
@@ -104,7 +105,9 @@ def _rows(
     records: Records, kind: str, per_task: int | None, seed: int, done: Written
 ) -> Iterator[dict[str, Any]]:
     if kind == "preds":
-        yield from preds(records)
+        sound = records.filter(failure="")
+        _count(done, "failed", len(records) - len(sound))
+        yield from preds(sound)
         return
     fit = usable(records)
     _count(done, "unfinished, failed or without verdict", len(records) - len(fit))

@@ -140,6 +140,20 @@ def test_predictions_need_one_attempt_a_task(folder, tmp_path):
     assert {row["instance_id"] for row in lines(tmp_path / "p.jsonl")} == {"t-0", "t-1"}
 
 
+def test_failures_are_no_predictions(folder, tmp_path):
+    """Attempt 0 at t-2 failed, and its retry has the same number."""
+    out = tmp_path / "preds.jsonl"
+    with ReplayBuffer(folder) as buffer:
+        buffer.append(make_trajectory("t-2", 0, failure="sandbox"))
+        buffer.append(make_trajectory("t-2", 0, resolved=True))
+        buffer.append(make_trajectory("t-3", 0, failure="sandbox"))
+    done = swe("export", folder, "-f", "preds", "--out", out, "-w", "attempt=0", "--json")
+    rows = {row["instance_id"]: row["model_patch"] for row in lines(out)}
+    assert rows.keys() == {"t-0", "t-2"}
+    assert rows["t-2"]
+    assert done["left_out"] == {"failed": 2}
+
+
 def test_exports_that_cannot_be_are_refused_in_a_sentence(folder, tmp_path):
     with pytest.raises(ConfigError, match=f"no export format 'hf'.*{FORMATS[0]}"):
         swe("export", folder, "-f", "hf", "--out", tmp_path / "x")

@@ -13,7 +13,8 @@ ISSUE = {"role": "user", "content": "the issue"}
 
 def test_predictions_are_one_a_task():
     good, other = make_trajectory("a", resolved=True), make_trajectory("b")
-    assert list(preds([good, other])) == [
+    failed = make_trajectory("a", failure="sandbox")
+    assert list(preds([failed, good, other])) == [
         {"instance_id": "a", "model_name_or_path": "none", "model_patch": good.patch},
         {"instance_id": "b", "model_name_or_path": "none", "model_patch": ""},
     ]
