@@ -54,6 +54,30 @@ def test_stats_of_all_and_of_some(folder):
     assert not (folder / "nowhere").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("finished=False", "finished takes true or false, not 'False'"),
+        ("resolved=2", "resolved takes true or false, not 2"),
+        ("attempt=first", "attempt takes whole numbers, not 'first'"),
+        ("attempt=[1, true]", "attempt takes whole numbers, not True"),
+        ("reward=half", "reward takes numbers, not 'half'"),
+    ],
+)
+def test_a_value_that_no_record_of_the_column_has_is_refused(folder, where, said):
+    with pytest.raises(ConfigError, match=said):
+        swe("stats", folder, "-w", where)
+
+
+def test_texts_take_what_looks_like_something_else(tmp_path):
+    with ReplayBuffer(tmp_path) as buffer:
+        for name in ("17", "true", "b"):
+            buffer.append(make_trajectory(name, resolved=True))
+    for where in ("instance_id=17", "instance_id=true", "reward=1", "attempt=0"):
+        count = 1 if where.startswith("instance") else 3
+        assert swe("stats", tmp_path, "-w", where, "--json")["records"] == count
+
+
 def test_verify_names_damage_and_repair_takes_it_out(folder):
     assert swe("verify", folder) == "10 records, 0 damages.\n"
     (shard,) = folder.glob("*.zst")
