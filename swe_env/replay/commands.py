@@ -166,16 +166,17 @@ def import_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Append the trajectories of SWE-agent, mini-swe-agent or R2E-Gym."""
+    """Append the trajectories of SWE-agent, mini-swe-agent or R2E-Gym that are not there yet."""
     from swe_env.replay.buffer import ReplayBuffer
     from swe_env.replay.imports.read import Imported, read, read_verdicts
+    from swe_env.replay.upkeep import add
 
     report = Imported()
     known = read_verdicts(verdicts) if verdicts is not None else None
     found = read(source, kind=kind, verdicts=known, report=report)
     with ReplayBuffer(buffer) as target:
-        target.extend(found)
-    _show(msgspec.to_builtins(report), json)
+        duplicates = add(target, found).duplicates
+    _show({**msgspec.to_builtins(report), "duplicates": duplicates}, json)
     if not report.trajectories:
         raise ConfigError(f"No trajectory was found in {source}.")
 

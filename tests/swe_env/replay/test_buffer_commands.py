@@ -203,6 +203,18 @@ def test_import_appends_and_says_what_it_skipped(tmp_path):
         swe("import", tmp_path / "runs" / "b.traj.json", tmp_path / "buffer")
 
 
+def test_what_is_imported_again_is_left_out_and_counted(tmp_path):
+    runs, buffer = tmp_path / "runs", tmp_path / "buffer"
+    runs.mkdir()
+    (runs / "a.traj.json").write_text(json.dumps(mini_2()))
+    assert swe("import", runs, buffer, "--json")["duplicates"] == 0
+    (runs / "b.traj.json").write_text(json.dumps(mini_2()))
+    report = swe("import", runs, buffer, "--json")
+    assert (report["trajectories"], report["duplicates"]) == (2, 1)
+    assert [t.instance_id for t in ReplayBuffer(buffer)] == ["a", "b"]
+    assert "duplicates: 2\n" in swe("import", runs, buffer)
+
+
 def test_the_card_says_what_is_in_the_buffer(folder, tmp_path):
     out = tmp_path / "card" / "README.md"
     swe("card", folder, "--out", out, "--title", "Proof")
