@@ -14,7 +14,8 @@ class ScriptedPolicy(BasePolicy):
     """Takes its actions in order, then stops (truncation ``script``).
 
     Args:
-        actions: the same for every task, or ``{instance_id: actions}``.
+        actions: the same for every task, or ``{instance_id: actions}``. An action's ``message`` is
+            a thought beside its call.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from swe_env.replay.frames import (
     Read,
     Row,
     check,
+    damaged,
     pack,
     replaced,
     scan,
@@ -30,7 +31,7 @@ from swe_env.replay.frames import (
 )
 from swe_env.replay.index import Entry, Index, Positions, Saved
 from swe_env.replay.storage import Appender, open_storage
-from swe_env.replay.trajectory import SCHEMA_VERSION, Trajectory
+from swe_env.replay.trajectory import Trajectory
 from swe_env.replay.view import Records
 
 log = logging.getLogger(__name__)
@@ -200,20 +201,13 @@ class ReplayBuffer(Records):
     def verify(self) -> list[Damage]:
         """Read every record of every shard; what is damaged, by shard and offset.
 
-        A record of another schema version is not damaged: `stats` counts the versions.
+        A record of another schema version is not damaged: `stats` counts the versions. A shard
+        that is compacted meanwhile is passed over: who compacted it looked at its records.
         """
-        damages = []
+        damages: list[Damage] = []
         for shard, size in self.shards().items():
-            for found in scan(shard, self.reader(shard), 0, size):
-                if isinstance(found, Damage):
-                    damages.append(found)
-                    continue
-                data = self.storage.read(shard, found.offset, found.length)
-                try:
-                    if check(data).schema_version == SCHEMA_VERSION:
-                        unpack(data)
-                except ReplayError as error:
-                    damages.append(Damage(shard, found.offset, str(error), found.length))
+            with suppress(FileNotFoundError):
+                damages += list(damaged(shard, self.reader(shard), size))
         return damages
 
     def reader(self, shard: str) -> Read:

@@ -166,16 +166,17 @@ def import_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Append the trajectories of SWE-agent, mini-swe-agent or R2E-Gym."""
+    """Append the trajectories of SWE-agent, mini-swe-agent or R2E-Gym that are not there yet."""
     from swe_env.replay.buffer import ReplayBuffer
     from swe_env.replay.imports.read import Imported, read, read_verdicts
+    from swe_env.replay.upkeep import add
 
     report = Imported()
     known = read_verdicts(verdicts) if verdicts is not None else None
     found = read(source, kind=kind, verdicts=known, report=report)
     with ReplayBuffer(buffer) as target:
-        target.extend(found)
-    _show(msgspec.to_builtins(report), json)
+        duplicates = add(target, found).duplicates
+    _show({**msgspec.to_builtins(report), "duplicates": duplicates}, json)
     if not report.trajectories:
         raise ConfigError(f"No trajectory was found in {source}.")
 
@@ -193,10 +194,28 @@ def _chosen(buffer: Any, where: list[str] | None) -> Any:
         value = _value(text)
         if column in conditions:
             raise ConfigError(f"--where {column} is given twice: a list means any of, [1, 2].")
+        _check(buffer[:0].column(column).dtype.kind, column, value)
         # A text column's value may look like JSON (an instance id of digits): fit both readings.
         alike = list(value) if isinstance(value, list) else [value, text]
         conditions[column] = lambda found, alike=alike: found in alike
     return buffer.filter(**conditions)
+
+
+_TYPES: dict[str, tuple[type, str]] = {
+    "b": (bool, "true or false"),
+    "i": (int, "whole numbers"),
+    "f": (float, "numbers"),
+}
+"""Kind of a column's dtype → what fits it, and how that is called; texts take anything."""
+
+
+def _check(kind: str, column: str, value: Any) -> None:
+    fitting, words = _TYPES.get(kind, (Any, ""))
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            msgspec.convert(one, fitting)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"--where {column} takes {words}, not {one!r}.") from error
 
 
 def _value(text: str) -> Any:

@@ -197,9 +197,19 @@ def decode(row: Row, text: bytes) -> Trajectory:
 
 
 def preface(shards: Sequence[str]) -> bytes:
-    """The first frame of a shard that takes the place of others."""
+    """The first frame of a shard that takes the place of others.
+
+    Raises:
+        ReplayError: it would be larger than what is read back.
+    """
     names = msgspec.json.encode(shards)
-    head = _PREFACE.pack(_MAGIC, 4 + len(names) + _CHECK, _PREFACE_TAG) + names
+    payload = 4 + len(names) + _CHECK
+    if payload > _CHUNK:
+        raise ReplayError(
+            f"One shard cannot take the place of {len(shards)}: their names take {payload} bytes, "
+            f"over the {_CHUNK} that a reader looks at. Join fewer at once."
+        )
+    head = _PREFACE.pack(_MAGIC, payload, _PREFACE_TAG) + names
     return head + _digest(head, _CHECK)
 
 
@@ -237,6 +247,20 @@ def scan(shard: str, read: Read, start: int, size: int) -> Iterator[Located | Da
         gap = following - offset
         yield Damage(shard, offset, f"{gap} bytes that are not a record", gap)
         offset = following
+
+
+def damaged(shard: str, read: Read, size: int) -> Iterator[Damage]:
+    """What of a shard cannot be read, headers and bodies; a record of another schema can."""
+    for found in scan(shard, read, 0, size):
+        if isinstance(found, Damage):
+            yield found
+            continue
+        data = read(found.offset, found.length)
+        try:
+            if check(data).schema_version == SCHEMA_VERSION:
+                unpack(data)
+        except ReplayError as error:
+            yield Damage(shard, found.offset, str(error), found.length)
 
 
 UNFINISHED = "an unfinished record (being written, or its writer was killed)"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from swe_env.errors import ConfigError
+from swe_env.replay.index import Index, Positions
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.intp]
@@ -45,15 +48,69 @@ def with_replacement(
     *,
     groups: Codes | None = None,
     weights: Floats | None = None,
+    without: Sequence[int] = (),
 ) -> npt.NDArray[np.intp]:
-    """`n` independent draws; with `groups` each group is as likely as the next."""
-    if groups is None and weights is None:
+    """`n` independent draws; with `groups` each group is as likely as the next.
+
+    None of `without` is drawn: where nothing else is left, nothing.
+    """
+    if groups is None and weights is None and not without:
         return rng.integers(size, size=n)
-    chances = np.ones(size) if weights is None else weights
+    chances = np.ones(size) if weights is None else weights.copy()
+    chances[np.array(without, np.intp)] = 0.0
+    if not chances.any():
+        return np.empty(0, np.intp)
     if groups is not None:
         totals = np.bincount(groups, weights=chances)
         chances = np.divide(chances, totals[groups], out=np.zeros(size), where=chances > 0)
     return rng.choice(size, size=n, p=chances / chances.sum())
+
+
+def drawing(
+    rng: np.random.Generator,
+    size: int,
+    replacement: bool,
+    *,
+    groups: Codes | None = None,
+    weights: Floats | None = None,
+) -> Callable[[int, Sequence[int]], npt.NDArray[np.intp]]:
+    """``draw(n, without)``: the next `n` records, or fewer where that is all there are.
+
+    Without replacement none comes twice; with it none of `without` comes again.
+    """
+    if replacement:
+        return lambda n, without: with_replacement(
+            rng, size, n, groups=groups, weights=weights, without=without
+        )
+    order = iter(without_replacement(rng, size, groups=groups, weights=weights))
+    return lambda n, _: np.fromiter(islice(order, n), np.intp)
+
+
+def strata(index: Index, ordered: Positions, balance: str | Sequence[str]) -> Codes | None:
+    """The group of each record of `ordered`; None where nothing is balanced.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    names = [balance] if isinstance(balance, str) else list(balance)
+    return group_codes([index.codes(name)[ordered] for name in names]) if names else None
+
+
+def record_weights(
+    index: Index, positions: Positions, ordered: Positions, weight: str | npt.ArrayLike | None
+) -> Floats | None:
+    """The weight of each record of `ordered`; numbers are given in the order of `positions`.
+
+    Raises:
+        ConfigError: there is no such column, or see `checked_weights`.
+    """
+    if weight is None:
+        return None
+    if isinstance(weight, str):
+        return checked_weights(index.column(weight, ordered), len(ordered))
+    weights = np.zeros(len(index))
+    weights[positions] = checked_weights(weight, len(positions))
+    return weights[ordered]
 
 
 def group_codes(columns: list[npt.NDArray[Any]]) -> Codes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 import uuid
@@ -19,6 +20,8 @@ from swe_env.errors import ReplayError
 
 _STALE = 3600.0
 """Seconds after which an unfinished file's writer is taken for dead."""
+_UNFINISHED = re.compile(r"\.(new|index|damaged-.+\.bin)\.[0-9a-f]{8}")
+"""Names of unfinished files, as `LocalStorage.scratch` and `replace` give them."""
 
 
 class Appender(Protocol):
@@ -99,6 +102,9 @@ class Storage(Protocol):
 
         Where a file system has no locks nobody gets it; an object store's files never change, so
         there everybody does.
+
+        Raises:
+            OSError: the file cannot be opened.
         """
         ...
 
@@ -212,9 +218,9 @@ class LocalStorage:
         _sync_folder(self.url)
 
     def sweep(self) -> None:
-        """Delete hidden files that nobody has written to for an hour."""
+        """Delete unfinished files of ours that nobody has written to for an hour."""
         with os.scandir(self.url) as entries:
-            old = [e.path for e in entries if e.name.startswith(".") and _is_old(e)]
+            old = [e.path for e in entries if _UNFINISHED.fullmatch(e.name) and _is_old(e)]
         for path in old:
             _unlink(path)
 
@@ -300,10 +306,14 @@ class _FileClaim:
 
     @classmethod
     def of(cls, path: str) -> _FileClaim | None:
-        """The lock, or None when another process has it or the file is gone."""
+        """The lock, or None when another process has it or the file is gone.
+
+        Raises:
+            OSError: the file cannot be opened (too many are).
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from swe_env.errors import ReplayError
 from swe_env.replay.buffer import ReplayBuffer, new_shard
-from swe_env.replay.frames import Damage, Row, check, preface, scan
+from swe_env.replay.frames import Damage, Row, check, pack, preface, scan
 from swe_env.replay.storage import Claim
+from swe_env.replay.trajectory import Trajectory
 from swe_env.replay.view import Records
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 1 << 30
 """`compact` joins shards up to this size."""
 _LARGE = 64 << 20
+_GROUP = 128
+"""Shards joined at once: each is held open, and a process may have 256 files open (macOS) or more.
+"""
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Rewritten:
 
 @dataclass(slots=True)
 class Merged:
-    """What `merge` did."""
+    """What `merge` or `add` did."""
 
     copied: int = 0
     duplicates: int = 0
@@ -79,7 +83,7 @@ def compact(
     """Join small shards into large ones, in order.
 
     Many writers leave many small shards, each of which costs a file and, on an object store, a
-    request. Shards that hold damage are left to `repair`.
+    request. Up to 128 make one. Shards that hold damage are left to `repair`.
 
     Args:
         buffer: the buffer; other processes may read it and append to it meanwhile.
@@ -98,12 +102,15 @@ def compact(
     doubled = _doubled(buffer) if deduplicate else set()
     seen: set[str] | None = set() if deduplicate else None
     sizes = {s: n for s, n in buffer.shards().items() if s not in hurt}
-    for group in _groups(sizes, shard_bytes):
-        group = _worthwhile(group, sizes, doubled)
-        if len(group) > 1 or group[0] in doubled or not sizes[group[0]]:
+    for whole in _groups(sizes, shard_bytes):
+        group = _worthwhile(whole, sizes, doubled)
+        if len(group) == 1 and group[0] not in doubled and sizes[group[0]]:
+            group = []
+        if seen is not None and (left := set(whole).difference(group)):
+            # None of them is doubled, so no earlier place holds what they hold.
+            seen.update(buffer.filter(shard=left).column("id").tolist())
+        if group:
             _rewrite(buffer, group, done, seen=seen)
-        elif seen is not None:
-            seen.update(row.id for row in buffer.filter(shard=group[0]).rows())
     buffer.refresh()
     return done
 
@@ -121,6 +128,25 @@ def merge(into: ReplayBuffer, sources: Iterable[Records], *, deduplicate: bool =
     for source in sources:
         into.extend_packed(_copies(source, seen, done))
     return done
+
+
+def add(into: ReplayBuffer, trajectories: Iterable[Trajectory]) -> Merged:
+    """Append trajectories, but those whose id is there already."""
+    done = Merged()
+    into.extend_packed(_new(trajectories, set(into.column("id").tolist()), done))
+    return done
+
+
+def _new(
+    trajectories: Iterable[Trajectory], seen: set[str], done: Merged
+) -> Iterator[tuple[Row, bytes]]:
+    for row, data in map(pack, trajectories):
+        if row.id in seen:
+            done.duplicates += 1
+            continue
+        seen.add(row.id)
+        done.copied += 1
+        yield row, data
 
 
 def _copies(source: Records, seen: set[str] | None, done: Merged) -> Iterator[tuple[Row, bytes]]:
@@ -147,11 +173,11 @@ def _doubled(buffer: ReplayBuffer) -> set[str]:
 
 
 def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Neighbouring shards whose sizes sum to at most `limit`."""
+    """Neighbouring shards, at most `_GROUP`, whose sizes sum to at most `limit`."""
     group: list[str] = []
     total = 0
     for shard, size in sizes.items():
-        if group and total + size > limit:
+        if group and (total + size > limit or len(group) == _GROUP):
             yield group
             group, total = [], 0
         group.append(shard)

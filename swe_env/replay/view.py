@@ -20,11 +20,10 @@ from swe_env.errors import ConfigError, ReplayError
 from swe_env.replay.frames import Row, decode
 from swe_env.replay.index import Condition, Entry, Index, Positions
 from swe_env.replay.sampling import (
-    Codes,
-    Floats,
-    checked_weights,
+    drawing,
     group_codes,
-    with_replacement,
+    record_weights,
+    strata,
     without_replacement,
 )
 from swe_env.replay.trajectory import Trajectory
@@ -124,7 +123,8 @@ class Records(ABC):
         """`n` records drawn at random; the same ones for the same set of records and seed.
 
         The draw goes by the records' content ids, so neither the number of writers nor their timing
-        changes it. Damaged records are logged and replaced by the next in the draw.
+        changes it. What cannot be read (damaged, or of another schema) is logged and replaced by
+        the next in the draw.
 
         Args:
             n: how many.
@@ -138,33 +138,45 @@ class Records(ABC):
         Raises:
             ConfigError: there are fewer than `n` records and `replacement` is off, there is no such
                 column, or a weight is no number or negative.
+            ReplayError: too few of them can be read; names what cannot, by shard and offset.
         """
         index, positions = self.snapshot()
-        order = index.by_id()
-        ordered = order if len(positions) == len(order) else order[np.isin(order, positions)]
-        groups, weights = self._strata(ordered, balance), self._weights(ordered, weight)
-        drawable = len(ordered) if weights is None else np.count_nonzero(weights)
+        ordered = _by_id(index, positions)
+        groups = strata(index, ordered, balance)
+        weights = record_weights(index, positions, ordered, weight)
+        drawable = len(ordered) if weights is None else int(np.count_nonzero(weights))
         if n > drawable and not (replacement and drawable):
             raise ConfigError(f"Cannot sample {n} of {drawable} records without replacement.")
-        rng = np.random.default_rng(seed)
-        if replacement:
-            drawn = with_replacement(rng, len(ordered), n, groups=groups, weights=weights)
-            return self._read_many([index.entry(int(p)) for p in ordered[drawn]])
-        order = ordered[without_replacement(rng, len(ordered), groups=groups, weights=weights)]
+        draw = drawing(
+            np.random.default_rng(seed), len(ordered), replacement, groups=groups, weights=weights
+        )
         sampled: list[Trajectory] = []
-        taken = 0
-        while len(sampled) < n and taken < len(order):
-            wanted = order[taken : taken + n - len(sampled)]
-            taken += len(wanted)
-            sampled += self._read_many([index.entry(int(p)) for p in wanted])
+        lost: dict[int, Entry] = {}
+        while len(sampled) < n:
+            drawn = draw(n - len(sampled), list(lost)).tolist()
+            if not drawn:
+                raise _too_few(n, drawable, list(lost.values()))
+            entries = [index.entry(int(ordered[k])) for k in drawn]
+            for k, entry, found in zip(drawn, entries, self._read_many(entries), strict=True):
+                if found is None:
+                    lost[k] = entry
+                else:
+                    sampled.append(found)
         return sampled
 
-    def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory]:
-        """Those that can be read, in order."""
-        found: list[Trajectory] = []
+    def shuffled(self, seed: int) -> View:
+        """These records in the order in which `sample` draws them from `seed` by default."""
+        index, positions = self.snapshot()
+        ordered = _by_id(index, positions)
+        rng = np.random.default_rng(seed)
+        return View(self, index, ordered[without_replacement(rng, len(ordered))])
+
+    def _read_many(self, entries: Sequence[Entry]) -> list[Trajectory | None]:
+        """One by one in order, None for what cannot be read."""
+        found = []
         with _young_collections() as collect:
             for number, text in enumerate(self._texts(entries)):
-                found += self._decoded(entries[number], text)
+                found.append(self._decoded(entries[number], text))
                 if number % _COLLECT == _COLLECT - 1:
                     collect()
         return found
@@ -189,29 +201,13 @@ class Records(ABC):
         except ReplayError:
             return None
 
-    def _decoded(self, entry: Entry, text: tuple[Row, bytes] | None) -> list[Trajectory]:
+    def _decoded(self, entry: Entry, text: tuple[Row, bytes] | None) -> Trajectory | None:
         try:
             if text is not None:
-                return [decode(*text)]
+                return decode(*text)
         except ReplayError:
             pass
-        tried = self._try(entry)  # which says what is wrong, and where
-        return [] if tried is None else [tried]
-
-    def _strata(self, positions: Positions, balance: str | Sequence[str]) -> Codes | None:
-        names = [balance] if isinstance(balance, str) else list(balance)
-        index, _ = self.snapshot()
-        return group_codes([index.codes(name)[positions] for name in names]) if names else None
-
-    def _weights(self, positions: Positions, weight: str | npt.ArrayLike | None) -> Floats | None:
-        if weight is None:
-            return None
-        index, own = self.snapshot()
-        if isinstance(weight, str):
-            return checked_weights(index.column(weight, positions), len(positions))
-        weights = np.zeros(len(index))
-        weights[own] = checked_weights(weight, len(own))
-        return weights[positions]
+        return self._try(entry)  # which says what is wrong, and where
 
     def filter(
         self, predicate: Callable[[Row], bool] | None = None, /, **columns: Condition
@@ -383,6 +379,20 @@ class View(Records):
 
     def __repr__(self) -> str:
         return f"View({len(self)} records of {self._source!r})"
+
+
+def _by_id(index: Index, positions: Positions) -> Positions:
+    order = index.by_id()
+    return order if len(positions) == len(order) else order[np.isin(order, positions)]
+
+
+def _too_few(n: int, drawable: int, lost: Sequence[Entry]) -> ReplayError:
+    places = [f"{entry.shard} at byte {entry.offset}" for entry in lost[:3]]
+    more = [f"{len(lost) - 3} more"] if len(lost) > 3 else []
+    return ReplayError(
+        f"Cannot sample {n} of {drawable} records: {len(lost)} cannot be read "
+        f"({', '.join(places + more)}). The log says why; ask for fewer or repair the buffer."
+    )
 
 
 def _fraction(name: str) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Step, Trajectory
+from swe_env.types import INVALID_TOOL
 
 Message = dict[str, Any]
 """``{"role", "content"}``, with ``tool_calls`` where the call is not part of the text."""
@@ -19,8 +20,8 @@ def messages(trajectory: Trajectory) -> list[Message]:
 
     A policy that writes its calls as text has them in the message already, and its observations are
     user messages. Where the message is empty or the record says that calls stand apart from it
-    (function calling, most imported records), they become ``tool_calls`` and the observation a
-    ``tool`` message.
+    (function calling, scripts, imported records), they become ``tool_calls`` and the observation a
+    ``tool`` message. A reply in which no call could be read is text that a user answers.
     """
     found: list[Message] = []
     for step in trajectory.steps:
@@ -77,9 +78,15 @@ def same_start(chosen: Trajectory, rejected: Trajectory) -> list[Message]:
 
 
 def _calls_apart(trajectory: Trajectory, step: Step) -> bool:
-    if not step.tool_calls:
+    if not step.tool_calls or step.tool_calls[0].function_name == INVALID_TOOL:
         return False
-    return not step.message or trajectory.agent.settings.get("calls") == APART
+    agent = trajectory.agent
+    return (
+        not step.message
+        or agent.name == "scripted"
+        or agent.settings.get("calls") == APART
+        or agent.settings.get("format") == "tools"
+    )
 
 
 def _said(step: Step, apart: bool) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from swe_env.replay.export.conversation import first_state
 from swe_env.replay.trajectory import Trajectory
@@ -38,8 +39,7 @@ def pairs(
 
 def _drawn(records: Records, seed: int, most: int) -> list[Trajectory]:
     """At most `most` × 4 of them in random order: first states may differ, so some are spare."""
-    count = min(len(records), 4 * most)
-    return records.sample(count, seed) if count else []
+    return list(islice(records.shuffled(seed), 4 * most))
 
 
 def _alike(one: Trajectory, other: Trajectory) -> bool:

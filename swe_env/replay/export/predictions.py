@@ -11,11 +11,15 @@ from swe_env.replay.trajectory import Trajectory
 def preds(trajectories: Iterable[Trajectory]) -> Iterator[dict[str, str]]:
     """SWE-bench predictions, one row a trajectory; write them as ``preds.jsonl``.
 
+    One that failed (`Trajectory.failure`) gives none: the harness would count it as unresolved.
+
     Raises:
         ConfigError: a task comes twice (the harness keeps one prediction a task): select first.
     """
     seen: set[str] = set()
     for trajectory in trajectories:
+        if trajectory.failure is not None:
+            continue
         if trajectory.instance_id in seen:
             raise ConfigError(
                 f"{trajectory.instance_id} has several trajectories, SWE-bench takes one "

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def write(
     """Export trajectories.
 
     Preference and KTO rows come from trajectories that the agent finished and that have a verdict,
-    SFT rows from those of them that resolved their task; the other formats take every one.
+    SFT rows from those of them that resolved their task, predictions from those that did not fail
+    (a failure is the machinery's); the other formats take every one.
 
     Args:
         records: a buffer, or a view of what is wanted.
@@ -103,7 +105,9 @@ def _rows(
     records: Records, kind: str, per_task: int | None, seed: int, done: Written
 ) -> Iterator[dict[str, Any]]:
     if kind == "preds":
-        yield from preds(records)
+        sound = records.filter(failure="")
+        _count(done, "failed", len(records) - len(sound))
+        yield from preds(sound)
         return
     fit = usable(records)
     _count(done, "unfinished, failed or without verdict", len(records) - len(fit))
@@ -127,7 +131,7 @@ def _rows(
                 chosen_ones: Iterable[Trajectory] = group
             else:
                 _count(done, "over the limit a task", len(group) - per_task)
-                chosen_ones = group.sample(per_task, seed)
+                chosen_ones = islice(group.shuffled(seed), per_task)
             yield from map(one, chosen_ones)
 
 

@@ -54,6 +54,30 @@ def test_stats_of_all_and_of_some(folder):
     assert not (folder / "nowhere").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("finished=False", "finished takes true or false, not 'False'"),
+        ("resolved=2", "resolved takes true or false, not 2"),
+        ("attempt=first", "attempt takes whole numbers, not 'first'"),
+        ("attempt=[1, true]", "attempt takes whole numbers, not True"),
+        ("reward=half", "reward takes numbers, not 'half'"),
+    ],
+)
+def test_a_value_that_no_record_of_the_column_has_is_refused(folder, where, said):
+    with pytest.raises(ConfigError, match=said):
+        swe("stats", folder, "-w", where)
+
+
+def test_texts_take_what_looks_like_something_else(tmp_path):
+    with ReplayBuffer(tmp_path) as buffer:
+        for name in ("17", "true", "b"):
+            buffer.append(make_trajectory(name, resolved=True))
+    for where in ("instance_id=17", "instance_id=true", "reward=1", "attempt=0"):
+        count = 1 if where.startswith("instance") else 3
+        assert swe("stats", tmp_path, "-w", where, "--json")["records"] == count
+
+
 def test_verify_names_damage_and_repair_takes_it_out(folder):
     assert swe("verify", folder) == "10 records, 0 damages.\n"
     (shard,) = folder.glob("*.zst")
@@ -108,6 +132,16 @@ def test_labelled_and_good_exports(folder, tmp_path):
     assert len(lines(tmp_path / "sft.jsonl")) == 4
 
 
+def test_a_damaged_record_costs_an_export_no_other_row(folder, tmp_path):
+    (shard,) = folder.glob("*.zst")
+    data = bytearray(shard.read_bytes())
+    data[int(ReplayBuffer(folder).column("offset")[1]) - 5] ^= 255
+    shard.write_bytes(data)
+    for kind, per_task in (("trl-kto", 1), ("trl-preference", 2)):
+        done = write(ReplayBuffer(folder), kind, tmp_path / "out.jsonl", per_task=per_task)
+        assert done.rows == 4
+
+
 def test_llamafactory_rows_alternate_and_are_described(folder, tmp_path):
     for kind in ("preference", "kto", "sft"):
         write(ReplayBuffer(folder), f"llamafactory-{kind}", tmp_path / f"{kind}.jsonl")
@@ -128,6 +162,20 @@ def test_predictions_need_one_attempt_a_task(folder, tmp_path):
     assert list(tmp_path.glob("*preds*")) == []  # all rows or no file
     swe("export", folder, "-f", "preds", "--out", tmp_path / "p.jsonl", "-w", "attempt=[0, 1]")
     assert {row["instance_id"] for row in lines(tmp_path / "p.jsonl")} == {"t-0", "t-1"}
+
+
+def test_failures_are_no_predictions(folder, tmp_path):
+    """Attempt 0 at t-2 failed, and its retry has the same number."""
+    out = tmp_path / "preds.jsonl"
+    with ReplayBuffer(folder) as buffer:
+        buffer.append(make_trajectory("t-2", 0, failure="sandbox"))
+        buffer.append(make_trajectory("t-2", 0, resolved=True))
+        buffer.append(make_trajectory("t-3", 0, failure="sandbox"))
+    done = swe("export", folder, "-f", "preds", "--out", out, "-w", "attempt=0", "--json")
+    rows = {row["instance_id"]: row["model_patch"] for row in lines(out)}
+    assert rows.keys() == {"t-0", "t-2"}
+    assert rows["t-2"]
+    assert done["left_out"] == {"failed": 2}
 
 
 def test_exports_that_cannot_be_are_refused_in_a_sentence(folder, tmp_path):
@@ -153,6 +201,18 @@ def test_import_appends_and_says_what_it_skipped(tmp_path):
     assert ReplayBuffer(tmp_path / "buffer")[0].instance_id == "a"
     with pytest.raises(ConfigError, match="No trajectory was found"):
         swe("import", tmp_path / "runs" / "b.traj.json", tmp_path / "buffer")
+
+
+def test_what_is_imported_again_is_left_out_and_counted(tmp_path):
+    runs, buffer = tmp_path / "runs", tmp_path / "buffer"
+    runs.mkdir()
+    (runs / "a.traj.json").write_text(json.dumps(mini_2()))
+    assert swe("import", runs, buffer, "--json")["duplicates"] == 0
+    (runs / "b.traj.json").write_text(json.dumps(mini_2()))
+    report = swe("import", runs, buffer, "--json")
+    assert (report["trajectories"], report["duplicates"]) == (2, 1)
+    assert [t.instance_id for t in ReplayBuffer(buffer)] == ["a", "b"]
+    assert "duplicates: 2\n" in swe("import", runs, buffer)
 
 
 def test_the_card_says_what_is_in_the_buffer(folder, tmp_path):

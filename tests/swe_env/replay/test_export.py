@@ -4,16 +4,19 @@ import json
 import pytest
 
 from swe_env.errors import ConfigError
-from swe_env.replay import Metrics, Step
-from swe_env.replay.export import atif, messages, preds, trl_kto, trl_preference
+from swe_env.replay import Agent, Metrics, Step, StepObservation, ToolCall
+from swe_env.replay.export import atif, messages, preds, trl_kto, trl_preference, trl_sft
+from swe_env.types import INVALID_TOOL
 from tests.swe_env.replay.conftest import make_trajectory
 
 ISSUE = {"role": "user", "content": "the issue"}
+TOOL = {"type": "function", "function": {"name": "view"}}
 
 
 def test_predictions_are_one_a_task():
     good, other = make_trajectory("a", resolved=True), make_trajectory("b")
-    assert list(preds([good, other])) == [
+    failed = make_trajectory("a", failure="sandbox")
+    assert list(preds([failed, good, other])) == [
         {"instance_id": "a", "model_name_or_path": "none", "model_patch": good.patch},
         {"instance_id": "b", "model_name_or_path": "none", "model_patch": ""},
     ]
@@ -27,6 +30,51 @@ def test_a_conversation_ends_with_the_assistant():
     again = dataclasses.replace(one.steps[1], step_id=3, message="again")
     longer = dataclasses.replace(one, steps=(*one.steps, again))
     assert [m["content"] for m in messages(longer)] == ["the issue", "look", "1 é\n2", "again"]
+
+
+def conversation_of(agent):
+    """A thought beside a call, a reply without one, and the last call."""
+    one = dataclasses.replace(make_trajectory(text="I look."), agent=agent, tools=(TOOL,))
+    lost = ToolCall(function_name=INVALID_TOOL, arguments={"reason": "No call."})
+    seen = StepObservation(content="The reply calls no tool.", exit_code=1)
+    done = ToolCall(function_name="submit", arguments={})
+    more = (
+        Step(step_id=3, source="agent", message="Hm.", tool_calls=(lost,), observation=seen),
+        Step(step_id=4, source="agent", message="done", tool_calls=(done,)),
+    )
+    return dataclasses.replace(one, steps=(*one.steps, *more))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        Agent(name="openai", settings={"format": "tools"}),
+        Agent(name="scripted", settings={"actions": []}),
+        Agent(name="mini-swe-agent", settings={"calls": "apart"}),
+    ],
+)
+def test_a_call_beside_a_thought_is_a_tool_call(agent):
+    row = trl_sft(conversation_of(agent))
+    assert row["tools"] == [TOOL]
+    assert [(m["role"], m["content"]) for m in row["messages"][1:]] == [
+        ("assistant", "I look."),
+        ("tool", "1 é\n2"),
+        ("assistant", "Hm."),
+        ("user", "The reply calls no tool."),
+        ("assistant", "done"),
+    ]
+    called = [m["tool_calls"][0]["function"] for m in row["messages"] if "tool_calls" in m]
+    assert called == [
+        {"name": "view", "arguments": {"path": "a.py"}},
+        {"name": "submit", "arguments": {}},
+    ]
+
+
+def test_a_call_that_the_text_spells_out_is_not_written_twice():
+    row = trl_sft(conversation_of(Agent(name="transformers", settings={"format": "r2e"})))
+    assert not any("tool_calls" in m for m in row["messages"])
+    assert {m["role"] for m in row["messages"]} == {"user", "assistant"}
+    assert "tools" not in row
 
 
 def test_preference_rows_share_the_first_state():

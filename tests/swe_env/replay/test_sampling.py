@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from swe_env.errors import ConfigError
+from swe_env.errors import ConfigError, ReplayError
 from swe_env.replay import ReplayBuffer
 from swe_env.replay.sampling import group_codes, with_replacement, without_replacement
 from tests.swe_env.replay.conftest import make_trajectory
@@ -75,6 +75,33 @@ def test_weights_of_a_view_are_those_of_its_records(uneven):
     assert view.sample(4, seed=2, balance="resolved") != view.sample(4, seed=3, balance="resolved")
 
 
+class Busy(ReplayBuffer):
+    """A buffer that another thread appends to whenever somebody has looked at it."""
+
+    def __init__(self, path, other):
+        super().__init__(path)
+        self.other = other
+
+    def snapshot(self):
+        found = super().snapshot()
+        self.other.append(make_trajectory("new", len(found[0])))
+        self.refresh()
+        return found
+
+
+def test_a_buffer_that_grows_meanwhile_is_sampled_as_it_was(tmp_path):
+    """What is new lies before what is there: the other writer's shard was first."""
+    other = ReplayBuffer(tmp_path)
+    other.append(make_trajectory("new", 0))
+    with ReplayBuffer(tmp_path) as buffer:
+        buffer.extend(make_trajectory("old", k, resolved=k < 8) for k in range(32))
+    assert all(t.resolved for t in Busy(tmp_path, other).sample(8, seed=0, weight="reward"))
+    priorities = [0.0] * (len(ReplayBuffer(tmp_path)) - 32) + [float(k < 8) for k in range(32)]
+    assert all(t.resolved for t in Busy(tmp_path, other).sample(8, seed=0, weight=priorities))
+    drawn = Busy(tmp_path, other).sample(16, seed=0, balance="resolved")
+    assert sum(t.resolved for t in drawn) == 8
+
+
 def test_orders_are_permutations_and_rounds_are_fair():
     rng = np.random.default_rng(0)
     groups = group_codes([np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 0, 0, 0])])
@@ -87,17 +114,45 @@ def test_orders_are_permutations_and_rounds_are_fair():
     assert all(850 < (groups[drawn] == g).sum() < 1_150 for g in range(3))
 
 
+def damage(folder, *positions):
+    """Break the bodies of these records; the shard's name."""
+    (shard,) = folder.glob("*.zst")
+    offsets = [*ReplayBuffer(folder).column("offset").tolist(), shard.stat().st_size]
+    data = bytearray(shard.read_bytes())
+    for position in positions:
+        data[offsets[position + 1] - 5] ^= 255
+    shard.write_bytes(data)
+    return shard.name
+
+
 def test_a_damaged_record_is_replaced_by_the_next_in_the_draw(tmp_path, caplog):
     with ReplayBuffer(tmp_path) as buffer:
         buffer.extend(make_trajectory("a", k) for k in range(12))
-    (shard,) = tmp_path.glob("*.zst")
-    data = bytearray(shard.read_bytes())
-    data[-5] ^= 255
-    shard.write_bytes(data)
+    shard = damage(tmp_path, 11)
     buffer = ReplayBuffer(tmp_path)
     assert len(buffer.sample(11, seed=0)) == 11
-    assert shard.name in caplog.text
-    assert len(buffer.sample(12, seed=0)) == 11
+    assert shard in caplog.text
+    place = f"{shard} at byte {buffer.column('offset')[-1]}"
+    with pytest.raises(ReplayError, match=f"sample 12 of 12 .* 1 cannot be read .{place}"):
+        buffer.sample(12, seed=0)
+    assert [t.attempt for t in buffer.shuffled(0)] == [t.attempt for t in buffer.sample(11, 0)]
+
+
+def test_with_replacement_the_draw_goes_on_among_those_that_can_be_read(tmp_path):
+    with ReplayBuffer(tmp_path) as buffer:
+        buffer.extend(make_trajectory("a", k, resolved=k < 2) for k in range(4))
+    damage(tmp_path, 1)
+    buffer = ReplayBuffer(tmp_path)
+    plain = Counter(t.attempt for t in buffer.sample(600, seed=0, replacement=True))
+    assert plain.total() == 600
+    assert all(150 < plain[attempt] < 250 for attempt in (0, 2, 3)), plain
+    even = buffer.sample(600, seed=0, replacement=True, balance="resolved")
+    assert Counter(t.attempt for t in even).keys() == {0, 2, 3}
+    assert len(even) == 600
+    weighted = buffer.sample(600, seed=0, replacement=True, weight="reward")
+    assert Counter(t.attempt for t in weighted) == {0: 600}
+    with pytest.raises(ReplayError, match="sample 5 of 1 records: 1 cannot be read"):
+        buffer.filter(attempt=1).sample(5, seed=0, replacement=True)
 
 
 def test_a_record_of_another_schema_is_named_by_a_large_sample_too(tmp_path, caplog):
@@ -105,7 +160,8 @@ def test_a_record_of_another_schema_is_named_by_a_large_sample_too(tmp_path, cap
     with ReplayBuffer(tmp_path) as buffer:
         buffer.extend([*(make_trajectory("a", k) for k in range(80)), newer])
     assert len(buffer.sample(80, seed=0)) == 80
-    assert len(buffer.sample(81, seed=0)) == 80
     offset = int(buffer.column("offset")[-1])
+    with pytest.raises(ReplayError, match=f"1 cannot be read .*at byte {offset}"):
+        buffer.sample(81, seed=0)
     assert f"at byte {offset}" in caplog.text
     assert "schema version 2" in caplog.text

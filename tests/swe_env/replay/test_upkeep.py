@@ -3,13 +3,17 @@
 import dataclasses
 import os
 import random
+import resource
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from swe_env.errors import ConfigError
-from swe_env.replay import ReplayBuffer, compact, merge, repair
+from swe_env.errors import ConfigError, ReplayError
+from swe_env.replay import ReplayBuffer, compact, merge, repair, upkeep
+from swe_env.replay.frames import preface, replaced
 from tests.swe_env.replay.conftest import make_trajectory
 
 
@@ -37,6 +41,49 @@ def test_compaction_joins_shards_and_keeps_every_byte(tmp_path):
     assert compact(ReplayBuffer(tmp_path)).made == []
 
 
+@pytest.fixture
+def few_descriptors():
+    """``few_descriptors(n)``: the process may open that many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(more):
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_compaction_joins_more_shards_than_may_be_open(tmp_path, few_descriptors):
+    write(tmp_path, "a", 1)
+    (first,) = tmp_path.glob("*.zst")
+    for k in range(299):
+        shutil.copy(first, tmp_path / f"{first.name[:20]}-{k:08x}.jsonl.zst")
+    few_descriptors(220)
+    done = compact(ReplayBuffer(tmp_path))
+    assert (done.kept, len(done.replaced), done.in_use) == (300, 300, [])
+    assert len(done.made) == len(list(tmp_path.glob("*.zst"))) == 3
+    assert len(ReplayBuffer(tmp_path)) == 300
+
+
+def test_a_shard_that_cannot_be_opened_is_not_taken_for_one_in_use(tmp_path, few_descriptors):
+    write(tmp_path, "a", 1)
+    (shard,) = tmp_path.glob("*.zst")
+    storage = ReplayBuffer(tmp_path).storage
+    few_descriptors(0)
+    with pytest.raises(OSError, match="Too many open files"):
+        storage.claim(shard.name)
+
+
+def test_more_shards_than_a_preface_can_name_are_refused():
+    shards = [f"{k:020d}-{k:08x}.jsonl.zst" for k in range(26_000)]
+    with pytest.raises(ReplayError, match=r"cannot take the place of 26000.*Join fewer"):
+        preface(shards)
+    data = preface(shards[:20_000])
+    assert replaced(lambda offset, length: data[offset : offset + length]) == tuple(shards[:20_000])
+
+
 def test_compaction_drops_doubles_only_when_asked(tmp_path):
     one, other = write(tmp_path, "a", 3), write(tmp_path, "a", 4)
     assert one == other[:3]
@@ -47,6 +94,17 @@ def test_compaction_drops_doubles_only_when_asked(tmp_path):
     done = compact(ReplayBuffer(tmp_path), deduplicate=True)
     assert done.duplicates == 3
     assert [row.id for row in ReplayBuffer(tmp_path).rows()] == other
+
+
+def test_a_double_of_a_large_shard_that_is_left_alone_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(upkeep, "_LARGE", 1_000)
+    large = write(tmp_path, "a", 40)
+    (kept,) = tmp_path.glob("*.zst")
+    small = write(tmp_path, "a", 2) + write(tmp_path, "b", 2)
+    done = compact(ReplayBuffer(tmp_path), deduplicate=True)
+    assert (len(done.replaced), done.duplicates) == (2, 2)
+    assert kept.exists()
+    assert [row.id for row in ReplayBuffer(tmp_path).rows()] == large + small[2:]
 
 
 def test_a_double_is_not_dropped_for_a_damaged_record(tmp_path):
@@ -97,6 +155,26 @@ def test_a_shard_whose_place_was_taken_counts_no_more(tmp_path):
     assert len(list(tmp_path.glob("*.zst"))) == 1
 
 
+def test_compaction_deletes_unfinished_files_of_ours_and_no_others(tmp_path, monkeypatch):
+    write(tmp_path, "a", 1)
+    with monkeypatch.context() as patched:  # SIGKILL before the file has its name
+        patched.setattr(os, "replace", lambda *names: None)
+        for name in ("index", "damaged-1-a-0.bin"):
+            ReplayBuffer(tmp_path).storage.replace(name, b"half")
+    Path(ReplayBuffer(tmp_path).storage.scratch()).write_bytes(b"half")
+    ours = set(tmp_path.glob(".*"))
+    assert len(ours) == 3
+    theirs = {tmp_path / name for name in (".gitattributes", ".new.txt", ".cache.0123abcd")}
+    for path in theirs:
+        path.write_text("* filter=lfs")
+    compact(ReplayBuffer(tmp_path))
+    assert set(tmp_path.glob(".*")) == ours | theirs  # whoever writes them may be alive
+    for path in ours | theirs:
+        os.utime(path, (0, 0))
+    compact(ReplayBuffer(tmp_path))
+    assert set(tmp_path.glob(".*")) == theirs
+
+
 def test_repair_sets_damage_aside_and_keeps_the_rest(tmp_path):
     write(tmp_path, "a", 6)
     (shard,) = tmp_path.glob("*.zst")
@@ -118,6 +196,28 @@ def test_repair_sets_damage_aside_and_keeps_the_rest(tmp_path):
     aside = tmp_path / f"damaged-{shard.name.partition('.')[0]}-{entries[1].offset}.bin"
     assert aside.read_bytes() == data[entries[1].offset : entries[2].offset]
     assert repair(ReplayBuffer(tmp_path)).replaced == []
+
+
+def test_shards_that_are_compacted_while_others_look_are_passed_over(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write(tmp_path, name, 3)
+    buffer = ReplayBuffer(tmp_path)
+    listed = buffer.shards
+
+    def compacted_then():
+        found = listed()
+        compact(ReplayBuffer(tmp_path))
+        return found
+
+    monkeypatch.setattr(buffer, "shards", compacted_then)
+    assert buffer.verify() == []
+    write(tmp_path, "a", 3)
+    assert repair(buffer).damages == []
+    write(tmp_path, "b", 3)
+    compact(buffer, deduplicate=True)
+    monkeypatch.undo()
+    compact(buffer, deduplicate=True)
+    assert sorted(t.instance_id for t in ReplayBuffer(tmp_path)) == [*"aaabbb"]
 
 
 def test_repair_leaves_a_record_being_written_to_its_writer(tmp_path):
