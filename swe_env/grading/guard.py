@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import posixpath
 import re
 import tomllib
@@ -176,17 +175,33 @@ def _same_section(path: str, old: bytes | None, new: bytes | None) -> bool:
 def _section(name: str, data: bytes | None) -> object:
     """The pytest settings in a shared file; the whole file where it cannot be read."""
     if data is None:
-        return {}
+        return []
     try:
         text = data.decode("utf-8")
         if name == "pyproject.toml":
-            return tomllib.loads(text).get("tool", {}).get("pytest", {})
-        parser = configparser.RawConfigParser(strict=False)
-        parser.read_string(text)
-        section = _SHARED[name]
-        return dict(parser[section]) if parser.has_section(section) else {}
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, configparser.Error):
+            tools = tomllib.loads(text).get("tool")
+            return tools.get("pytest", []) if isinstance(tools, dict) else []
+        return _lines_of(_SHARED[name], text)
+    except (ValueError, RecursionError):
         return data
+
+
+def _lines_of(section: str, text: str) -> list[str]:
+    """A section's headers and what stands under them, as pytest's reader, iniconfig, finds them.
+
+    Its header starts its line and ends before a comment, so ``[pytest]#x]`` is one; other readers
+    of the format see something else there. A header alone counts: it decides which file is read.
+    """
+    found: list[str] = []
+    inside = False
+    for line in (line.rstrip() for line in text.splitlines()):
+        if line.startswith("["):
+            header = re.split("[#;]", line)[0].rstrip()
+            inside = header == f"[{section}]"
+            line = header
+        if inside and line:
+            found.append(line)
+    return found
 
 
 def reaches_inside(path: str, old: bytes | None, new: bytes | None, gold: str) -> str:

@@ -23,6 +23,7 @@ _HEADER = re.compile(
     r'^(?:--- |\+\+\+ |rename from |rename to |copy from |copy to )("(?:[^"\\]|\\.)*"|[^\t\n]*)',
     re.MULTILINE,
 )
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _BOTH = re.compile(r"^diff --git (.+)$", re.MULTILINE)
 _LINK = re.compile(
     r"^(?:new file mode|new mode) 120000$(?:\n(?!diff --git ).*)*?\n\+(?!\+\+ )(.*)$", re.MULTILINE
@@ -93,17 +94,61 @@ def apply_patch(
     if result.exit_code != 0:
         reason = result.output.strip().splitlines()[:1] or ["git apply failed"]
         kind = PatchRefused if _leads_out(patch, reason[0]) else PatchError
-        if fuzzy and kind is PatchError and _apply_fuzzily(sandbox, data):
+        if fuzzy and kind is PatchError and _apply_fuzzily(sandbox, patch):
             return Applied(tuple(sorted(patch_paths(patch))), fuzzy=True)
         raise kind(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
     names = [entry.split("\t", 2)[-1] for entry in result.output.split("\0")]
     return Applied(tuple(sorted(patch_paths(patch) | {name for name in names if name})))
 
 
-def _apply_fuzzily(sandbox: Sandbox, data: bytes) -> bool:
+def _apply_fuzzily(sandbox: Sandbox, patch: str) -> bool:
     """GNU patch, which takes hunks whose surroundings differ in part; False if it fails too."""
+    data = _plain(patch).encode("utf-8", "surrogateescape")
+    if not data:
+        return False
     result = sandbox.exec(_FUZZY, stdin=data, env={"LC_ALL": "C", "PATCH_GET": "0"}, timeout=120)
     return result.exit_code == 0
+
+
+def _plain(patch: str) -> str:
+    """A patch's hunks, each file's under a header written anew; empty where one has no file.
+
+    GNU patch finds names in many kinds of lines (``Index:``, context diffs, a name that ends at a
+    blank); so it is given none but those that `patch_paths` has seen.
+    """
+    named = patch_paths(patch)
+    out: list[str] = []
+    header: list[str] = []
+    old = new = 0  # lines of the hunk that are still to come
+    for line in patch.split("\n"):
+        if old > 0 or new > 0:
+            old -= line[:1] in ("", " ", "-")
+            new -= line[:1] in ("", " ", "+")
+            out.append(line)
+        elif line.startswith("\\"):
+            out.append(line)
+        elif line.startswith("--- "):
+            header = [_side(line[4:], named)]
+        elif line.startswith("+++ ") and len(header) == 1:
+            header.append(_side(line[4:], named))
+        elif found := _HUNK.match(line):
+            if len(header) == 2 and all(header):
+                out += [f"--- {header[0]}", f"+++ {header[1]}"]
+                header.append("written")
+            elif len(header) != 3:
+                return ""
+            old, new = (int(count or 1) for count in found.groups())
+            out.append(line)
+    return "\n".join([*out, ""]) if out else ""
+
+
+def _side(name: str, named: set[str]) -> str:
+    """A name of a header as no program can read it in two ways; empty where that cannot be."""
+    path = _unquote(name.partition("\t")[0].strip())
+    if path == "/dev/null":
+        return path
+    path = posixpath.normpath(path.partition("/")[2] or path)
+    return f"a/{path}\t" if path in named and not re.search(r'["\\\x00-\x1f]', path) else ""
 
 
 def _leads_out(patch: str, reason: str) -> bool:

@@ -83,6 +83,31 @@ def code_of(function):
     return getattr(function, "__code__", None)
 
 
+def outside_pytest(trace):
+    """The last code on the way to an exception that is not pytest's, or None."""
+    own = os.path.dirname(sys.modules["_pytest"].__file__) + os.sep
+    found = None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        found = found if code.co_filename.startswith(own) else code
+        trace = trace.tb_next
+    return found
+
+
+def named(code, name):
+    """Whether a function's code names an attribute or a variable so, or one made in it does."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, type(code))]
+    return name in code.co_names or any(named(part, name) for part in inner)
+
+
+def expects_failure(item):
+    """Whether `unittest.expectedFailure` stands on a test or its class."""
+    function = getattr(item, "obj", None)
+    owner = getattr(item, "cls", None)
+    flag = "__unittest_expecting_failure__"
+    return getattr(function, flag, False) or getattr(owner, flag, False)
+
+
 class Reporter:
     """The pytest plugin: what each phase of each test really did."""
 
@@ -90,6 +115,7 @@ class Reporter:
         self._send = channel.send
         self._honest = honest_files
         self._skips = (pytest.skip.Exception, pytest.xfail.Exception)
+        self._expected = set()
         self._raised = {}
         self._pytest = pytest
         self._sources = sources
@@ -112,9 +138,29 @@ class Reporter:
         real = excinfo is not None and not isinstance(excinfo.value, self._skips)
         if real and type(excinfo.value).__name__ == "SkipTest":
             real = False
-        self._raised[(report.nodeid, report.when)] = real and not hasattr(report, "wasxfail")
+        if hasattr(report, "wasxfail"):
+            real = report.outcome == "skipped" and not self._announced(item, excinfo)
+        self._raised[(report.nodeid, report.when)] = real
         if report.when == "call":
             self._look_around(item)
+
+    def _announced(self, item, excinfo):
+        """Whether it is the tests, not what they test, that expect this failure."""
+        if not self._sources:
+            return True
+        if excinfo is not None and isinstance(excinfo.value, self._pytest.xfail.Exception):
+            caller = outside_pytest(excinfo.tb)
+            if caller is not None:  # else pytest does it for unittest's decorator
+                return self._honest(caller.co_filename) and named(caller, "xfail")
+        words = (b"applymarker", b"add_marker")
+        if item.nodeid in self._expected:
+            words = (b"xfail", b"expectedFailure")
+        paths = [str(item.fspath)]
+        for plugin in item.config.pluginmanager.get_plugins():
+            path = getattr(plugin, "__file__", None)
+            if path and path.endswith(os.sep + "conftest.py") and self._honest(path):
+                paths.append(path)
+        return any(word in (read(path) or b"") for path in paths for word in words)
 
     def _look_around(self, item):
         """Name a trace function, or a test's body, that came from code without business there."""
@@ -158,7 +204,14 @@ class Reporter:
         if not self._sources:
             return
         for item in items:
-            self._bodies[item.nodeid] = code_of(getattr(item, "obj", None))
+            body = self._bodies[item.nodeid] = code_of(getattr(item, "obj", None))
+            if next(item.iter_markers("xfail"), None) or expects_failure(item):
+                self._expected.add(item.nodeid)
+            if body is not None and not self._honest(body.co_filename):
+                name = getattr(item, "originalname", None) or item.name.partition("[")[0]
+                written = getattr(getattr(item.parent, "obj", None), name, None)
+                if code_of(written) is not body:
+                    self._tell_hook("the body of " + item.nodeid, body.co_filename)
         modules = [item.getparent(self._pytest.Module) for item in items]
         modules = [module for module in modules if module is not None]
         if not modules:
@@ -195,24 +248,23 @@ class Reporter:
             self._send("collect", id=report.nodeid, text=detail(report))
 
     def finish(self, config, own):
-        """Name implementations of the reporting hooks that are neither pytest's nor the task's."""
+        """Name implementations of hooks that are neither pytest's nor the task's."""
         self.compare_sources()
-        for name in (
-            "pytest_runtest_makereport",
-            "pytest_runtest_logreport",
-            "pytest_runtest_protocol",
-            "pytest_runtest_call",
-            "pytest_pyfunc_call",
-            "pytest_report_teststatus",
-            "pytest_sessionfinish",
-            "pytest_collection_modifyitems",
-            "pytest_runtestloop",
-        ):
-            caller = getattr(config.hook, name, None)
-            for hook in caller.get_hookimpls() if caller is not None else ():
-                origin = getattr(code_of(hook.function), "co_filename", "")
-                if hook.plugin is not own and origin and not self._honest(origin):
-                    self._tell_hook(name, origin)
+        for name, caller in sorted(vars(config.hook).items()):
+            for hook in caller.get_hookimpls() if name.startswith("pytest_") else ():
+                if hook.plugin is not own:
+                    self._look_at_hook(name, hook.function)
+
+    def look_at_plugin(self, plugin):
+        """The same of a plugin's hooks as it comes: it might be gone by the end."""
+        for name in dir(plugin):
+            if name.startswith("pytest_"):
+                self._look_at_hook(name, getattr(plugin, name, None))
+
+    def _look_at_hook(self, name, function):
+        origin = getattr(code_of(function), "co_filename", "")
+        if origin and not self._honest(origin):
+            self._tell_hook(name, origin)
 
 
 def plant(module, pytest):
@@ -263,6 +315,10 @@ def plugin(reporter, pytest):
         @pytest.hookimpl(tryfirst=True)
         def pytest_configure(self, config):
             reporter.configure(config)
+
+        def pytest_plugin_registered(self, plugin):
+            if plugin is not self:
+                reporter.look_at_plugin(plugin)
 
         @pytest.hookimpl(hookwrapper=True, tryfirst=True)
         def pytest_cmdline_main(self, config):

@@ -53,8 +53,8 @@ class UnittestReporter:
 
     prefixes = ("unittest.case", "unittest.result", "unittest.runner", "unittest.suite")
 
-    def __init__(self, send):
-        self._send = send
+    def __init__(self, send, honest, read):
+        self._send, self._honest, self._read = send, honest, read
         self._main = os.getpid()
         self._seen = False
 
@@ -86,6 +86,13 @@ class UnittestReporter:
 
         runner._makeResult, runner.run = make_result, run_suite
 
+    def _announced(self, test):
+        """Whether the tests' files expect a failure: what is tested can set unittest's flag too."""
+        homes = {kind.__module__ for kind in type(test).__mro__} - {"unittest.case", "builtins"}
+        paths = [getattr(sys.modules.get(home), "__file__", None) for home in homes]
+        honest = [path for path in paths if path and self._honest(path)]
+        return any(b"expectedFailure" in (self._read(path) or b"") for path in honest)
+
     def _watch(self, result):
         send = self._send
         clock = time.time
@@ -111,8 +118,10 @@ class UnittestReporter:
             old = getattr(result, method)
 
             def call(test, *rest):
-                said = rest[0] if rest and outcome in ("failed", "error") else None
-                report(test, outcome, said)
+                shown = outcome
+                if outcome == "xfailed" and not self._announced(test):
+                    shown = "failed"
+                report(test, shown, rest[0] if rest and shown in ("failed", "error") else None)
                 return old(test, *rest)
 
             setattr(result, method, call)
@@ -148,8 +157,8 @@ class SympyReporter:
 
     prefixes = ("sympy.testing.runtests", "sympy.utilities.runtests")
 
-    def __init__(self, send):
-        self._send = send
+    def __init__(self, send, honest, _):
+        self._send, self._honest = send, honest
         self._file = ""
         self._test = ""
         self._started = 0.0
@@ -180,7 +189,7 @@ class SympyReporter:
         around("test_fail", lambda error: self._report("failed", error))
         around("test_exception", lambda error: self._report("error", error))
         around("test_skip", lambda *_: self._report("skipped"))
-        around("test_xfail", lambda *_: self._report("xfailed"))
+        around("test_xfail", lambda *_: self._report(self._expected()))
         around("test_xpass", lambda *_: self._report("xpassed"))
         around("import_error", self._import_error)
         finish = reporter.finish
@@ -191,6 +200,20 @@ class SympyReporter:
             return good
 
         reporter.finish = finished
+
+    def _expected(self):
+        """``xfailed`` where a decorator around the test expects the failure.
+
+        The runner goes by an exception's name alone, which what is tested may raise too: then the
+        test's own code, or code without business here, is on the way to it.
+        """
+        trace = sys.exc_info()[2]
+        while trace is not None:
+            path = trace.tb_frame.f_code.co_filename
+            if not self._honest(path) or os.path.relpath(path) == self._file:
+                return "failed"
+            trace = trace.tb_next
+        return "xfailed"
 
     def _enter_file(self, filename, *_):
         self._file, self._test = os.path.relpath(filename), ""
@@ -254,7 +277,7 @@ def main():
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
     kinds = {"unittest": UnittestReporter, "sympy": SympyReporter}
-    reporter = kinds[settings["kind"]](send)
+    reporter = kinds[settings["kind"]](send, honest, support["read"])
     reporter.prepare()
     before = dict(functions(reporter.prefixes))
     front = [os.getcwd()] if settings["cwd_first"] else []

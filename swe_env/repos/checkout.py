@@ -17,7 +17,7 @@ from swe_env.repos.git import commit_all, git, must, said, stamp
 from swe_env.repos.patches import apply_patch
 from swe_env.types import Source, Task
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Raise when the way a checkout is made changes."""
 _JUNK = {".git", ".hg", "__pycache__", ".venv", ".tox", ".nox", "node_modules"}
 _JUNK_SUFFIXES = (".pyc", ".pyo", ".orig", ".rej")

@@ -17,6 +17,9 @@ _TIME = 1_577_836_800 * 10**9
 """`_DATE` in nanoseconds."""
 _LATER = _TIME + 10**9
 """Git compares contents, not times, where the index is not newer than the file."""
+ATTRIBUTES = "* -text -ident -filter -working-tree-encoding !diff\n"
+"""For a repository's ``info/attributes``, which no file of the tree overrules: what is stored and
+compared is what the files hold."""
 _ONE_PACK = ("-c", "core.bigFileThreshold=1", "-c", "core.compression=1")
 """`git add` writes files over the threshold straight into one pack: half the time of one each."""
 _SETTINGS = {
@@ -101,6 +104,9 @@ def commit_all(folder: Path) -> None:
     """
     shutil.rmtree(folder / ".git", ignore_errors=True)
     must(folder, "init", "-q", "--template=")
+    info = folder / ".git" / "info"
+    info.mkdir(exist_ok=True)
+    (info / "attributes").write_text(ATTRIBUTES)
     _stamp(folder, _TIME)
     must(folder, *_ONE_PACK, "add", "-A", "-f")
     must(folder, "commit", "-q", "--allow-empty", "-m", "base")

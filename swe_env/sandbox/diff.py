@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from swe_env.errors import SandboxError
@@ -15,6 +16,7 @@ _SETTINGS = {
     "core.fsmonitor": "false",
     "core.hooksPath": "/dev/null",
     "core.excludesFile": "/dev/null",
+    "core.attributesFile": "/dev/null",
     # Copies and overlays keep size and modification time of a file, not its inode and ctime.
     "core.checkStat": "minimal",
     "core.trustctime": "false",
@@ -60,9 +62,10 @@ Git = Callable[..., bytes]
 def trusted_git(base: Path, *, worktree: str, scratch: str, run: Run) -> Git:
     """A function that runs git on `base`'s history with an index and objects of its own.
 
-    No configuration, hook or attribute but what is given here has a say. The arguments are those
-    of `diff`. The function takes git's arguments, `stdin`, the file of `attributes`, and the `most`
-    that its exit code may be; it returns the output and raises `SandboxError` when git fails.
+    No configuration or hook but what is given here has a say, and of attributes those of `base`'s
+    ``info/attributes``, which overrule the workspace's. The arguments are those of `diff`. The
+    function takes git's arguments, `stdin`, more `settings`, and the `most` that its exit code may
+    be; it returns the output and raises `SandboxError` when git fails.
     """
     git_dir = base / ".git"
     env = {
@@ -82,10 +85,13 @@ def trusted_git(base: Path, *, worktree: str, scratch: str, run: Run) -> Git:
     }
 
     def git(
-        *arguments: str, attributes: str = "/dev/null", stdin: bytes = b"", most: int = 0
+        *arguments: str,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        stdin: bytes = b"",
+        most: int = 0,
     ) -> bytes:
-        settings = {**_SETTINGS, "core.attributesFile": attributes}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        chosen = {**_SETTINGS, **settings}
+        options = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
         ran = run([_git(), *options, *arguments], env, stdin)
         if ran.exit_code > most:
             reason = ran.output.decode("utf-8", "replace").strip()
@@ -132,23 +138,21 @@ def diff(
         output = git(*_DIFF, "HEAD", "--")
     elif not whole:
         git("add", "--all", "--", ".")
-    return _text(git, output, scratch, run)
+    return _text(git, output)
 
 
-def written(git: Git, scratch: str, run: Run) -> str:
+def written(git: Git) -> str:
     """The diff from HEAD to what is in the index."""
-    return _text(git, git(*_DIFF, "HEAD", "--"), scratch, run)
+    return _text(git, git(*_DIFF, "HEAD", "--"))
 
 
-def _text(git: Git, output: bytes, scratch: str, run: Run) -> str:
+def _text(git: Git, output: bytes) -> str:
     try:
         return output.decode()
     except UnicodeDecodeError:
         # A text in another encoding: as a binary patch it survives being a string.
-        attributes = f"{scratch}/attributes"
-        path = {"PATH": os.environ.get("PATH", os.defpath)}
-        run(["sh", "-c", 'printf "* -diff\\n" > "$0"', attributes], path)
-        return git(*_DIFF, "HEAD", "--", attributes=attributes).decode("utf-8", "replace")
+        binary = {"diff.default.binary": "true"}
+        return git(*_DIFF, "HEAD", "--", settings=binary).decode("utf-8", "replace")
 
 
 def _repositories(files: Files) -> list[str]:

@@ -254,6 +254,50 @@ if os.fork() == 0:
 """
 _EXITING = "def add(a, b):\n    raise SystemExit(0)\n\n\ndef mul(a, b):\n    return a * b\n"
 
+_EXPECTED = "import pytest\n\n\ndef add(a, b):\n    pytest.xfail('soon')\n\n\ndef mul(a, b):\n"
+_EXPECTED += "    return a * b\n"
+_BY_SLOT = r"""
+import pytest
+
+
+class Sum:
+    __bool__ = __len__ = __index__ = pytest.xfail
+
+    def __eq__(self, other):
+        return self
+
+
+def add(a, b):
+    return Sum()
+
+
+def mul(a, b):
+    return a * b
+"""
+_MARKED = r"""
+import sys
+
+
+def add(a, b):
+    import pytest
+    frame = sys._getframe()
+    while frame is not None:
+        item = frame.f_locals.get("item")
+        if hasattr(item, "add_marker"):
+            item.add_marker(pytest.mark.xfail)
+        frame = frame.f_back
+    raise ValueError(a)
+
+
+def mul(a, b):
+    return a * b
+"""
+_EXPECTING = r"""
+import unittest
+
+unittest.TestCase.__unittest_expecting_failure__ = True
+"""
+
 FORGING = (
     _program("forged printed PASS lines", _PRINT),
     _program("sys.exit(0) at import", "import sys\nsys.exit(0)\n", "exit code 3"),
@@ -283,6 +327,10 @@ FORGING = (
     _program("hidden tests from an import hook", _IMPORTER, "loading tests/test_calc.py"),
     _program("hidden tests from sys.modules", _STUFFED, "loading tests/test_hidden.py"),
     _program("hidden tests from a false file system", _READING, "altered"),
+    Attempt("failures that the program expects", {"calc.py": _EXPECTED}, named="something else"),
+    Attempt("expected through an object's truth", {"calc.py": _BY_SLOT}, named="something else"),
+    Attempt("a mark set while the test runs", {"calc.py": _MARKED}, named="something else"),
+    _program("unittest told to expect failures", _EXPECTING),
     Attempt("objects equal to everything", {"calc.py": _EQUAL}, named="equal to everything"),
 )
 """The program stays broken in each."""

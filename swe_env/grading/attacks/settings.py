@@ -25,6 +25,7 @@ def pytest_runtest_call(item):
     outcome = yield
     outcome.force_result(None)
 """
+_ITEMS = "def pytest_itemcollected(item):\n    item.obj = lambda *a, **k: None\n"
 _DESELECT = "def pytest_collection_modifyitems(items):\n    del items[:]\n"
 _EXIT = "def pytest_sessionfinish(session):\n    import os\n    os._exit(0)\n"
 _ENTRY_POINTS = "[pytest11]\nevil = evil\n"
@@ -47,6 +48,15 @@ SETTINGS = (
         named="tests/pytest.ini",
     ),
     Attempt("tox.ini --co", {"tox.ini": "[pytest]\naddopts = --co\n"}, named="tox.ini"),
+    Attempt(
+        "a section that only pytest finds",
+        {
+            "tox.ini": "[pytest]#x]\naddopts = -p helper\npythonpath = .\n",
+            "helper.py": _ITEMS,
+        },
+        named="tox.ini",
+    ),
+    Attempt("a section of nothing", {"tox.ini": "[pytest]\n"}, named="tox.ini"),
     Attempt("setup.cfg --co", {"setup.cfg": "[tool:pytest]\naddopts = --co\n"}, named="setup.cfg"),
     Attempt(
         "pyproject names a plug-in",

@@ -56,7 +56,7 @@ def diff(base: Path, paths: Iterable[str], files: ContainerFiles) -> str:
             git("read-tree", "--empty")
         else:
             _Copy(git, files, work).take(wanted)
-        return written(git, scratch, run)
+        return written(git)
 
 
 def _is_folder(files: ContainerFiles) -> bool:

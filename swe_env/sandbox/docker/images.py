@@ -24,14 +24,14 @@ import msgspec
 
 from swe_env.cache import build_once, cache_dir, digest
 from swe_env.errors import SandboxError
-from swe_env.repos.git import git, said
+from swe_env.repos.git import ATTRIBUTES, git, said
 from swe_env.sandbox.base import WORKDIR, Limits
 from swe_env.sandbox.docker import owner, prepare
 from swe_env.sandbox.docker.container import Container, Setup
 from swe_env.sandbox.docker.engine import Engine, Missing
 from swe_env.sandbox.keeper import bubblewrap
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raise when the way images are prepared changes."""
 _MOST_IMPORTED = 64
 _PREPARE_SECONDS = 1800.0
@@ -113,6 +113,9 @@ def _pack(engine: Engine, box: Container, workdir: str) -> bytes:
 
 def _base(folder: Path, commit: str, pack: bytes) -> None:
     """A repository of this machine with that commit: made here, so nothing of it is the image's."""
+    info = folder / ".git" / "info"
+    info.mkdir(parents=True)
+    (info / "attributes").write_text(ATTRIBUTES)
     for arguments, data in (
         (("init", "-q", "--template=", "."), b""),
         (("index-pack", "--stdin"), pack),

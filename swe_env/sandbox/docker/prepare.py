@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+from swe_env.repos.git import ATTRIBUTES
+
 SCRIPT = r"""
 workdir=$1 user=$2
 # The environment that the image's own harness would work in, before anything is changed.
@@ -29,7 +31,8 @@ export GIT_COMMITTER_NAME=swe-env GIT_COMMITTER_EMAIL=swe-env@localhost
 export GIT_AUTHOR_DATE="2020-01-01T00:00:00+0000" GIT_COMMITTER_DATE="2020-01-01T00:00:00+0000"
 git() {
   command git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.fsmonitor=false \
-    -c core.autocrlf=false -c core.excludesFile=/dev/null -c gc.auto=0 "$@"
+    -c core.autocrlf=false -c core.excludesFile=/dev/null -c core.attributesFile=/dev/null \
+    -c gc.auto=0 "$@"
 }
 # Where R2E-Gym's images keep the hidden tests.
 if [[ -e /r2e_tests || -e /root/r2e_tests || -e r2e_tests ]]; then
@@ -41,7 +44,10 @@ git rev-parse --git-dir >/dev/null 2>&1 || { rm -rf .git; git init -q .; }
 git ls-files -s | sed -n 's/^160000 [0-9a-f]* [0-9]*\t//p' | while IFS= read -r path; do
   git rm -q --cached -f -- "$path"
 done
+attributes() { mkdir -p "$1/info"; printf '%s' 'ATTRIBUTES' >"$1/info/attributes"; }
+attributes "$(git rev-parse --git-dir)"
 git add -A .
+git add --renormalize .
 commit=$(git commit-tree -m base "$(git write-tree)")
 new=$(mktemp -d)
 command git init -q --template= "$new"
@@ -50,6 +56,7 @@ git rev-parse "$commit" | git pack-objects -q --revs "$new/.git/objects/pack/pac
 rm -rf .git
 mv "$new/.git" .git
 rm -rf "$new"
+attributes .git
 git symbolic-ref HEAD refs/heads/main
 git update-ref refs/heads/main "$commit"
 git read-tree HEAD
@@ -57,7 +64,7 @@ git update-index -q --refresh || true
 rm -rf .git/logs .git/ORIG_HEAD
 find . \( ! -user "${user%%:*}" \) -exec chown -h "${user%%:*}" {} +
 printf '%s\0%s' "$commit" "$found"
-"""
+""".replace("ATTRIBUTES", ATTRIBUTES)
 """Cuts the repository's history off: one commit with the files as they are, no other object, ref,
 reflog, remote or hook; nested repositories become plain folders. The conda environment ``testbed``
 of SWE-bench's images and the ``.venv`` of R2E-Gym's are found. Prints the commit, a NUL, and the

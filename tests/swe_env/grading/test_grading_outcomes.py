@@ -202,3 +202,70 @@ def test_the_worse_of_two_outcomes_wins():
     assert worst(Outcome.PASSED, Outcome.FAILED) == Outcome.FAILED
     assert worst(Outcome.ERROR, Outcome.PASSED) == Outcome.ERROR
     assert worst(Outcome.SKIPPED, Outcome.PASSED) == Outcome.SKIPPED
+
+
+EXPECTED = """\
+import unittest
+
+import pytest
+
+from calc import add
+
+
+@pytest.mark.xfail(reason="soon")
+def test_marked():
+    assert add(1, 2) == 4
+
+
+def test_called():
+    if add(1, 2) != 4:
+        pytest.xfail("soon")
+
+
+def helper():
+    pytest.xfail("soon")
+
+
+def test_called_in_a_helper():
+    helper()
+
+
+def test_marked_while_it_runs(request):
+    request.applymarker(pytest.mark.xfail(reason="soon"))
+    assert add(1, 2) == 4
+
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.xfail)])
+def test_parameter(n):
+    assert add(n, 1) == 2
+
+
+class TestOld(unittest.TestCase):
+    @unittest.expectedFailure
+    def test_decorated(self):
+        self.assertEqual(add(1, 2), 4)
+
+    def test_called(self):
+        pytest.xfail("soon")
+"""
+
+
+@pytest.mark.parametrize("distrusted", [(), ("calc.py",)])
+def test_failures_that_the_tests_expect_count_whatever_is_distrusted(make_project, distrusted):
+    run = make_project({"tests/test_expected.py": EXPECTED}).run(
+        "tests/test_expected.py", distrusted=distrusted
+    )
+    outcomes = {name.partition("::")[2]: outcome for name, outcome in run.outcomes.items()}
+    assert outcomes.pop("test_parameter[1]") == Outcome.FAILED  # the bug
+    assert outcomes == dict.fromkeys(outcomes, Outcome.XFAIL)
+    assert len(outcomes) == 7
+    assert run.tampering == ()
+
+
+def test_a_mark_from_a_conftest_counts(make_project):
+    mark = "import pytest\n\n\ndef pytest_collection_modifyitems(items):\n    for item in items:\n"
+    mark += "        item.add_marker(pytest.mark.xfail(strict=False))\n"
+    files = {"conftest.py": mark, "tests/test_plain.py": "def test_plain():\n    assert 0\n"}
+    run = make_project(files).run("tests/test_plain.py", distrusted=["calc.py"])
+    assert set(run.outcomes.values()) == {Outcome.XFAIL}
+    assert run.tampering == ()

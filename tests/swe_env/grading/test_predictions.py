@@ -51,6 +51,30 @@ def test_drifted_patches_are_taken_as_the_harness_takes_them_unless_strict(shop_
     assert not tight.graded[0].report.patch_applied
 
 
+HOOK = "+def pytest_itemcollected(item):\n+    item.obj = lambda *a, **k: None\n"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Index: a/conftest.py\n@@ -0,0 +1,2 @@\n",
+        "--- /dev/null\n+++ b/conftest.py x\n@@ -0,0 +1,2 @@\n",
+        "--- /dev/null\n+++ b/./conftest.py\n@@ -0,0 +1,2 @@\n",
+        "*** /dev/null\n--- b/conftest.py\n***************\n*** 0 ****\n--- 1,2 ----\n",
+    ],
+)
+def test_no_header_that_git_does_not_know_brings_a_file_in(shop_task, header):
+    """Else the guard would never look at it."""
+    context = "--- " in header and header.startswith("***")
+    hook = HOOK.replace("+def", "+ def").replace("+  ", "+   ") if context else HOOK
+    wrong = shop_task.patch.replace("(100 - discount)", "(100 + discount + 0)")
+    assert wrong != shop_task.patch
+    found = grade_predictions(
+        [shop_task], [prediction(shop_task, wrong + header + hook)], sandbox="process"
+    )
+    assert statuses(found) == ["unresolved"]
+
+
 def test_what_leads_out_is_never_tried_loosely(shop_task, tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("one\n")

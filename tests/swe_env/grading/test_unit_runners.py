@@ -155,6 +155,7 @@ def test_django_ids_are_what_its_log_shows_descriptions_included(django):
         "import unittest.result as r\n"
         "r.TestResult.addFailure = lambda self, test, err: self.addSuccess(test)\n",
         "import sys\nsys.modules['unittest'].TestCase.assertEqual = lambda *a, **k: None\n",
+        "import unittest\nunittest.TestCase.__unittest_expecting_failure__ = True\n",
     ],
 )
 def test_program_code_cannot_forge_a_result(django, attack):
@@ -245,15 +246,39 @@ def test(*paths):
                 reporter.test_pass()
     return reporter.finish() and good
 '''
+XFAIL = """
+import functools
+
+
+class XFail(Exception):
+    pass
+
+
+class Skipped(Exception):
+    pass
+
+
+def XFAIL(func):
+    @functools.wraps(func)
+    def wrapper(*_):
+        try:
+            func()
+        except Exception:
+            raise XFail(func.__name__)
+    return wrapper
+"""
 SYMPY = {
     "bin/test": "#!/usr/bin/env python\nimport sys\n\nfrom sympy.testing.runtests import test\n\n"
     "sys.exit(not test(*[w for w in sys.argv[1:] if not w.startswith('-')]))\n",
     "sympy/__init__.py": "",
     "sympy/testing/__init__.py": "",
     "sympy/testing/runtests.py": REPORTER,
-    "sympy/tests/test_sum.py": "class Skipped(Exception): pass\nclass XFail(Exception): pass\n"
+    "sympy/testing/pytest.py": XFAIL,
+    "sympy/add.py": "def add(a, b):\n    return a + b\n",
+    "sympy/tests/test_sum.py": "from sympy.testing.pytest import Skipped, XFAIL\n"
     "def test_ok(): pass\ndef test_no(): assert 1 == 2, 'sums differ'\n"
-    "def test_error(): {}['x']\ndef test_skip(): raise Skipped\ndef test_xfail(): raise XFail\n",
+    "def test_error(): {}['x']\ndef test_skip(): raise Skipped\n@XFAIL\ndef test_xfail(): 1 / 0\n",
+    "sympy/tests/test_add.py": "from sympy.add import add\ndef test_add(): assert add(1, 2)\n",
     "sympy/tests/test_bad.py": "import nowhere_at_all\n",
 }
 
@@ -273,6 +298,23 @@ def test_every_sympy_outcome(make_project):
         "sympy/tests/test_bad.py": Outcome.ERROR,
     }
     assert "sums differ" in run.details["test_no"]
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        "class XFail(Exception): pass\ndef add(a, b): raise XFail\n",
+        "from sympy.testing.pytest import XFail\ndef add(a, b): raise XFail\n",
+        "from sympy.testing.pytest import XFAIL\n@XFAIL\ndef fails(): 1 / 0\n"
+        "class Sum:\n    __bool__ = fails\ndef add(a, b): return Sum()\n",
+    ],
+)
+def test_what_sympy_tests_cannot_expect_its_own_failure(make_project, add):
+    project = make_project({**SYMPY, "sympy/add.py": add})
+    run = project.run(
+        "sympy/tests/test_add.py", command="bin/test", runner="sympy", distrusted=["sympy/add.py"]
+    )
+    assert run.outcomes == {"test_add": Outcome.FAILED}
 
 
 def test_a_run_that_leaves_early_did_not_end(make_project):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from swe_env.errors import TaskError
 from swe_env.repos import base, file_diff, head, pristine
-from swe_env.repos.patches import new_file_diff, reverse_patch
+from swe_env.repos.patches import apply_patch, new_file_diff, reverse_patch
 from swe_env.sandbox import SandboxSpec, get
 from swe_env.types import Source, Task
 
@@ -165,19 +166,46 @@ def test_a_base_shares_no_file_with_the_pristine_one_and_leaves_it_as_it_was(tmp
     assert not any("x = 'sub/" in content for content in contents)
 
 
-def test_files_that_git_converts_give_the_commit_git_gives(tmp_path):
+def test_no_attribute_of_the_tree_changes_what_is_stored(tmp_path):
     folder = tmp_path / "pkg"
     folder.mkdir()
-    (folder / ".gitattributes").write_text("*.txt text\n*.bat text eol=crlf\n")
+    (folder / ".gitattributes").write_text("*.txt text\n*.bat text eol=crlf\n*.py diff\n")
     (folder / "a.txt").write_bytes(b"one\r\ntwo\r\n")
     (folder / "run.bat").write_bytes(b"echo\r\n")
     (folder / "empty").touch()
     origin = pristine(Source(kind="folder", location=str(folder)))
     assert git(origin, "status", "--porcelain") == ""
-    assert git(origin, "cat-file", "-p", "HEAD:a.txt") == "one\ntwo\n"
-    git(folder, "init", "-q")
-    git(folder, "add", "-A")
-    assert git(folder, "write-tree") == git(origin, "rev-parse", "HEAD^{tree}")
+    stored = subprocess.run(
+        ["git", "cat-file", "-p", "HEAD:a.txt"], cwd=origin, check=True, capture_output=True
+    ).stdout
+    assert stored == b"one\r\ntwo\r\n"
+
+
+@pytest.mark.parametrize(
+    "rules", ["* working-tree-encoding=UTF-16", "* text", "* ident", "* diff", "*.py -diff"]
+)
+def test_no_attribute_that_an_agent_writes_changes_the_diff(tmp_path, rules):
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    (folder / "mod.py").write_bytes(b"x = 1\r\n# $Id$\r\n")
+    made = base(task(Source(kind="folder", location=str(folder)), ""))
+    box = get("process")(SandboxSpec(base=made))
+    wanted = {
+        ".gitattributes": f"{rules}\n".encode(),
+        "mod.py": b"x = 2\r\n# $Id$\r\n",
+        "latin.txt": "é\n".encode("latin-1"),
+    }
+    for path, data in wanted.items():
+        if path == "latin.txt":
+            assert "+x = 2" in box.diff()
+        box.files.write(path, data)
+    patch = box.diff()
+    box.close()
+    patched = tmp_path / "patched"
+    shutil.copytree(made, patched)
+    shutil.rmtree(patched / ".git")
+    apply_patch(patched, patch)
+    assert {path: (patched / path).read_bytes() for path in wanted} == wanted
 
 
 def test_a_changed_folder_is_refused_and_leaves_nothing(tmp_path, cache):
