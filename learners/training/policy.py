@@ -18,9 +18,9 @@ from learners.training.config import TrainConfig
 from learners.training.model import (
     add_adapter,
     base_fingerprint,
+    model_digest,
     save_adapter,
     trainable,
-    weights_digest,
 )
 from learners.training.passes import Packing, Passes
 from learners.training.score import PolicySums, Scorer
@@ -45,7 +45,7 @@ class Policy:
     fingerprint: str
     """Of the base weights as they were found; the same whatever type they were loaded in."""
     digest: str
-    """Of every one of those weights as it was loaded."""
+    """Of every one of those weights as it was loaded, and of the model's configuration."""
     size: int
     """How many weights are trained."""
     compute: torch.dtype
@@ -138,7 +138,7 @@ def make_policy(
     place = "cpu" if workers.sharded else str(device)
     base = _load(config, place, compute)
     check_vocabulary(base.config.get_text_config().vocab_size)
-    fingerprint, digest = _fingerprint(config, base), weights_digest(base)
+    fingerprint, digest = _fingerprint(config, base), model_digest(base)
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))

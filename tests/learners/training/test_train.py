@@ -8,14 +8,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import learners
+from agents.policies import hub
 from agents.policies.sampling import Engine, Sampling, attention
 from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
 from learners.training import checkpoint
+from learners.training.model import model_digest
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
-from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.models import byte_tokenizer, save_model, tiny_llama
 from tests.learners.records import sampled
 from tests.learners.training.conftest import (
     Killed,
@@ -220,6 +222,23 @@ def test_the_reference_of_weights_that_differ_by_little_is_their_own(settings, t
         first = read_metrics(train(TrainConfig(**{**settings, **changes}, loss="dpo")).out)[0]
         margins.append(first["rewards/margins"])
     assert margins == [0, 0]
+
+
+def test_the_reference_of_one_configuration_is_not_anothers(settings, tmp_path):
+    """Equal weights give other figures under another epsilon, and the same ones elsewhere."""
+    digests, stages = [], []
+    for number, epsilon in enumerate((1e-6, 1e-2, 1e-2)):
+        folder = save_model(tmp_path / f"model-{number}", rms_norm_eps=epsilon)
+        digests.append(model_digest(hub.load(folder, device="cpu", dtype="float32")[0]))
+        seen = set()
+        changes = {"model": folder, "out": folder + "-out", "max_steps": 1}
+        train(
+            TrainConfig(**{**settings, **changes}, loss="dpo"),
+            on_progress=lambda p, s=seen: s.add(p.stage),
+        )
+        stages.append("reference" in seen)
+    assert digests[0] != digests[1] == digests[2]
+    assert stages == [True, True, False]
 
 
 def test_evaluation_is_recorded_and_can_stop_the_run(settings):
