@@ -16,7 +16,7 @@ REASONS = {
     "over-quota": "more than the asked number for its task",
     "no-agent-tokens": "the policy sampled nothing in it",
     "not-append-only": "its recorded prompts rewrite earlier turns",
-    "format": "a call in it cannot be written in the text format or chat template",
+    "format": "a call or message in it cannot be written in the text format or chat template",
     "template": "the chat template does not reproduce it token by token",
     "too-long": "longer than max_tokens",
     "one-solution": "its task has fewer than two different correct solutions",

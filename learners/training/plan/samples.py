@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from learners.data.batching import microbatches
 from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
-from learners.data.encode import Encoded, encode, recorded
+from learners.data.encode import Encoded, answered, encode, recorded
 from learners.data.report import Unusable
 from learners.losses import Loss
 from learners.ops.prefix import grow
@@ -174,10 +174,10 @@ class _Measure:
             return self._fit(encode(trajectory, None))  # type: ignore[arg-type]
         self.estimated += 1
         pieces = [(self._tokens(_before(trajectory)), -1)]
-        for turn, step in enumerate(trajectory.agent_steps):
+        for turn, (step, answers) in enumerate(answered(trajectory)):
             pieces.append((self._tokens(_said(step)), turn))
-            if step is not trajectory.agent_steps[-1] and step.observation is not None:
-                pieces.append((self._tokens(step.observation.content), -1))
+            if step is not trajectory.agent_steps[-1]:
+                pieces += [(self._tokens(answer), -1) for answer in answers]
         turns = tuple(turn for tokens, turn in pieces for _ in range(tokens))
         return self._fit(Encoded((0,) * len(turns), tuple(turn >= 0 for turn in turns), turns))
 
