@@ -121,7 +121,8 @@ class TrainConfig(BaseModel):
     wandb_project: str | None = None
     """Send the figures to this project of Weights & Biases, too."""
     resume: bool = False
-    """Go on from the last checkpoint in `out`, to the same result as if never stopped."""
+    """Go on from the last checkpoint in `out`, to the same result as if never stopped; a finished
+    run is left as it is."""
 
     @property
     def pairs_per_task(self) -> int:

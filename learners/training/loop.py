@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from safetensors import SafetensorError
 
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
-from learners.training.card import public_settings, write_card
+from learners.training.card import public_settings, read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
+from learners.training.prepare import check_folder
 from learners.training.results import (
     OnEval,
     OnProgress,
@@ -49,9 +51,9 @@ def train(
 
     Everything that can be wrong with settings, buffer, model or output folder is found before the
     first forward pass. The run depends on its settings and the buffer alone; with
-    ``config.resume`` it goes on from its last checkpoint to the same result. Started several
-    times over by ``accelerate launch``, the processes share the work and come to the result of
-    one, up to rounding.
+    ``config.resume`` it goes on from its last checkpoint to the same result, which is given again
+    if the run is finished. Started several times over by ``accelerate launch``, the processes
+    share the work and come to the result of one, up to rounding.
 
     Args:
         config: The settings; `TrainConfig.load` reads them from a file.
@@ -67,10 +69,21 @@ def train(
         SweError: a checkpoint could not be written.
     """
     workers = start_workers(config.device)
+    if (done := workers.on_main(lambda: _finished(config))) is not None:
+        return done
     show = on_progress if on_progress is not None and workers.main else silent
     run = _Run(make_parts(config, workers, show), on_eval, show)
     with run.recording():
         return run.go()
+
+
+def _finished(config: TrainConfig) -> TrainResult | None:
+    """The result of a run that there is nothing left to resume of."""
+    done = read_result(Path(config.out).expanduser()) if config.resume else None
+    if done is not None:
+        check_folder(config)
+        log.warning("The run in %s is finished: nothing is trained.", done.out)
+    return done
 
 
 class _Run:
@@ -285,6 +298,7 @@ class _Run:
             "init_adapter_digest": adapter_digest(config.init_adapter),
             "data_digest": self.dataset.digest,
             "data_report": str(self.dataset.report),
+            "report": self.dataset.report.as_record(),
             "samples": len(self.dataset),
             "processes": self.workers.count,
             "steps": self.step,

@@ -309,6 +309,19 @@ def test_a_run_is_not_resumed_on_other_data(settings):
         train(TrainConfig(**settings, resume=True))
 
 
+def test_a_finished_run_is_not_resumed_but_its_result_given_again(settings, caplog):
+    settings |= {"loss": "sft", "save_every": 2, "max_steps": 3}
+    result = train(TrainConfig(**settings))
+    (result.out / "adapter_model.safetensors").write_bytes(b"precious")
+    before = read_metrics(result.out)
+    assert train(TrainConfig(**settings, resume=True)) == result
+    assert f"The run in {result.out} is finished: nothing is trained." in caplog.text
+    assert read_metrics(result.out) == before
+    assert (result.out / "adapter_model.safetensors").read_bytes() == b"precious"
+    with pytest.raises(ConfigError, match="was started with seed = 0, not 1"):
+        train(TrainConfig(**settings, resume=True, seed=1))
+
+
 def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):
     settings |= {"loss": "sft", "lora_dropout": 0.3}
     plain = train(TrainConfig(**settings))
