@@ -37,7 +37,7 @@ from learners.training.reference import reference_logps
 from learners.training.results import OnProgress, Progress
 from learners.training.schedule import total_steps
 from learners.training.solutions import Attempts, Solutions, attempts
-from learners.training.step import Objective
+from learners.training.step import Objective, try_loss
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 
@@ -93,7 +93,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     """
     from agents.policies.hub import load_tokenizer
 
-    loss, zeta = _check(config, workers)
+    loss, settings = _check(config, workers)
     out = workers.on_main(lambda: check_folder(config))
     data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
@@ -110,10 +110,6 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     probe = data.train.samples[0].sequences[0].input_ids[:16]
     policy = make_policy(config, workers, list(probe), fits)
     workers.on_main(lambda: open_folder(out, config, policy.size))
-    settings = config.model_dump(
-        include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
-    )
-    settings |= {"zeta": zeta, "beta": config.gamma}
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
     return Parts(
@@ -134,10 +130,15 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     )
 
 
-def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
-    """The loss and its zeta, once the settings are known to go together."""
+def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float]]:
+    """The loss and its settings, once all are known to go together."""
     loss = get_loss(config.loss)
     zeta = config.zeta_for(loss.parameters)
+    settings = config.model_dump(
+        include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
+    )
+    settings |= {"zeta": zeta, "beta": config.gamma}
+    try_loss(loss, settings)
     if _wants_mismatched(config, loss):
         check_mismatched(config, loss.name, zeta)
     if config.stop_kl is not None and not loss.needs_reference:
@@ -150,7 +151,7 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
     check_mode(config, workers)
     if config.init_adapter is not None:
         check_adapter(config.init_adapter)
-    return loss, zeta
+    return loss, settings
 
 
 def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
