@@ -94,10 +94,10 @@ class TrainConfig(BaseModel):
     not be computed again: 0 always, above 1 never, by default where it pays on the device."""
     seed: int = 0
     """Chooses pairs, order, and the adapter's first weights."""
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype: Literal["bfloat16", "float32"] | None = None
     """Of the frozen weights, or with ``mode = "full"`` of the computation and the result; by
     default bfloat16 where the device computes in it natively. What is trained and the optimizer
-    are float32 always."""
+    are float32 always. float16, whose gradients would need scaling, is not offered."""
     device: str = "auto"
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time, far less memory. On CUDA

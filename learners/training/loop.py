@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from learners.data.dataset import Sample
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
 from learners.training.card import public_settings, read_result, write_card
@@ -23,6 +25,7 @@ from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
 from learners.training.prepare import check_folder
 from learners.training.results import (
+    Diverged,
     OnEval,
     OnProgress,
     Progress,
@@ -39,6 +42,9 @@ from swe_env.errors import SweError
 from swe_env.machine import commit
 
 log = logging.getLogger(__name__)
+
+_NAMED = 8
+"""Tasks that an error names."""
 
 
 def train(
@@ -66,6 +72,7 @@ def train(
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
         NoSignal: the buffer holds nothing to learn from (a ConfigError too).
+        Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
         SweError: a checkpoint could not be written.
     """
     workers = start_workers(config.device)
@@ -136,7 +143,8 @@ class _Run:
         )
         z0 = parts.z0.estimate(rows) if parts.z0 is not None else None
         result = run_batch(parts.objective, samples, parts.references[rows], z0)
-        norm = self._update(rate)
+        self._check_finite("loss", result.metrics["loss"], samples)
+        norm = self._update(rate, samples)
         self._update_z0(rows, result)
         self.step += 1
         seconds = time.perf_counter() - started
@@ -149,18 +157,32 @@ class _Run:
         self.rule.see(self.metrics)
         self._after_step()
 
-    def _update(self, rate: float) -> float:
+    def _update(self, rate: float, samples: Sequence[Sample]) -> float:
         """One optimizer step on the gradients of all processes; gives their norm."""
         parameters, optimizer = self.parts.policy.parameters, self.parts.optimizer
         if (zero := self.parts.policy.scorer.zero) is not None:
-            return zero.step(rate)
+            norm = zero.step(rate)
+            self._check_finite("gradient norm", norm, samples)
+            return norm
         self.workers.add_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
+        self._check_finite("gradient norm", norm, samples)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(whole(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float, samples: Sequence[Sample]) -> None:
+        if not math.isfinite(value):
+            tasks = list(dict.fromkeys(sample.task for sample in samples))
+            more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
+            raise Diverged(
+                f"The {what} of step {self.step + 1} is {value} (in samples of "
+                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends before it with the last "
+                "checkpoint intact: train anew with a lower learning_rate, in dtype float32, or "
+                "without those tasks."
+            )
 
     def _after_step(self) -> None:
         config = self.config

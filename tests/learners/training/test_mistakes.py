@@ -165,6 +165,8 @@ def test_settings(settings, tmp_path):
         ConfigError, match="Training setting 'gamma': Input should be greater than 0"
     ):
         TrainConfig.load(**settings, gamma=0)
+    with pytest.raises(ConfigError, match="'dtype': Input should be 'bfloat16' or 'float32'"):
+        TrainConfig.load(**{**settings, "dtype": "float16"})
     broken = tmp_path / "x.toml"
     broken.write_text("loss = ")
     with pytest.raises(ConfigError, match="cannot be read"):

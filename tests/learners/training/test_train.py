@@ -12,8 +12,9 @@ from agents.policies import hub
 from agents.policies.sampling import Engine, Sampling, attention
 from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
+from learners.losses import LossOutput
 from learners.ops import sequence_logps
-from learners.training import checkpoint
+from learners.training import Diverged, checkpoint
 from learners.training.model import model_digest
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
@@ -320,6 +321,29 @@ def test_a_finished_run_is_not_resumed_but_its_result_given_again(settings, capl
     assert (result.out / "adapter_model.safetensors").read_bytes() == b"precious"
     with pytest.raises(ConfigError, match="was started with seed = 0, not 1"):
         train(TrainConfig(**settings, resume=True, seed=1))
+
+
+def flat(policy_chosen_logps):
+    """A finite loss whose gradient is not."""
+    return LossOutput((policy_chosen_logps - policy_chosen_logps.detach()).sqrt().mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "what"),
+    [({"loss": "sft", "learning_rate": 1e37}, 2, "loss"),
+     ({"loss": "tests.learners.training.test_train:flat"}, 1, "gradient norm")],
+)  # fmt: skip
+def test_what_is_not_finite_ends_the_run_before_its_step(settings, changes, step, what):
+    settings |= {**changes, "save_every": 1}
+    with pytest.raises(
+        Diverged, match=rf"The {what} of step {step} is (nan|inf) \(in samples of t-\d, .*float32"
+    ):
+        train(TrainConfig(**settings))
+    out = Path(settings["out"])
+    assert len(read_metrics(out)) == step - 1
+    assert not (out / "training.json").exists()
+    saved = [path.name for path in (out / "checkpoints").glob("*")]
+    assert saved == [f"step-{done:08d}" for done in range(1, step)]
 
 
 def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):
