@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +11,7 @@ from learners.ops.attention import NAMES, carrier, take_over
 from learners.ops.keeping import weigh
 from learners.ops.logps import token_logps
 from learners.ops.packing import Packed, pack
-from learners.ops.sequence import SequenceLogps, output_layer, sequence_logps, unwrap
+from learners.ops.sequence import SequenceLogps, evaluating, output_layer, sequence_logps, unwrap
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
         return "it drops attention out"
     undo = take_over(causal)
     try:
-        with _evaluating(causal), torch.no_grad():
+        with evaluating(causal), torch.no_grad():
             reason = _probe(model, kernel, device)
     except (ConfigError, RuntimeError, NotImplementedError, ImportError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -135,15 +133,3 @@ def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
     if bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
         return ""
     return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, each module back in its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

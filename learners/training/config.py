@@ -93,7 +93,7 @@ class TrainConfig(BaseModel):
     """A sequence takes over the beginning of another where at least this share of its tokens need
     not be computed again: 0 always, above 1 never, by default where it pays on the device."""
     seed: int = 0
-    """Chooses pairs, order, and the adapter's first weights."""
+    """Chooses pairs, order, the adapter's first weights, and what dropout draws."""
     dtype: Literal["bfloat16", "float32"] | None = None
     """Of the frozen weights, or with ``mode = "full"`` of the computation and the result; by
     default bfloat16 where the device computes in it natively. What is trained and the optimizer

@@ -67,7 +67,8 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) -> PeftModel:
     """`base` with a trainable adapter: `config.init_adapter`'s, or a new one that changes nothing.
 
-    Adapter weights are float32 whatever the base is.
+    Adapter weights are float32 whatever the base is. A new one's first weights and dropout's draws
+    follow from ``config.seed``.
 
     Raises:
         ConfigError: the starting adapter is missing, or was made for another base model.
@@ -75,8 +76,8 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     from peft import LoraConfig, PeftModel, get_peft_model
 
     model: Any
+    torch.manual_seed(config.seed)
     if config.init_adapter is None:
-        torch.manual_seed(config.seed)
         lora = LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha,

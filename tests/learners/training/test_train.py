@@ -121,6 +121,19 @@ def test_z0_of_the_normalized_kto_is_of_its_own_reward(settings):
     assert first["z0"] == pytest.approx(rewards / 2 / 0.4, rel=1e-9)
 
 
+def test_a_starting_adapters_dropout_draws_by_the_seed(settings, tmp_path):
+    settings |= {"loss": "sft", "max_steps": 2}
+    start = train(TrainConfig(**settings, lora_dropout=0.3)).out
+    found = []
+    for drawn, seed in ((1, 0), (2, 0), (2, 5)):
+        torch.manual_seed(drawn)  # whatever ran in this process before
+        changes = {"init_adapter": str(start), "out": f"{tmp_path}/{drawn}-{seed}", "seed": seed}
+        config = TrainConfig(**{**settings, **changes, "batch_size": 64})
+        found.append(weights(train(config).out))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
 @pytest.mark.parametrize("loss", ["sft", "entropo-dpo", "entropo-kto"])
 def test_gradients_do_not_depend_on_how_the_batch_is_cut(settings, loss, tmp_path):
     adapters = []
