@@ -100,6 +100,7 @@ class _Run:
         self.parts, self.on_eval, self.on_progress = parts, on_eval, on_progress
         self.config, self.workers, self.out = parts.config, parts.workers, parts.out
         self.dataset = parts.data.train
+        self.start = adapter_digest(parts.config.init_adapter)
         self.rule = StopRule(parts.config)
         self.attention = LentAttention(parts.policy.model)
         self.writer: MetricsWriter | None = None
@@ -233,6 +234,8 @@ class _Run:
         extra = {
             "z0": state_of(self.parts.z0), "metrics": self.metrics, "rule": self.rule.state_dict(),
             "data": self.dataset.digest, "stopped": self.stopped,
+            "base": self.parts.policy.fingerprint,
+            "init_adapter": self.start,
         }  # fmt: skip
         save_checkpoint(
             self.out / "checkpoints", self.step, self.parts.policy, self.parts.optimizer, extra,
@@ -317,7 +320,7 @@ class _Run:
         policy, config = self.parts.policy, self.config
         record: dict[str, Any] = {
             "base_fingerprint": policy.fingerprint,
-            "init_adapter_digest": adapter_digest(config.init_adapter),
+            "init_adapter_digest": self.start,
             "data_digest": self.dataset.digest,
             "data_report": str(self.dataset.report),
             "report": self.dataset.report.as_record(),

@@ -97,7 +97,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     out = workers.on_main(lambda: check_folder(config))
     data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
-    saved = _saved(config, out, data.train)
+    saved = _saved(config, out, data.train.digest)
     log.info("%s", data.train.report)
     show(Progress("data", len(data.train), data.train.report.seen, {}))
 
@@ -109,6 +109,10 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
 
     probe = data.train.samples[0].sequences[0].input_ids[:16]
     policy = make_policy(config, workers, list(probe), fits)
+    _check_same(
+        saved, out, "base", policy.fingerprint,
+        f"The base model {config.model} has other weights", "the model",
+    )  # fmt: skip
     workers.on_main(lambda: open_folder(out, config, policy.size))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
@@ -174,24 +178,34 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
     )
 
 
-def _saved(config: TrainConfig, out: Path, dataset: Dataset) -> dict[str, Any] | None:
-    """The last checkpoint, once it is known to be of the same data.
+def _saved(config: TrainConfig, out: Path, data: str) -> dict[str, Any] | None:
+    """The last checkpoint, once it is known to be of the same data and starting adapter.
 
     Raises:
-        ConfigError: the buffer gives other samples than when the run began.
+        ConfigError: one of them is another than when the run began.
     """
     found = checkpoints(out / "checkpoints")
-    if not found:
-        return None
-    state = read_checkpoint(found[-1])
-    before = state["extra"].get("data", dataset.digest)
-    if before != dataset.digest:
+    saved = read_checkpoint(found[-1]) if found else None
+    _check_same(
+        saved, out, "data", data, f"The buffer {config.buffer} gives other samples", "the buffer"
+    )
+    _check_same(
+        saved, out, "init_adapter", adapter_digest(config.init_adapter),
+        f"The starting adapter {config.init_adapter} is another", "the adapter",
+    )  # fmt: skip
+    return saved
+
+
+def _check_same(
+    saved: dict[str, Any] | None, out: Path, name: str, now: str, problem: str, again: str
+) -> None:
+    """What the run began with, of which `now` is the digest, is as it was, as far as is known."""
+    before = now if saved is None else saved["extra"].get(name, now)
+    if before != now:
         raise ConfigError(
-            f"The buffer {config.buffer} gives other samples (digest {dataset.digest}) than when "
-            f"the run in {out} began ({before}): resume it with the buffer as it was, or train "
-            "into another folder."
+            f"{problem} (digest {now}) than when the run in {out} began ({before}): resume it with "
+            f"{again} as it was, or train into another folder."
         )
-    return state
 
 
 def _reference(

@@ -323,6 +323,31 @@ def test_a_run_is_not_resumed_on_other_data(settings):
         train(TrainConfig(**settings, resume=True))
 
 
+def test_a_run_is_not_resumed_on_another_model_or_starting_adapter(settings, tmp_path):
+    folder = save_model(tmp_path / "model")
+    settings |= {"model": folder, "loss": "sft", "save_every": 1}
+    start = train(TrainConfig(**{**settings, "out": str(tmp_path / "start"), "max_steps": 1})).out
+    settings |= {"init_adapter": str(start)}
+    train_and_kill(settings, after=2)
+    resume = TrainConfig(**settings, resume=True)
+    record = (start / "adapter_config.json").read_text()
+    other = record.replace('"lora_alpha": 16', '"lora_alpha": 8')
+    (start / "adapter_config.json").write_text(other)
+    with pytest.raises(ConfigError, match=r"starting adapter .*start is another \(digest .*began"):
+        train(resume)
+    (start / "adapter_config.json").write_text(record)
+    (start / "training.json").unlink()  # which names the base that the adapter was made for
+    save_model(tmp_path / "model", seed=1)
+    with pytest.raises(ConfigError, match=r"base model .*model has other weights \(digest"):
+        train(resume)
+    save_model(tmp_path / "model")
+    last = Path(settings["out"]) / "checkpoints" / "step-00000002" / "state.pt"
+    state = torch.load(last)
+    del state["extra"]["base"], state["extra"]["init_adapter"]  # by an earlier version
+    torch.save(state, last)
+    assert train(resume).steps == 6
+
+
 def test_a_finished_run_is_not_resumed_but_its_result_given_again(settings, caplog):
     settings |= {"loss": "sft", "save_every": 2, "max_steps": 3}
     result = train(TrainConfig(**settings))
