@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
     per_task: int | None = Field(default=None, ge=1)
     """At most so many pairs a task (default 1), or rows of each label (default all)."""
     ties: int = Field(default=1, ge=0)
-    """Pairs: at most so many tie pairs a task."""
+    """Pairs: at most so many tie pairs a task; none for a loss that takes no `tie`."""
     max_tokens: int = Field(default=18_000, ge=2)
     """Longer trajectories are left out, or cut, and counted."""
     too_long: Literal["drop", "cut"] = "drop"
@@ -128,6 +128,10 @@ class TrainConfig(BaseModel):
     def pairs_per_task(self) -> int:
         """`per_task` for a pair loss."""
         return self.per_task or 1
+
+    def ties_for(self, parameters: frozenset[str]) -> int:
+        """`ties` for a loss with these parameters: one without `tie` would read them as wins."""
+        return self.ties if "tie" in parameters else 0
 
     def zeta_for(self, parameters: frozenset[str]) -> float:
         """Zeta as a loss with these parameters sees it.

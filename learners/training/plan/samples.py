@@ -134,7 +134,8 @@ def _dataset(
     if loss.kind == "pairs":
         return pair_samples(
             trajectories, measure,
-            per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
+            per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
+            seed=config.seed,
         )  # fmt: skip
     return row_samples(
         trajectories, measure, kind=loss.kind, per_task=config.per_task, seed=config.seed

@@ -5,6 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from learners.losses import LossOutput
 from learners.training.commands import train
 from learners.training.config import TrainConfig
 from learners.training.plan import Assumptions, as_dict, as_text, plan_training
@@ -38,6 +39,20 @@ def test_a_plan_is_of_the_samples_that_training_would_use(config):
     assert plan.fits
     assert plan.verdict.startswith("Fits on one A100-80")
     assert seen["reference"] == 2 * plan.samples
+
+
+def without_ties(policy_chosen_logps, policy_rejected_logps):
+    return LossOutput((policy_rejected_logps - policy_chosen_logps).mean())
+
+
+def test_a_loss_that_takes_no_ties_is_given_none(config):
+    from learners import train as run
+
+    ties, none = (plan_training(config.model_copy(update={"ties": count})) for count in (2, 0))
+    assert none.samples < ties.samples
+    own = f"{__name__}:{without_ties.__name__}"
+    config = config.model_copy(update={"loss": own, "ties": 2, "max_steps": 1})
+    assert run(config).report.kept == plan_training(config).samples == none.samples
 
 
 def _sizes(folder):
