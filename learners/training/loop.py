@@ -152,7 +152,7 @@ class _Run:
         self.metrics = result.metrics | {
             "grad_norm": norm,
             "learning_rate": rate,
-            "epoch": self.step * config.batch_size / len(self.dataset),
+            "epoch": self.step / math.ceil(len(self.dataset) / config.batch_size),
             "tokens_per_second": sum(sample.num_tokens for sample in samples) / seconds,
         }
         self.rule.see(self.metrics)

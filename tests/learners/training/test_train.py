@@ -81,6 +81,13 @@ def test_what_is_published_names_no_path_of_this_machine(settings, tmp_path):
     assert f"starting adapter `out@sha256:{record['init_adapter_digest']}`" in card
 
 
+def test_an_epoch_ends_with_its_last_batch_however_short(settings):
+    """Eight resolved trajectories in batches of five."""
+    settings |= {"loss": "sft", "batch_size": 5, "max_steps": None, "epochs": 2.0}
+    records = read_metrics(train(TrainConfig(**settings)).out)
+    assert [record["epoch"] for record in records] == [0.5, 1.0, 1.5, 2.0]
+
+
 def test_sft_lowers_the_loss(settings):
     records = read_metrics(train(TrainConfig(**settings, loss="sft")).out)
     assert records[-1]["loss"] < records[0]["loss"] - 0.05
