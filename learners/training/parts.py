@@ -222,7 +222,10 @@ def _reference(
         return references, None
     mismatch = (data.mismatched, logps[count * width :]) if data.mismatched else None
     rewards = objective.rewards(samples, references[:, 0], references[:, 0])
-    z0 = make_z0(config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch)
+    z0 = make_z0(
+        config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch,
+        ref_weight=objective.settings["gamma"] / objective.settings["zeta"],
+    )  # fmt: skip
     return references, z0
 
 

@@ -453,6 +453,14 @@ def test_mismatched_z0_is_ktos_and_zero_at_step_zero(settings):
     assert second["z0"] >= 0
 
 
+def test_mismatched_z0_of_the_released_kto_weighs_the_reference(settings):
+    """zeta = gamma / 2: E[S - 2 S_ref] is -E[S] at the first step, where E[S - S_ref] is 0."""
+    settings |= {"loss": "entropo-kto-released", "z0": "mismatched", "gamma": 0.1, "zeta": 0.05}
+    settings |= {"batch_size": 64, "max_steps": 1}
+    first = read_metrics(train(TrainConfig(**settings)).out)[0]
+    assert first["z0"] > -max(first["logps/chosen"], first["logps/rejected"]) / 2 > 10
+
+
 def test_tensorboard_holds_the_same_figures(settings):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
