@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,16 @@ class Policy:
             save_adapter(self.model, folder, weights)
             return
         self.model.save_pretrained(str(folder), state_dict=weights)
+        _say_dtype(folder / "config.json", self.compute)
         tokenizer = hub.load_tokenizer(self.config.model, self.config.chat_template)
         tokenizer.save_pretrained(str(folder))
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """In place of the type that the model is trained in, which transformers writes down."""
+    record = json.loads(config.read_text())
+    record["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def check_mode(config: TrainConfig, workers: Workers) -> None:
