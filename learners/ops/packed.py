@@ -11,6 +11,7 @@ from learners.ops.attention import NAMES, carrier, take_over
 from learners.ops.keeping import weigh
 from learners.ops.logps import token_logps
 from learners.ops.packing import Packed, pack
+from learners.ops.rotary import moving_rotary
 from learners.ops.sequence import SequenceLogps, evaluating, output_layer, sequence_logps, unwrap
 from swe_env.errors import ConfigError
 
@@ -82,6 +83,8 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
     if unknown:
         return f"it has layers of the kind {', '.join(sorted(unknown))}"
     config = causal.config.get_text_config()
+    if kind := moving_rotary(causal):
+        return f"its rotary frequencies ({kind}) depend on a pass's longest sequence"
     if any(getattr(config, name, None) for name in _DROPOUT):
         return "it drops attention out"
     undo = take_over(causal)
