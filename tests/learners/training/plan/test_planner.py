@@ -82,6 +82,34 @@ def test_twice_the_utilisation_is_never_slower(config):
     assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
 
 
+def test_packing_and_min_share_are_the_runs(config):
+    shares = {
+        share: plan_training(config.model_copy(update={"min_share": share})).shared_tokens
+        for share in (None, 0.0, 2.0)
+    }
+    assert shares[2.0] == 0 < shares[None] <= shares[0.0]
+    packed, padded = (
+        plan_training(config.model_copy(update={"packing": packing, "min_share": 2.0}))
+        for packing in ("auto", "none")
+    )
+    assert (padded.tokens, padded.shared_tokens) == (packed.tokens, 0)
+    assert padded.longest.tokens == padded.longest.rows * max(padded.longest.lengths)
+    assert padded.longest.tokens > sum(padded.longest.lengths)
+
+
+def test_an_estimated_trajectory_counts_once_however_many_pairs_hold_it(config, tmp_path):
+    records = [
+        scripted("t-1", attempt=attempt, resolved=attempt == 0,
+                 actions=[("view", {"path": "x" * attempt}), ("submit", {})])
+        for attempt in range(3)
+    ]  # fmt: skip
+    buffer = write_buffer(tmp_path / "scripted", records)
+    config = config.model_copy(update={"buffer": buffer, "ties": 0, "per_task": 2})
+    plan = plan_training(config)
+    assert plan.samples == 2
+    assert any(note.startswith("3 trajectories have no token ids") for note in plan.notes)
+
+
 def test_text_without_ids_is_estimated_and_said_to_be(config, tmp_path):
     records = [
         scripted("t-1", attempt=attempt, resolved=attempt == 0,
