@@ -137,12 +137,14 @@ class ChatTemplate:
         end = len(ids) - 1 - ids[::-1].index(self.end_of_turn)
         return ids[: end + 1]
 
-    def observation(self, text: str) -> list[int]:
+    def observation(self, *texts: str) -> list[int]:
         """What the template puts between a sampled end-of-turn token and the next reply.
 
-        That is the rest of the reply's frame, the user message `text`, and the generation prompt.
+        That is the rest of the reply's frame, a user message of each of `texts`, and the generation
+        prompt.
         """
-        messages: list[Message] = [*self._base, {"role": "user", "content": text}]
+        said: list[Message] = [{"role": "user", "content": text} for text in texts]
+        messages = [*self._base, *said]
         before = self._closed.removesuffix(self._end)
         ids = self._encode(messages, before, generation=True)
         return ids[1:]

@@ -31,6 +31,8 @@ class Sample:
     their log-probabilities cancel in the margin."""
     mean_tokens: float = 0.0
     """Mean number of sampled tokens of its task's rows; 0 for pairs."""
+    task: str = ""
+    """The task's id, for messages."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,14 +83,14 @@ def pair_samples(
     groups = _numbers(pair.chosen.instance_id for pair in found)
 
     def build(pair: Pair) -> Sample:
-        sides = encoder(pair.chosen), encoder(pair.rejected)
+        task = pair.chosen.instance_id
+        sides, shared = (encoder(pair.chosen), encoder(pair.rejected)), 0
         if not _same_start(*sides):
-            raise Unusable("prompts-differ", f"{pair.chosen.instance_id}: prompts differ.")
-        group = groups[pair.chosen.instance_id]
+            raise Unusable("prompts-differ", f"{task}: prompts differ.")
         chosen, rejected = (side.from_turn(pair.shared_steps) for side in sides)
         if pair.shared_steps and _same_start(chosen, rejected):  # cut ones may differ before it
-            return Sample((chosen, rejected), group, pair.tie, from_turn=pair.shared_steps)
-        return Sample(sides, group, pair.tie)
+            sides, shared = (chosen, rejected), pair.shared_steps
+        return Sample(sides, groups[task], pair.tie, from_turn=shared, task=task)
 
     return _build(found, build, report)
 
@@ -107,8 +109,9 @@ def row_samples(
     groups = _numbers(row.trajectory.instance_id for row in found)
 
     def build(row: Row) -> Sample:
-        group = groups[row.trajectory.instance_id]
-        return Sample((encoder(row.trajectory),), group, desirable=row.desirable)
+        task = row.trajectory.instance_id
+        sequences = (encoder(row.trajectory),)
+        return Sample(sequences, groups[task], desirable=row.desirable, task=task)
 
     dataset = _build(found, build, report)
     lengths: dict[int, list[int]] = {}

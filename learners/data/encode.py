@@ -68,8 +68,8 @@ class Chat(Protocol):
         """Ids sampled to say `text`, the end of the turn included."""
         ...
 
-    def observation(self, text: str) -> list[int]:
-        """Ids between a sampled end of turn and the next reply."""
+    def observation(self, *texts: str) -> list[int]:
+        """Ids between a sampled end of turn and the next reply: these user messages."""
         ...
 
 
@@ -147,6 +147,27 @@ def recorded(trajectory: Trajectory) -> bool:
     return all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
 
 
+def answered(trajectory: Trajectory) -> list[tuple[Step, list[str]]]:
+    """Each agent step with what the policy read behind it: its observation, then users' messages.
+
+    Raises:
+        Unusable: a system message stands there, which no observation can be.
+    """
+    found: list[tuple[Step, list[str]]] = []
+    for step in trajectory.steps:
+        if step.source == "agent":
+            found.append((step, [step.observation.content] if step.observation else []))
+        elif found and step.source == "system":
+            raise Unusable(
+                "format",
+                f"{_name(trajectory)} has a system message behind agent turn {len(found)}, and "
+                "only users can speak there.",
+            )
+        elif found:
+            found[-1][1].append(step.message)
+    return found
+
+
 def _note(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], list[int]]:
     def note(dropped: int) -> list[int]:
         text = f"\n[... {dropped} tokens left out ...]\n"
@@ -178,14 +199,12 @@ def _recorded(trajectory: Trajectory) -> Encoded:
 def _templated(trajectory: Trajectory, chat: Chat, text_format: Format) -> Encoded:
     messages, replies = _conversation(trajectory, text_format)
     pieces: list[tuple[Sequence[int], int]] = [(chat.prompt(messages), -1)]
-    for turn, (reply, observation) in enumerate(replies):
+    for turn, (reply, answers) in enumerate(replies):
         pieces.append((chat.completion(reply), turn))
         if turn + 1 < len(replies):
-            pieces.append((chat.observation(observation), -1))
-            messages += [
-                {"role": "assistant", "content": reply},
-                {"role": "user", "content": observation},
-            ]
+            pieces.append((chat.observation(*answers), -1))
+            messages.append({"role": "assistant", "content": reply})
+            messages += [{"role": "user", "content": answer} for answer in answers]
     encoded = _join(pieces, trajectory)
     whole = chat.prompt(messages)
     ours = encoded.input_ids[: len(encoded) - len(pieces[-1][0])]
@@ -203,8 +222,8 @@ def _templated(trajectory: Trajectory, chat: Chat, text_format: Format) -> Encod
 
 def _conversation(
     trajectory: Trajectory, text_format: Format
-) -> tuple[list[Message], list[tuple[str, str]]]:
-    """(messages of the first state, [(reply, observation)] of each agent turn)."""
+) -> tuple[list[Message], list[tuple[str, list[str]]]]:
+    """(messages of the first state, [(reply, user messages behind it)] of each agent turn)."""
     first: list[Message] = []
     for step in trajectory.steps:
         if step.source == "agent":
@@ -213,15 +232,14 @@ def _conversation(
     if not any(message["role"] == "system" for message in first):
         first.insert(0, {"role": "system", "content": text_format.system_prompt(trajectory.tools)})
     replies = []
-    for turn, step in enumerate(trajectory.agent_steps):
+    for turn, (step, answers) in enumerate(answered(trajectory)):
         if len(step.tool_calls) > 1:
             raise Unusable(
                 "format",
                 f"{_name(trajectory)} makes {len(step.tool_calls)} calls in agent turn {turn + 1}, "
                 "and a text format writes one.",
             )
-        observation = step.observation.content if step.observation else ""
-        replies.append((_reply(step, text_format), observation))
+        replies.append((_reply(step, text_format), answers or [""]))
     return first, replies
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from swe_env.errors import SweError
 
@@ -16,7 +17,7 @@ REASONS = {
     "over-quota": "more than the asked number for its task",
     "no-agent-tokens": "the policy sampled nothing in it",
     "not-append-only": "its recorded prompts rewrite earlier turns",
-    "format": "a call in it cannot be written in the text format or chat template",
+    "format": "a call or message in it cannot be written in the text format or chat template",
     "template": "the chat template does not reproduce it token by token",
     "too-long": "longer than max_tokens",
     "one-solution": "its task has fewer than two different correct solutions",
@@ -54,6 +55,15 @@ class DropReport:
         """Count `count` more left out for `reason`."""
         if count:
             self.dropped[reason] += count
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON data, for `from_record`."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> DropReport:
+        """What `as_record` gave."""
+        return cls(**{**record, "dropped": Counter(record.get("dropped", {}))})
 
     def __str__(self) -> str:
         """One line: ``12 samples from 40 trajectories; left out: 9 unfinished (…), …``."""

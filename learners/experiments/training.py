@@ -9,14 +9,8 @@ from learners.training.commands import progress_bar
 from learners.training.results import OnEval
 
 
-def train_once(config: TrainConfig, on_eval: OnEval | None = None) -> TrainResult | None:
-    """Train with a bar on stderr; None when the folder already holds a finished run.
-
-    A run that was killed goes on from its last checkpoint.
-    """
-    out = Path(config.out)
-    if (out / "training.json").exists():
-        return None
-    config = config.model_copy(update={"resume": out.exists()})
+def train_once(config: TrainConfig, on_eval: OnEval | None = None) -> TrainResult:
+    """Train with a bar on stderr; a run that was killed goes on, a finished one is not repeated."""
+    config = config.model_copy(update={"resume": Path(config.out).exists()})
     with progress_bar() as show:
         return train(config, on_eval=on_eval, on_progress=show)

@@ -36,20 +36,19 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     return torch.where(count > 1, (total - rewards) / (count - 1).clamp(min=1), alone)
 
 
-def mismatched(policy_logps: Tensor, ref_logps: Tensor, *, clamp: bool = True) -> Tensor:
+def mismatched(policy_logps: Tensor, ref_logps: Tensor, *, ref_weight: float = 1.0) -> Tensor:
     """KTO's estimate from mismatched prompts and completions (arXiv 2402.01306, section 4.1).
 
     Args:
         policy_logps: S of completions put behind another task's prompt, shape (batch,).
         ref_logps: the same under the reference, (batch,).
-        clamp: Cut the estimate off at 0, as the KTO paper and TRL do. Right for zeta = gamma
-            only, where z0 is a KL and so not negative.
+        ref_weight: gamma / zeta, what the reference weighs in r: 1 in the KTO paper and TRL.
 
     Returns:
-        Scalar, detached.
+        Scalar, detached, cut off at 0 as the KTO paper, TRL and the released EntroPO do. Right for
+        zeta = gamma only, where z0 is a KL and so not negative.
     """
-    estimate = (policy_logps - ref_logps).detach().mean()
-    return estimate.clamp(min=0) if clamp else estimate
+    return (policy_logps - ref_weight * ref_logps).detach().mean().clamp(min=0)
 
 
 class Z0:

@@ -64,6 +64,7 @@ class PartLayout(Layout):
             mine: The tokens of this process, (part,).
             context: Who shares the row.
         """
+        self.spans = []
         self.ends, self.all_positions = ends, positions
         self.positions = positions[mine]
         self.mine, self.context = mine, context

@@ -44,10 +44,13 @@ class KeptAttention:
         return contexts
 
     def weigh(self, model: nn.Module, layout: Layout) -> None:
-        """Decide for the pass that comes: on CUDA, for long runs, if they fit what is free."""
+        """Decide for the pass that comes: on CUDA, for long runs, if they fit what is free.
+
+        Nothing is kept of a row that several processes share: a part of it has no runs.
+        """
         device = layout.ends.device
         self.keeps = False
-        if device.type != "cuda" or not torch.is_grad_enabled():
+        if device.type != "cuda" or not layout.spans or not torch.is_grad_enabled():
             return
         config = unwrap(model).config.get_text_config()
         if _attention_work(config, layout) < _WORTH:

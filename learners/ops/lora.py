@@ -27,7 +27,8 @@ def lean_lora(model: nn.Module) -> int:
 
     A layer is plain where peft's own computes ``W x + s B A x`` on an ordinary linear layer and
     nothing else (no DoRA or other variant, no dropout, no bias of its own). Others stay peft's, and
-    so does any call with the adapter off, merged or mixed, and all under autocast.
+    so does any call with the adapter off, merged or mixed, with a layer whose own weight or bias is
+    trained, and all under autocast.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -201,7 +202,8 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         own: Tensor = type(self).forward(self, x, *args, **kwargs)
         return own
     a, b = factors_a[names[0]].weight, factors_b[names[0]].weight
-    if x.dtype != base.weight.dtype or base.weight.requires_grad or a.dtype != b.dtype:
+    trained = any(own is not None and own.requires_grad for own in (base.weight, base.bias))
+    if x.dtype != base.weight.dtype or trained or a.dtype != b.dtype:
         own = type(self).forward(self, x)
     else:
         own = lora_linear(x, base.weight, base.bias, a, b, self.scaling[names[0]])

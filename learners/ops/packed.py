@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +11,12 @@ from learners.ops.attention import NAMES, carrier, take_over
 from learners.ops.keeping import weigh
 from learners.ops.logps import token_logps
 from learners.ops.packing import Packed, pack
-from learners.ops.sequence import SequenceLogps, output_layer, sequence_logps, unwrap
+from learners.ops.rotary import moving_rotary
+from learners.ops.sequence import SequenceLogps, evaluating, output_layer, sequence_logps, unwrap
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig
 
 _DROPOUT = ("attention_dropout", "attn_pdrop")
 _KINDS = ("full_attention", "sliding_attention")
@@ -80,15 +79,17 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
     own = causal.config._attn_implementation
     if own not in NAMES and own not in NAMES.values():
         return f"its attention is {own!r}"
-    unknown = set(_kinds(causal)) - set(_KINDS)
+    unknown = set(layer_kinds(causal.config)) - set(_KINDS)
     if unknown:
         return f"it has layers of the kind {', '.join(sorted(unknown))}"
     config = causal.config.get_text_config()
+    if kind := moving_rotary(causal):
+        return f"its rotary frequencies ({kind}) depend on a pass's longest sequence"
     if any(getattr(config, name, None) for name in _DROPOUT):
         return "it drops attention out"
     undo = take_over(causal)
     try:
-        with _evaluating(causal), torch.no_grad():
+        with evaluating(causal), torch.no_grad():
             reason = _probe(model, kernel, device)
     except (ConfigError, RuntimeError, NotImplementedError, ImportError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -97,16 +98,23 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
     return reason
 
 
-def _kinds(causal: PreTrainedModel) -> list[str]:
+def layer_kinds(model_config: PretrainedConfig) -> list[str]:
     """Each layer's kind of attention."""
-    config = causal.config.get_text_config()
+    config = model_config.get_text_config()
+    layers: int = config.num_hidden_layers
     if getattr(config, "attention_chunk_size", None):
-        return ["chunked_attention"]
+        return ["chunked_attention"] * layers
     kinds = getattr(config, "layer_types", None)
     if kinds:
         return list(kinds)
     windowed = getattr(config, "sliding_window", None) is not None
-    return [_KINDS[windowed]] * config.num_hidden_layers
+    return [_KINDS[windowed]] * layers
+
+
+def layer_windows(model_config: PretrainedConfig) -> list[int | None]:
+    """Each layer's sliding window in tokens, None where it attends to everything."""
+    size = getattr(model_config.get_text_config(), "sliding_window", None)
+    return [size if kind == "sliding_attention" else None for kind in layer_kinds(model_config)]
 
 
 def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
@@ -123,8 +131,7 @@ def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
         )
         for one, mask in zip(sequences, masks, strict=True)
     ]
-    size = getattr(config, "sliding_window", None)
-    expected = [size if kind == "sliding_attention" else None for kind in _kinds(causal)]
+    expected = layer_windows(causal.config)
     if packed.layout.windows != expected:
         return f"its layers attend in windows of {packed.layout.windows}, not {expected}"
     single = torch.cat([one.logps for one in alone])
@@ -135,15 +142,3 @@ def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
     if bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
         return ""
     return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, each module back in its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

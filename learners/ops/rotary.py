@@ -28,6 +28,20 @@ def lean_rotary(model: nn.Module) -> int:
     return sum(_take_over(home) for home in homes if hasattr(home, _NAME))
 
 
+def moving_rotary(model: nn.Module) -> str:
+    """The kind of rotary embedding whose frequencies depend on a pass's longest sequence, if any.
+
+    transformers takes them from the highest position of all rows, so a short sequence beside a
+    long one would get the long one's.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
+                return kind
+    return ""
+
+
 class _Rotation:
     """In place of a family's function."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -104,7 +106,7 @@ def check_logits(model: nn.Module, input_ids: Tensor) -> None:
     """
     causal = unwrap(model)
     ids = input_ids[None]
-    with torch.no_grad():
+    with evaluating(causal), torch.no_grad():
         hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
         weight, bias, shape = output_layer(causal)
         ours, _ = token_logps(hidden, weight, ids[0, 1:], bias=bias, **shape)
@@ -117,6 +119,18 @@ def check_logits(model: nn.Module, input_ids: Tensor) -> None:
             f"{type(causal).__name__} does something to its logits that the learner does not know "
             f"(log-probabilities differ by {worst:.3g} nats): this family is not supported yet."
         )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, each module back in its own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _sums(

@@ -4,9 +4,10 @@ from learners.training.config import TrainConfig
 from learners.training.loop import train
 from learners.training.metrics import read_metrics
 from learners.training.prepare import NoSignal
-from learners.training.results import Progress, StopTraining, TrainResult
+from learners.training.results import Diverged, Progress, StopTraining, TrainResult
 
 __all__ = [
+    "Diverged",
     "NoSignal",
     "Progress",
     "StopTraining",

@@ -49,17 +49,22 @@ class MismatchedZ0(Z0):
     """KTO's clamped estimate, with a forward pass over the batch's mismatched samples."""
 
     def __init__(
-        self, scorer: Scorer, sequences: Sequence[Encoded], references: Tensor, *, clamp: bool
+        self,
+        scorer: Scorer,
+        sequences: Sequence[Encoded],
+        references: Tensor,
+        *,
+        ref_weight: float,
     ) -> None:
         super().__init__(torch.zeros(len(sequences)), [0] * len(sequences))
         self._scorer = scorer
         self._sequences = sequences
         self._references = references
-        self._clamp = clamp
+        self._ref_weight = ref_weight
 
     def estimate(self, rows: Sequence[int]) -> Tensor:  # noqa: D102 - as in the base class
         logps = self._scorer.all([self._sequences[row] for row in rows]).logps
-        z0 = mismatched(logps, self._references[list(rows)], clamp=self._clamp)
+        z0 = mismatched(logps, self._references[list(rows)], ref_weight=self._ref_weight)
         return z0.expand(len(rows))
 
 
@@ -70,6 +75,7 @@ def make_z0(
     *,
     scorer: Scorer,
     mismatch: tuple[Sequence[Encoded], Tensor] | None,
+    ref_weight: float,
 ) -> Z0:
     """The estimator, exact at step 0 where it reads the table.
 
@@ -79,9 +85,10 @@ def make_z0(
         rewards: Of the rows at step 0, where the policy is the reference, (samples,).
         scorer: Over the policy.
         mismatch: Mismatched sequences and their reference sums, for ``mismatched``.
+        ref_weight: gamma / zeta, for the same.
     """
     if mismatch is not None:
-        return MismatchedZ0(scorer, *mismatch, clamp=True)
+        return MismatchedZ0(scorer, *mismatch, ref_weight=ref_weight)
     return estimator(name, rewards, [sample.group for sample in samples])
 
 

@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from learners.data.report import DropReport
 from learners.training.config import TrainConfig
+from learners.training.results import TrainResult
 
+_RECORD = "training.json"
 _WHAT = {
     "lora": "LoRA adapter for",
     "qlora": "LoRA adapter (on 4-bit weights) for",
@@ -28,14 +31,14 @@ _LOADING = {
 
 
 def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> None:
-    """Write ``training.json`` (everything) and ``README.md`` (for readers and model hubs).
+    """Write ``README.md`` (for readers and model hubs) and ``training.json`` (everything).
 
     Both are made to be published, so folders of this machine are given by their last name only:
-    what was in them is told by the digests.
+    what was in them is told by the digests. The second is the last file of a run: where it is, the
+    run is finished.
     """
     shown = public_settings(config)
     record = {**record, "config": shown, "versions": versions()}
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     settings = "\n".join(f"| {k} | `{v}` |" for k, v in shown.items() if v is not None)
     figures = "\n".join(f"| {k} | {v:.6g} |" for k, v in sorted(record["metrics"].items()))
     start = shown["init_adapter"] or "none"
@@ -72,6 +75,16 @@ code `{record["commit"] or "not a checkout"}`, {installed}.
 {settings}
 """
     )
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_result(folder: Path) -> TrainResult | None:
+    """What a finished run in `folder` gave, None where there is none."""
+    if not (folder / _RECORD).is_file():
+        return None
+    record = json.loads((folder / _RECORD).read_text())
+    report = DropReport.from_record(record.get("report", {"kept": record["samples"]}))
+    return TrainResult(folder, record["steps"], record["metrics"], report, record["stopped"])
 
 
 def public_settings(config: TrainConfig) -> dict[str, Any]:

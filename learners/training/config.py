@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
     per_task: int | None = Field(default=None, ge=1)
     """At most so many pairs a task (default 1), or rows of each label (default all)."""
     ties: int = Field(default=1, ge=0)
-    """Pairs: at most so many tie pairs a task."""
+    """Pairs: at most so many tie pairs a task; none for a loss that takes no `tie`."""
     max_tokens: int = Field(default=18_000, ge=2)
     """Longer trajectories are left out, or cut, and counted."""
     too_long: Literal["drop", "cut"] = "drop"
@@ -93,11 +93,11 @@ class TrainConfig(BaseModel):
     """A sequence takes over the beginning of another where at least this share of its tokens need
     not be computed again: 0 always, above 1 never, by default where it pays on the device."""
     seed: int = 0
-    """Chooses pairs, order, and the adapter's first weights."""
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Chooses pairs, order, the adapter's first weights, and what dropout draws."""
+    dtype: Literal["bfloat16", "float32"] | None = None
     """Of the frozen weights, or with ``mode = "full"`` of the computation and the result; by
     default bfloat16 where the device computes in it natively. What is trained and the optimizer
-    are float32 always."""
+    are float32 always. float16, whose gradients would need scaling, is not offered."""
     device: str = "auto"
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time, far less memory. On CUDA
@@ -121,12 +121,17 @@ class TrainConfig(BaseModel):
     wandb_project: str | None = None
     """Send the figures to this project of Weights & Biases, too."""
     resume: bool = False
-    """Go on from the last checkpoint in `out`, to the same result as if never stopped."""
+    """Go on from the last checkpoint in `out`, to the same result as if never stopped; a finished
+    run is left as it is."""
 
     @property
     def pairs_per_task(self) -> int:
         """`per_task` for a pair loss."""
         return self.per_task or 1
+
+    def ties_for(self, parameters: frozenset[str]) -> int:
+        """`ties` for a loss with these parameters: one without `tie` would read them as wins."""
+        return self.ties if "tie" in parameters else 0
 
     def zeta_for(self, parameters: frozenset[str]) -> float:
         """Zeta as a loss with these parameters sees it.

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from learners.data.dataset import Sample
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
-from learners.training.card import public_settings, write_card
+from learners.training.card import public_settings, read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
+from learners.training.prepare import check_folder
 from learners.training.results import (
+    Diverged,
     OnEval,
     OnProgress,
     Progress,
@@ -38,6 +43,9 @@ from swe_env.machine import commit
 
 log = logging.getLogger(__name__)
 
+_NAMED = 8
+"""Tasks that an error names."""
+
 
 def train(
     config: TrainConfig,
@@ -49,9 +57,9 @@ def train(
 
     Everything that can be wrong with settings, buffer, model or output folder is found before the
     first forward pass. The run depends on its settings and the buffer alone; with
-    ``config.resume`` it goes on from its last checkpoint to the same result. Started several
-    times over by ``accelerate launch``, the processes share the work and come to the result of
-    one, up to rounding.
+    ``config.resume`` it goes on from its last checkpoint to the same result, which is given again
+    if the run is finished. Started several times over by ``accelerate launch``, the processes
+    share the work and come to the result of one, up to rounding.
 
     Args:
         config: The settings; `TrainConfig.load` reads them from a file.
@@ -64,13 +72,25 @@ def train(
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
         NoSignal: the buffer holds nothing to learn from (a ConfigError too).
+        Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
         SweError: a checkpoint could not be written.
     """
     workers = start_workers(config.device)
+    if (done := workers.on_main(lambda: _finished(config))) is not None:
+        return done
     show = on_progress if on_progress is not None and workers.main else silent
     run = _Run(make_parts(config, workers, show), on_eval, show)
     with run.recording():
         return run.go()
+
+
+def _finished(config: TrainConfig) -> TrainResult | None:
+    """The result of a run that there is nothing left to resume of."""
+    done = read_result(Path(config.out).expanduser()) if config.resume else None
+    if done is not None:
+        check_folder(config)
+        log.warning("The run in %s is finished: nothing is trained.", done.out)
+    return done
 
 
 class _Run:
@@ -80,6 +100,7 @@ class _Run:
         self.parts, self.on_eval, self.on_progress = parts, on_eval, on_progress
         self.config, self.workers, self.out = parts.config, parts.workers, parts.out
         self.dataset = parts.data.train
+        self.start = adapter_digest(parts.config.init_adapter)
         self.rule = StopRule(parts.config)
         self.attention = LentAttention(parts.policy.model)
         self.writer: MetricsWriter | None = None
@@ -123,31 +144,46 @@ class _Run:
         )
         z0 = parts.z0.estimate(rows) if parts.z0 is not None else None
         result = run_batch(parts.objective, samples, parts.references[rows], z0)
-        norm = self._update(rate)
+        self._check_finite("loss", result.metrics["loss"], samples)
+        norm = self._update(rate, samples)
         self._update_z0(rows, result)
         self.step += 1
         seconds = time.perf_counter() - started
         self.metrics = result.metrics | {
             "grad_norm": norm,
             "learning_rate": rate,
-            "epoch": self.step * config.batch_size / len(self.dataset),
+            "epoch": self.step / math.ceil(len(self.dataset) / config.batch_size),
             "tokens_per_second": sum(sample.num_tokens for sample in samples) / seconds,
         }
         self.rule.see(self.metrics)
         self._after_step()
 
-    def _update(self, rate: float) -> float:
+    def _update(self, rate: float, samples: Sequence[Sample]) -> float:
         """One optimizer step on the gradients of all processes; gives their norm."""
         parameters, optimizer = self.parts.policy.parameters, self.parts.optimizer
         if (zero := self.parts.policy.scorer.zero) is not None:
-            return zero.step(rate)
+            norm = zero.step(rate)
+            self._check_finite("gradient norm", norm, samples)
+            return norm
         self.workers.add_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
+        self._check_finite("gradient norm", norm, samples)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(whole(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float, samples: Sequence[Sample]) -> None:
+        if not math.isfinite(value):
+            tasks = list(dict.fromkeys(sample.task for sample in samples))
+            more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
+            raise Diverged(
+                f"The {what} of step {self.step + 1} is {value} (in samples of "
+                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends before it with the last "
+                "checkpoint intact: train anew with a lower learning_rate, in dtype float32, or "
+                "without those tasks."
+            )
 
     def _after_step(self) -> None:
         config = self.config
@@ -198,6 +234,8 @@ class _Run:
         extra = {
             "z0": state_of(self.parts.z0), "metrics": self.metrics, "rule": self.rule.state_dict(),
             "data": self.dataset.digest, "stopped": self.stopped,
+            "base": self.parts.policy.fingerprint,
+            "init_adapter": self.start,
         }  # fmt: skip
         save_checkpoint(
             self.out / "checkpoints", self.step, self.parts.policy, self.parts.optimizer, extra,
@@ -282,9 +320,10 @@ class _Run:
         policy, config = self.parts.policy, self.config
         record: dict[str, Any] = {
             "base_fingerprint": policy.fingerprint,
-            "init_adapter_digest": adapter_digest(config.init_adapter),
+            "init_adapter_digest": self.start,
             "data_digest": self.dataset.digest,
             "data_report": str(self.dataset.report),
+            "report": self.dataset.report.as_record(),
             "samples": len(self.dataset),
             "processes": self.workers.count,
             "steps": self.step,

@@ -41,12 +41,15 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     return seen.hexdigest()[:16]
 
 
-def weights_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits over every weight and buffer, to the last bit, in the type it has.
+def model_digest(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits over configuration and weights: all that a model's figures depend on.
 
-    Sums the bits of each as integers, which depends on no order, beside some of its values.
+    Of every weight and buffer, in the type it has, the bits are summed as integers, which depends
+    on no order, beside some of its values. The configuration says what no weight does: rotary
+    frequencies, windows, soft caps, the norms' epsilon.
     """
-    seen = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NO_MATTER}
+    seen = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in model.state_dict().items():
         flat = value.detach().flatten()
         words = flat.view(_WORDS[flat.element_size()])
@@ -56,13 +59,16 @@ def weights_digest(model: nn.Module) -> str:
     return seen.hexdigest()[:16]
 
 
+_NO_MATTER = {"_name_or_path", "transformers_version"}
+"""Of a configuration: where it was read and what wrote it."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) -> PeftModel:
     """`base` with a trainable adapter: `config.init_adapter`'s, or a new one that changes nothing.
 
-    Adapter weights are float32 whatever the base is.
+    Adapter weights are float32 whatever the base is. A new one's first weights and dropout's draws
+    follow from ``config.seed``.
 
     Raises:
         ConfigError: the starting adapter is missing, or was made for another base model.
@@ -70,8 +76,8 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     from peft import LoraConfig, PeftModel, get_peft_model
 
     model: Any
+    torch.manual_seed(config.seed)
     if config.init_adapter is None:
-        torch.manual_seed(config.seed)
         lora = LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha,

@@ -37,7 +37,7 @@ from learners.training.reference import reference_logps
 from learners.training.results import OnProgress, Progress
 from learners.training.schedule import total_steps
 from learners.training.solutions import Attempts, Solutions, attempts
-from learners.training.step import Objective
+from learners.training.step import Objective, try_loss
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 
@@ -93,11 +93,11 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     """
     from agents.policies.hub import load_tokenizer
 
-    loss, zeta = _check(config, workers)
+    loss, settings = _check(config, workers)
     out = workers.on_main(lambda: check_folder(config))
     data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
-    saved = _saved(config, out, data.train)
+    saved = _saved(config, out, data.train.digest)
     log.info("%s", data.train.report)
     show(Progress("data", len(data.train), data.train.report.seen, {}))
 
@@ -109,11 +109,11 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
 
     probe = data.train.samples[0].sequences[0].input_ids[:16]
     policy = make_policy(config, workers, list(probe), fits)
+    _check_same(
+        saved, out, "base", policy.fingerprint,
+        f"The base model {config.model} has other weights", "the model",
+    )  # fmt: skip
     workers.on_main(lambda: open_folder(out, config, policy.size))
-    settings = config.model_dump(
-        include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
-    )
-    settings |= {"zeta": zeta, "beta": config.gamma}
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
     return Parts(
@@ -134,10 +134,15 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     )
 
 
-def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
-    """The loss and its zeta, once the settings are known to go together."""
+def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float]]:
+    """The loss and its settings, once all are known to go together."""
     loss = get_loss(config.loss)
     zeta = config.zeta_for(loss.parameters)
+    settings = config.model_dump(
+        include={"gamma", "label_smoothing", "desirable_weight", "undesirable_weight"}
+    )
+    settings |= {"zeta": zeta, "beta": config.gamma}
+    try_loss(loss, settings)
     if _wants_mismatched(config, loss):
         check_mismatched(config, loss.name, zeta)
     if config.stop_kl is not None and not loss.needs_reference:
@@ -150,7 +155,7 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, float]:
     check_mode(config, workers)
     if config.init_adapter is not None:
         check_adapter(config.init_adapter)
-    return loss, zeta
+    return loss, settings
 
 
 def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
@@ -173,24 +178,34 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
     )
 
 
-def _saved(config: TrainConfig, out: Path, dataset: Dataset) -> dict[str, Any] | None:
-    """The last checkpoint, once it is known to be of the same data.
+def _saved(config: TrainConfig, out: Path, data: str) -> dict[str, Any] | None:
+    """The last checkpoint, once it is known to be of the same data and starting adapter.
 
     Raises:
-        ConfigError: the buffer gives other samples than when the run began.
+        ConfigError: one of them is another than when the run began.
     """
     found = checkpoints(out / "checkpoints")
-    if not found:
-        return None
-    state = read_checkpoint(found[-1])
-    before = state["extra"].get("data", dataset.digest)
-    if before != dataset.digest:
+    saved = read_checkpoint(found[-1]) if found else None
+    _check_same(
+        saved, out, "data", data, f"The buffer {config.buffer} gives other samples", "the buffer"
+    )
+    _check_same(
+        saved, out, "init_adapter", adapter_digest(config.init_adapter),
+        f"The starting adapter {config.init_adapter} is another", "the adapter",
+    )  # fmt: skip
+    return saved
+
+
+def _check_same(
+    saved: dict[str, Any] | None, out: Path, name: str, now: str, problem: str, again: str
+) -> None:
+    """What the run began with, of which `now` is the digest, is as it was, as far as is known."""
+    before = now if saved is None else saved["extra"].get(name, now)
+    if before != now:
         raise ConfigError(
-            f"The buffer {config.buffer} gives other samples (digest {dataset.digest}) than when "
-            f"the run in {out} began ({before}): resume it with the buffer as it was, or train "
-            "into another folder."
+            f"{problem} (digest {now}) than when the run in {out} began ({before}): resume it with "
+            f"{again} as it was, or train into another folder."
         )
-    return state
 
 
 def _reference(
@@ -207,7 +222,10 @@ def _reference(
         return references, None
     mismatch = (data.mismatched, logps[count * width :]) if data.mismatched else None
     rewards = objective.rewards(samples, references[:, 0], references[:, 0])
-    z0 = make_z0(config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch)
+    z0 = make_z0(
+        config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch,
+        ref_weight=objective.settings["gamma"] / objective.settings["zeta"],
+    )  # fmt: skip
     return references, z0
 
 

@@ -17,6 +17,7 @@ from learners.ops.kernels import KERNELS
 from learners.ops.packed import packed_logps, prepare
 from learners.ops.packing import Packed, pack
 from learners.ops.prefix import Forest, grow
+from learners.ops.rotary import moving_rotary
 from swe_env.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class Passes:
             packing: What is asked for; by default what suits the device.
             together: Whether all sequences of a micro-batch go in one pass; by default not on a
                 CPU, where one of a few hundred tokens keeps the cores busy and where the reference
-                is computed by the very passes of the policy, to the last digit.
+                is computed by the very passes of the policy, to the last digit. Never where the
+                model's figures depend on a pass's longest sequence (`moving_rotary`).
             place: Where the model is for now, if that is not `device`.
 
         Raises:
@@ -81,7 +83,8 @@ class Passes:
         self.device = device
         packing = packing or Packing()
         self.kernel = _choose(model, device, packing, place or device)
-        self.together = device.type != "cpu" if together is None else together
+        wanted = device.type != "cpu" if together is None else together
+        self.together = wanted and not moving_rotary(model)
         share = packing.min_share
         if share is None:
             share = default_min_share(device.type)
@@ -145,5 +148,5 @@ def _choose(model: nn.Module, device: torch.device, packing: Packing, place: tor
     if packing.kernel != "auto":
         raise ConfigError(f"This model cannot be packed with {packing.kernel}: {reason}.")
     if device.type != "cpu":
-        log.warning("Sequences are padded, not packed: %s.", reason)
+        log.warning("Sequences are padded or computed alone, not packed: %s.", reason)
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from learners.training.config import TrainConfig
 from learners.training.model import (
     add_adapter,
     base_fingerprint,
+    model_digest,
     save_adapter,
     trainable,
-    weights_digest,
 )
 from learners.training.passes import Packing, Passes
 from learners.training.score import PolicySums, Scorer
@@ -45,7 +46,7 @@ class Policy:
     fingerprint: str
     """Of the base weights as they were found; the same whatever type they were loaded in."""
     digest: str
-    """Of every one of those weights as it was loaded."""
+    """Of every one of those weights as it was loaded, and of the model's configuration."""
     size: int
     """How many weights are trained."""
     compute: torch.dtype
@@ -87,8 +88,16 @@ class Policy:
             save_adapter(self.model, folder, weights)
             return
         self.model.save_pretrained(str(folder), state_dict=weights)
+        _say_dtype(folder / "config.json", self.compute)
         tokenizer = hub.load_tokenizer(self.config.model, self.config.chat_template)
         tokenizer.save_pretrained(str(folder))
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """In place of the type that the model is trained in, which transformers writes down."""
+    record = json.loads(config.read_text())
+    record["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 def check_mode(config: TrainConfig, workers: Workers) -> None:
@@ -138,7 +147,7 @@ def make_policy(
     place = "cpu" if workers.sharded else str(device)
     base = _load(config, place, compute)
     check_vocabulary(base.config.get_text_config().vocab_size)
-    fingerprint, digest = _fingerprint(config, base), weights_digest(base)
+    fingerprint, digest = _fingerprint(config, base), model_digest(base)
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))

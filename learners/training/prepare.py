@@ -156,7 +156,8 @@ def build_dataset(
     if loss.kind == "pairs":
         dataset = pair_samples(
             trajectories, encode_one,
-            per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
+            per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
+            seed=config.seed,
         )  # fmt: skip
     else:
         dataset = row_samples(

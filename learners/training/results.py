@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.data.report import DropReport
+from swe_env.errors import SweError
 
 OnEval = Callable[[Any, int], dict[str, float]]
 """``on_eval(model, step) -> figures`` to record; may raise `StopTraining`.
@@ -24,6 +25,10 @@ class StopTraining(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Diverged(SweError):
+    """A loss or gradient is not a finite number: no step was taken with it."""
 
 
 @dataclass(frozen=True, slots=True)

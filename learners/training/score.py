@@ -52,7 +52,7 @@ class Scorer:
     On a CPU each sequence has a forward pass of its own, or those of a sample have one together if
     they share enough of their beginning; on other devices, and where the model is sharded (because
     all processes must make equally many passes), all of a micro-batch are packed into one row,
-    without padding. See `Passes`.
+    without padding, unless the model allows only one sequence a pass. See `Passes`.
     """
 
     def __init__(

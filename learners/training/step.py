@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from learners.data.batching import shares
 from learners.data.dataset import Sample
+from learners.data.encode import Encoded
 from learners.losses import Loss
 from learners.losses.variants import normalized_reward
 from learners.training.score import Scorer
+from swe_env.errors import ConfigError, SweError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def run_batch(
         sums = scorer([s for sample in chosen for s in sample.sequences], width)
         live = sums.logps.view(len(rows), width)
         tokens = sums.num_tokens.view(len(rows), width)
-        offered = _offer(objective, chosen, live, tokens, references[rows], z0, rows)
+        sides = live, tokens, references[rows]
+        offered = _offer(objective.loss, objective.settings, chosen, *sides, z0, rows)
         share = sum(weights[row] for row in rows) / sum(weights)
         share *= workers.gradient_factor if counted else 0
         scorer.backward(objective.loss(**offered).loss * share)
@@ -124,13 +127,42 @@ def batch_figures(
         entropies: Sums of entropies, like `references`.
         counts: Agent tokens, like `references`.
     """
-    everything = list(range(len(samples)))
-    out = objective.loss(**_offer(objective, samples, logps, counts, references, z0, everything))
+    sides, everything = (logps, counts, references), list(range(len(samples)))
+    offered = _offer(objective.loss, objective.settings, samples, *sides, z0, everything)
+    out = objective.loss(**offered)
     tokens = counts.sum().clamp(min=1)
     figures = {"loss": float(out.loss), **out.metrics, "entropy": float(entropies.sum() / tokens)}
     if objective.loss.needs_reference:
         figures["kl_bound"] = float((logps - references).abs().sum() / tokens)
     return figures
+
+
+def try_loss(loss: Loss, settings: Mapping[str, float]) -> None:
+    """Call the loss once, on two samples of a token, as the steps will.
+
+    Raises:
+        ConfigError: it refuses the settings, asks for what no step offers, or gives no loss.
+    """
+    width = 2 if loss.kind == "pairs" else 1
+    token = Encoded((0, 0), (False, True), (-1, 0))
+    samples = [
+        Sample((token,) * width, group, desirable=group == 0, mean_tokens=1.0) for group in (0, 1)
+    ]
+    logps = -torch.arange(1.0, 2 * width + 1, dtype=torch.float64).view(2, width)
+    sides = logps.requires_grad_(), torch.ones(2, width, dtype=torch.long), logps.detach()
+    z0 = torch.zeros(2, dtype=torch.float64) if loss.needs_reference else None
+    try:
+        found = loss(**_offer(loss, settings, samples, *sides, z0, (0, 1))).loss
+        torch.autograd.backward(found)
+    except SweError:
+        raise
+    except Exception as error:  # a loss of one's own raises whatever it does
+        said = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"The loss {loss.name!r} fails on two samples of a token each "
+            f"({type(error).__name__}: {said[0]}): docs/losses.md says what it may ask for and "
+            "must give."
+        ) from error
 
 
 def _my_batches(
@@ -155,7 +187,8 @@ def _my_batches(
 
 
 def _offer(
-    objective: Objective,
+    loss: Loss,
+    settings: Mapping[str, float],
     samples: Sequence[Sample],
     logps: Tensor,
     counts: Tensor,
@@ -164,9 +197,9 @@ def _offer(
     rows: Sequence[int],
 ) -> dict[str, Any]:
     """All that a loss of this kind may name as a parameter."""
-    offered: dict[str, Any] = dict(objective.settings)
+    offered: dict[str, Any] = dict(settings)
     device = logps.device
-    if objective.loss.kind == "pairs":
+    if loss.kind == "pairs":
         for column, side in enumerate(("chosen", "rejected")):
             offered[f"policy_{side}_logps"] = logps[:, column]
             offered[f"ref_{side}_logps"] = references[:, column]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from learners.ops.packed import layer_windows
 from learners.ops.sequence import output_layer, unwrap
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.counts import Counts, adapted, count, meta_model
@@ -89,7 +90,7 @@ class Costs:
         self._heads_width: int = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
-        self.windows = _windows(text, len(self.layers))
+        self.windows = layer_windows(model_config)
         self._head, _, shape = output_layer(unwrap(model))
         self._softcap: float | None = shape["softcap"]
         self._logps: dict[tuple[int, int], int] = {}
@@ -175,7 +176,7 @@ class Costs:
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
         adapter = 2.0 * counts.adapter_active * batch.tokens
-        attended = sum(self._attended(tokens) for tokens in batch.lengths)
+        attended = sum(self._attended(tokens) for tokens in batch.computed)
         attended -= sum(self._attended(tokens) for tokens in batch.shared)
         attention = 4.0 * self._heads_width * attended
         head = 2.0 * counts.head * batch.loss_tokens
@@ -213,10 +214,3 @@ class Costs:
 
 def _speed(setup: Setup, assume: Assumptions) -> float:
     return 1.0 if setup.gpus == 1 else setup.gpus * assume.scaling
-
-
-def _windows(text: PretrainedConfig, layers: int) -> list[int | None]:
-    """Each layer's sliding window in tokens, None where it attends to everything."""
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
-    size = getattr(text, "sliding_window", None)
-    return [size if kind == "sliding_attention" else None for kind in kinds]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from learners.data.batching import microbatches
+from learners.data.batching import microbatches, padded_size
 from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
-from learners.data.encode import Encoded, encode, recorded
+from learners.data.encode import Encoded, answered, encode, recorded
 from learners.data.report import Unusable
 from learners.losses import Loss
 from learners.ops.prefix import grow
@@ -34,6 +34,8 @@ class MicroBatch:
     """Tokens of all of them whose log-probability is learned."""
     shared: tuple[int, ...] = ()
     """Beginnings that sequences have in common with another, in tokens: not computed again."""
+    padded: bool = False
+    """Whether all sequences are filled up to the longest."""
 
     @property
     def rows(self) -> int:
@@ -46,9 +48,14 @@ class MicroBatch:
         return max(self.lengths)
 
     @property
+    def computed(self) -> tuple[int, ...]:
+        """Tokens of each sequence, padding included."""
+        return (self.width,) * self.rows if self.padded else self.lengths
+
+    @property
     def tokens(self) -> int:
-        """Tokens computed: there is no padding."""
-        return sum(self.lengths) - sum(self.shared)
+        """Tokens computed."""
+        return sum(self.computed) - sum(self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +104,21 @@ def workload(
     from learners.training.prepare import check_samples
 
     measure = _Measure(config, assumptions.characters_per_token)
-    dataset = _dataset(list(trajectories), measure, config, loss)
+    trajectories = list(trajectories)  # each is known by its identity
+    dataset = _dataset(trajectories, measure, config, loss)
     check_samples(dataset, loss)
     samples = dataset.samples
-    # Estimated sequences have no ids that could be equal.
-    share = _NEVER if measure.estimated else default_min_share("cuda")
+    join = _padded if config.packing == "none" else _packed(_share(config, measure))
     per_epoch = total_steps(len(samples), config.batch_size, epochs=1, max_steps=None)
     steps = tuple(
         _step(
             [samples[row] for row in batch_at(step, len(samples), config.batch_size, config.seed)],
             config,
-            share,
+            join,
         )
         for step in range(per_epoch)
     )
-    references = (
-        tuple(_micro_batch(sample.sequences, share) for sample in samples)
-        if loss.needs_reference
-        else ()
-    )
+    references = tuple(join(sample.sequences) for sample in samples) if loss.needs_reference else ()
     total = total_steps(
         len(samples), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
@@ -134,30 +137,46 @@ def _dataset(
     if loss.kind == "pairs":
         return pair_samples(
             trajectories, measure,
-            per_task=config.pairs_per_task, ties=config.ties, seed=config.seed,
+            per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
+            seed=config.seed,
         )  # fmt: skip
     return row_samples(
         trajectories, measure, kind=loss.kind, per_task=config.per_task, seed=config.seed
     )
 
 
-def _step(batch: Sequence[Sample], config: TrainConfig, share: float) -> tuple[MicroBatch, ...]:
+_Join = Callable[[Sequence[Encoded]], MicroBatch]
+
+
+def _step(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[MicroBatch, ...]:
     def size(sequences: Sequence[Encoded]) -> int:
-        return _micro_batch(sequences, share).tokens
+        return join(sequences).tokens
 
-    return tuple(
-        _micro_batch([s for i in group for s in batch[i].sequences], share)
-        for group in microbatches(batch, config.micro_batch_tokens, size=size)
+    cut = microbatches(
+        batch, config.micro_batch_tokens, size=padded_size if join is _padded else size
     )
+    return tuple(join([s for i in group for s in batch[i].sequences]) for group in cut)
 
 
-def _micro_batch(sequences: Sequence[Encoded], share: float) -> MicroBatch:
-    forest = grow([sequence.input_ids for sequence in sequences], min_share=share)
-    return MicroBatch(
-        tuple(len(sequence) for sequence in sequences),
-        sum(sequence.num_loss_tokens for sequence in sequences),
-        tuple(tokens for tokens in forest.saved if tokens),
-    )
+def _share(config: TrainConfig, measure: _Measure) -> float:
+    """The run's `min_share` on CUDA; estimated sequences have no ids that could be equal."""
+    if measure.estimated:
+        return _NEVER
+    return default_min_share("cuda") if config.min_share is None else config.min_share
+
+
+def _packed(share: float) -> _Join:
+    def join(sequences: Sequence[Encoded]) -> MicroBatch:
+        forest = grow([sequence.input_ids for sequence in sequences], min_share=share)
+        shared = tuple(tokens for tokens in forest.saved if tokens)
+        return replace(_padded(sequences), shared=shared, padded=False)
+
+    return join
+
+
+def _padded(sequences: Sequence[Encoded]) -> MicroBatch:
+    lengths = tuple(len(sequence) for sequence in sequences)
+    return MicroBatch(lengths, sum(s.num_loss_tokens for s in sequences), padded=True)
 
 
 class _Measure:
@@ -166,18 +185,23 @@ class _Measure:
     def __init__(self, config: TrainConfig, characters_per_token: float) -> None:
         self._config = config
         self._per_token = characters_per_token
-        self.estimated = 0
+        self._estimated: set[int] = set()
+
+    @property
+    def estimated(self) -> int:
+        """Trajectories whose length was estimated, each once however many pairs hold it."""
+        return len(self._estimated)
 
     def __call__(self, trajectory: Trajectory) -> Encoded:
         if recorded(trajectory):
             # Recorded ids are used as they are, so no tokenizer is asked for.
             return self._fit(encode(trajectory, None))  # type: ignore[arg-type]
-        self.estimated += 1
+        self._estimated.add(id(trajectory))
         pieces = [(self._tokens(_before(trajectory)), -1)]
-        for turn, step in enumerate(trajectory.agent_steps):
+        for turn, (step, answers) in enumerate(answered(trajectory)):
             pieces.append((self._tokens(_said(step)), turn))
-            if step is not trajectory.agent_steps[-1] and step.observation is not None:
-                pieces.append((self._tokens(step.observation.content), -1))
+            if step is not trajectory.agent_steps[-1]:
+                pieces += [(self._tokens(answer), -1) for answer in answers]
         turns = tuple(turn for tokens, turn in pieces for _ in range(tokens))
         return self._fit(Encoded((0,) * len(turns), tuple(turn >= 0 for turn in turns), turns))
 

@@ -81,11 +81,41 @@ def test_templated_prompt_holds_the_formats_system_prompt_once():
     )
 
 
+def with_message(source, text, **changes):
+    """A scripted trajectory with a message between its two agent steps."""
+    record = scripted()
+    prompt, first, last = record.steps
+    first = dataclasses.replace(first, **changes)
+    message = dataclasses.replace(prompt, source=source, message=text)
+    return dataclasses.replace(record, steps=(prompt, first, message, last))
+
+
+@pytest.mark.parametrize("answer", ["result 0\nline two", None])
+def test_what_a_user_says_between_the_turns_is_a_turn_of_its_own(answer):
+    changes = {} if answer else {"observation": None}
+    encoded = encode(with_message("user", "Try b.py.", **changes), TOKENIZER)
+    first, last = encoded.turn_ids.index(0), encoded.turn_ids.index(1)
+    between = [
+        i
+        for i, turn in zip(encoded.input_ids[first:last], encoded.turn_ids[first:last], strict=True)
+        if turn < 0
+    ]
+    said = [answer, "Try b.py."] if answer else ["Try b.py."]
+    users = "".join(f"<|im_start|>user\n{text}<|im_end|>\n" for text in said)
+    assert TOKENIZER.decode(between) == f"\n{users}<|im_start|>assistant\n"
+
+
+def test_a_system_message_between_the_turns_costs_the_record():
+    with pytest.raises(Unusable, match="system message behind agent turn 1") as caught:
+        encode(with_message("system", "Be brief."), TOKENIZER)
+    assert caught.value.reason == "format"
+
+
 class Drifting(ChatTemplate):
     """A template whose pieces do not add up: it forgets a line break before each observation."""
 
-    def observation(self, text):
-        return super().observation(text)[1:]
+    def observation(self, *texts):
+        return super().observation(*texts)[1:]
 
 
 def test_a_template_that_does_not_add_up_is_refused():

@@ -41,9 +41,9 @@ def test_estimators_follow_the_latest_rewards_and_survive_a_checkpoint():
 def test_mismatched_is_clamped_as_ktos():
     policy, ref = torch.tensor([-5.0, -6.0], requires_grad=True), torch.tensor([-4.0, -5.0])
     assert mismatched(policy, ref).item() == 0
-    assert mismatched(policy, ref, clamp=False).item() == -1
-    assert not mismatched(policy, ref, clamp=False).requires_grad
+    assert not mismatched(policy, ref).requires_grad
     assert mismatched(ref, policy.detach()).item() == 1
+    assert mismatched(policy, ref, ref_weight=2.0).item() == 3.5
 
 
 def test_an_unknown_estimator_is_one_sentence():

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from learners.ops import pack
+from learners.ops.context import Context, part_of
 from learners.ops.keeping import KeptAttention, checkpoint_settings, needed_bytes, weigh
 from tests.learners.models import tiny
 
@@ -53,6 +54,28 @@ def test_a_cpu_keeps_nothing():
     weigh(model, packed.layout)
     assert not kept.keeps
     assert all(isinstance(context, contextlib.nullcontext) for context in kept())
+
+
+class OnCuda(torch.Tensor):
+    """Says that it is on CUDA."""
+
+    device = torch.device("cuda")
+
+
+def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch):
+    """On CUDA, were all of it worth keeping and to fit."""
+    monkeypatch.setattr("learners.ops.keeping._WORTH", 0.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 50, 1 << 50))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    whole = pack([([3, 4, 5, 6], [False, True, True, True])], torch.device("cpu"))
+    keeps = []
+    for packed in (whole, part_of(whole, Context(2, 0))):
+        packed.layout.ends = packed.layout.ends.as_subclass(OnCuda)
+        kept = KeptAttention()
+        kept.weigh(tiny("llama"), packed.layout)
+        keeps.append(kept.keeps)
+    assert keeps == [True, False]
 
 
 def test_what_keeping_needs():

@@ -43,6 +43,19 @@ def test_results_and_gradients_are_pefts(family):
         torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-9)
 
 
+def test_biases_that_are_trained_get_their_gradients():
+    base = tiny_llama(attention_bias=True).to(torch.float64).requires_grad_(False)
+    settings = {"r": 4, "bias": "all", "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base, LoraConfig(**settings))
+    lean = copy.deepcopy(model)
+    lean_lora(lean)
+    (_, gradients), (_, others) = outcome(model, IDS), outcome(lean, IDS)
+    biases = [name for name in gradients if name.endswith("bias")]
+    assert len(biases) == 8
+    for name in biases:
+        torch.testing.assert_close(others[name], gradients[name], rtol=1e-5, atol=1e-9)
+
+
 def test_in_half_precision_it_is_no_further_from_the_truth_than_peft():
     model = adapted(torch.bfloat16)
     lean, truth = copy.deepcopy(model), copy.deepcopy(model).to(torch.float32)

@@ -9,6 +9,7 @@ import torch
 
 from agents.policies import hub
 from learners import TrainConfig, train
+from learners.losses import LossOutput
 from learners.training import NoSignal
 from learners.training.model import adapter_digest
 from swe_env.errors import ConfigError
@@ -164,10 +165,35 @@ def test_settings(settings, tmp_path):
         ConfigError, match="Training setting 'gamma': Input should be greater than 0"
     ):
         TrainConfig.load(**settings, gamma=0)
+    with pytest.raises(ConfigError, match="'dtype': Input should be 'bfloat16' or 'float32'"):
+        TrainConfig.load(**{**settings, "dtype": "float16"})
     broken = tmp_path / "x.toml"
     broken.write_text("loss = ")
     with pytest.raises(ConfigError, match="cannot be read"):
         TrainConfig.load(broken)
+
+
+def asks_for_more(policy_chosen_logps, temperature):
+    return LossOutput(policy_chosen_logps.mean() / temperature)
+
+
+def gives_no_output(policy_chosen_logps):
+    return policy_chosen_logps.mean()
+
+
+def learns_nothing(policy_chosen_logps):
+    return LossOutput(policy_chosen_logps.detach().mean())
+
+
+def test_a_loss_that_cannot_be_called(settings):
+    fails(settings, "h-dpo sharpens, so its zeta must not be above gamma", loss="h-dpo")
+    own = "tests.learners.training.test_mistakes"
+    fails(settings, "asks_for_more' fails on two .* missing 1 required .* 'temperature'",
+          loss=f"{own}:asks_for_more")  # fmt: skip
+    fails(settings, "gives_no_output' fails on two samples", loss=f"{own}:gives_no_output")
+    fails(settings, "learns_nothing' fails on two .* does not require grad",
+          loss=f"{own}:learns_nothing")  # fmt: skip
+    assert not Path(settings["out"]).exists()
 
 
 def test_the_clamped_z0_needs_lambda_zero(settings, tmp_path):

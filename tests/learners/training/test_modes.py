@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from agents.policies import hub
 from learners import TrainConfig, read_metrics, train
@@ -52,6 +53,8 @@ def test_full_fine_tuning_gives_a_whole_model(settings, dtype):
         assert not torch.equal(moved[name], value), name
     saved = load_file(out / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {getattr(torch, dtype)}
+    own = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert own.dtype == own.config.dtype == getattr(torch, dtype)
     assert "lm_head.weight" not in saved  # tied to the embeddings, and still
     assert "library_name: transformers" in (out / "README.md").read_text()
     records = read_metrics(out)

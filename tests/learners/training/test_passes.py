@@ -74,6 +74,27 @@ def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
         Passes(model, CPU, Packing("dense"))
 
 
+@pytest.mark.parametrize("packing", [Packing(), Packing("none")])
+def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing):
+    """Of sequences on both sides of the length that the model was first trained with."""
+    longrope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0,
+    }  # fmt: skip
+    model = tiny_llama(rope_parameters=longrope)
+    passes = Passes(model, CPU, packing, together=True)
+    assert passes.kernel == ""
+    scorer = Scorer(PolicySums(model), passes, Workers())
+    both = scorer(SEQUENCES, width=1).logps
+    alone = torch.cat([scorer([one]).logps for one in SEQUENCES])
+    torch.testing.assert_close(both, alone, atol=0, rtol=0)
+    samples = [Sample((one,), task) for task, one in enumerate(SEQUENCES)]
+    assert len(passes.microbatches(samples, 10_000)) == len(samples)
+    assert Passes(tiny_llama(), CPU, packing, together=True).together
+    with pytest.raises(ConfigError, match=r"dense: its rotary frequencies \(longrope\)"):
+        Passes(model, CPU, Packing("dense"))
+
+
 def test_an_unknown_packing_is_one_sentence():
     with pytest.raises(ConfigError, match="no packing 'tiles'; there are: auto, none, segments"):
         Packing("tiles")

@@ -8,14 +8,17 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import learners
+from agents.policies import hub
 from agents.policies.sampling import Engine, Sampling, attention
 from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
+from learners.losses import LossOutput
 from learners.ops import sequence_logps
-from learners.training import checkpoint
+from learners.training import Diverged, checkpoint
+from learners.training.model import model_digest
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
-from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.models import byte_tokenizer, save_model, tiny_llama
 from tests.learners.records import sampled
 from tests.learners.training.conftest import (
     Killed,
@@ -78,6 +81,13 @@ def test_what_is_published_names_no_path_of_this_machine(settings, tmp_path):
     assert f"starting adapter `out@sha256:{record['init_adapter_digest']}`" in card
 
 
+def test_an_epoch_ends_with_its_last_batch_however_short(settings):
+    """Eight resolved trajectories in batches of five."""
+    settings |= {"loss": "sft", "batch_size": 5, "max_steps": None, "epochs": 2.0}
+    records = read_metrics(train(TrainConfig(**settings)).out)
+    assert [record["epoch"] for record in records] == [0.5, 1.0, 1.5, 2.0]
+
+
 def test_sft_lowers_the_loss(settings):
     records = read_metrics(train(TrainConfig(**settings, loss="sft")).out)
     assert records[-1]["loss"] < records[0]["loss"] - 0.05
@@ -116,6 +126,19 @@ def test_z0_of_the_normalized_kto_is_of_its_own_reward(settings):
     first = read_metrics(train(TrainConfig(**settings)).out)[0]
     rewards = first["rewards/chosen"] + first["rewards/rejected"]  # as many of each
     assert first["z0"] == pytest.approx(rewards / 2 / 0.4, rel=1e-9)
+
+
+def test_a_starting_adapters_dropout_draws_by_the_seed(settings, tmp_path):
+    settings |= {"loss": "sft", "max_steps": 2}
+    start = train(TrainConfig(**settings, lora_dropout=0.3)).out
+    found = []
+    for drawn, seed in ((1, 0), (2, 0), (2, 5)):
+        torch.manual_seed(drawn)  # whatever ran in this process before
+        changes = {"init_adapter": str(start), "out": f"{tmp_path}/{drawn}-{seed}", "seed": seed}
+        config = TrainConfig(**{**settings, **changes, "batch_size": 64})
+        found.append(weights(train(config).out))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
 
 
 @pytest.mark.parametrize("loss", ["sft", "entropo-dpo", "entropo-kto"])
@@ -222,6 +245,23 @@ def test_the_reference_of_weights_that_differ_by_little_is_their_own(settings, t
     assert margins == [0, 0]
 
 
+def test_the_reference_of_one_configuration_is_not_anothers(settings, tmp_path):
+    """Equal weights give other figures under another epsilon, and the same ones elsewhere."""
+    digests, stages = [], []
+    for number, epsilon in enumerate((1e-6, 1e-2, 1e-2)):
+        folder = save_model(tmp_path / f"model-{number}", rms_norm_eps=epsilon)
+        digests.append(model_digest(hub.load(folder, device="cpu", dtype="float32")[0]))
+        seen = set()
+        changes = {"model": folder, "out": folder + "-out", "max_steps": 1}
+        train(
+            TrainConfig(**{**settings, **changes}, loss="dpo"),
+            on_progress=lambda p, s=seen: s.add(p.stage),
+        )
+        stages.append("reference" in seen)
+    assert digests[0] != digests[1] == digests[2]
+    assert stages == [True, True, False]
+
+
 def test_evaluation_is_recorded_and_can_stop_the_run(settings):
     seen = []
 
@@ -290,6 +330,67 @@ def test_a_run_is_not_resumed_on_other_data(settings):
         train(TrainConfig(**settings, resume=True))
 
 
+def test_a_run_is_not_resumed_on_another_model_or_starting_adapter(settings, tmp_path):
+    folder = save_model(tmp_path / "model")
+    settings |= {"model": folder, "loss": "sft", "save_every": 1}
+    start = train(TrainConfig(**{**settings, "out": str(tmp_path / "start"), "max_steps": 1})).out
+    settings |= {"init_adapter": str(start)}
+    train_and_kill(settings, after=2)
+    resume = TrainConfig(**settings, resume=True)
+    record = (start / "adapter_config.json").read_text()
+    other = record.replace('"lora_alpha": 16', '"lora_alpha": 8')
+    (start / "adapter_config.json").write_text(other)
+    with pytest.raises(ConfigError, match=r"starting adapter .*start is another \(digest .*began"):
+        train(resume)
+    (start / "adapter_config.json").write_text(record)
+    (start / "training.json").unlink()  # which names the base that the adapter was made for
+    save_model(tmp_path / "model", seed=1)
+    with pytest.raises(ConfigError, match=r"base model .*model has other weights \(digest"):
+        train(resume)
+    save_model(tmp_path / "model")
+    last = Path(settings["out"]) / "checkpoints" / "step-00000002" / "state.pt"
+    state = torch.load(last)
+    del state["extra"]["base"], state["extra"]["init_adapter"]  # by an earlier version
+    torch.save(state, last)
+    assert train(resume).steps == 6
+
+
+def test_a_finished_run_is_not_resumed_but_its_result_given_again(settings, caplog):
+    settings |= {"loss": "sft", "save_every": 2, "max_steps": 3}
+    result = train(TrainConfig(**settings))
+    (result.out / "adapter_model.safetensors").write_bytes(b"precious")
+    before = read_metrics(result.out)
+    assert train(TrainConfig(**settings, resume=True)) == result
+    assert f"The run in {result.out} is finished: nothing is trained." in caplog.text
+    assert read_metrics(result.out) == before
+    assert (result.out / "adapter_model.safetensors").read_bytes() == b"precious"
+    with pytest.raises(ConfigError, match="was started with seed = 0, not 1"):
+        train(TrainConfig(**settings, resume=True, seed=1))
+
+
+def flat(policy_chosen_logps):
+    """A finite loss whose gradient is not."""
+    return LossOutput((policy_chosen_logps - policy_chosen_logps.detach()).sqrt().mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "what"),
+    [({"loss": "sft", "learning_rate": 1e37}, 2, "loss"),
+     ({"loss": "tests.learners.training.test_train:flat"}, 1, "gradient norm")],
+)  # fmt: skip
+def test_what_is_not_finite_ends_the_run_before_its_step(settings, changes, step, what):
+    settings |= {**changes, "save_every": 1}
+    with pytest.raises(
+        Diverged, match=rf"The {what} of step {step} is (nan|inf) \(in samples of t-\d, .*float32"
+    ):
+        train(TrainConfig(**settings))
+    out = Path(settings["out"])
+    assert len(read_metrics(out)) == step - 1
+    assert not (out / "training.json").exists()
+    saved = [path.name for path in (out / "checkpoints").glob("*")]
+    assert saved == [f"step-{done:08d}" for done in range(1, step)]
+
+
 def test_what_an_evaluation_draws_does_not_change_the_run(settings, tmp_path):
     settings |= {"loss": "sft", "lora_dropout": 0.3}
     plain = train(TrainConfig(**settings))
@@ -350,6 +451,14 @@ def test_mismatched_z0_is_ktos_and_zero_at_step_zero(settings):
     assert first["z0"] == 0
     assert first["loss"] == pytest.approx(0.5, rel=1e-12)
     assert second["z0"] >= 0
+
+
+def test_mismatched_z0_of_the_released_kto_weighs_the_reference(settings):
+    """zeta = gamma / 2: E[S - 2 S_ref] is -E[S] at the first step, where E[S - S_ref] is 0."""
+    settings |= {"loss": "entropo-kto-released", "z0": "mismatched", "gamma": 0.1, "zeta": 0.05}
+    settings |= {"batch_size": 64, "max_steps": 1}
+    first = read_metrics(train(TrainConfig(**settings)).out)[0]
+    assert first["z0"] > -max(first["logps/chosen"], first["logps/rejected"]) / 2 > 10
 
 
 def test_tensorboard_holds_the_same_figures(settings):

@@ -136,6 +136,15 @@ def test_a_window_shortens_what_is_attended_to():
     assert windowed._attended(10) == full + five_short
 
 
+def test_a_window_that_no_layer_names_is_every_layers():
+    from transformers import MistralConfig
+
+    config = TrainConfig(model="m", buffer="b", out="o")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
+    shape = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=5)
+    assert Costs(shape, config, "lora", Assumptions()).windows == [5, 5]
+
+
 def test_a_short_sample_takes_as_long_as_reading_the_weights(qwen):
     card = gpu("A100-80")
     setup = Setup("lora", 1, True)

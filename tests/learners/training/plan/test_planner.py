@@ -5,6 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from learners.losses import LossOutput
 from learners.training.commands import train
 from learners.training.config import TrainConfig
 from learners.training.plan import Assumptions, as_dict, as_text, plan_training
@@ -40,6 +41,20 @@ def test_a_plan_is_of_the_samples_that_training_would_use(config):
     assert seen["reference"] == 2 * plan.samples
 
 
+def without_ties(policy_chosen_logps, policy_rejected_logps):
+    return LossOutput((policy_rejected_logps - policy_chosen_logps).mean())
+
+
+def test_a_loss_that_takes_no_ties_is_given_none(config):
+    from learners import train as run
+
+    ties, none = (plan_training(config.model_copy(update={"ties": count})) for count in (2, 0))
+    assert none.samples < ties.samples
+    own = f"{__name__}:{without_ties.__name__}"
+    config = config.model_copy(update={"loss": own, "ties": 2, "max_steps": 1})
+    assert run(config).report.kept == plan_training(config).samples == none.samples
+
+
 def _sizes(folder):
     from safetensors import safe_open
 
@@ -65,6 +80,34 @@ def test_twice_the_utilisation_is_never_slower(config):
     assert fast.tokens_per_second == pytest.approx(2 * slow.tokens_per_second)
     two = plan_training(config, gpus=2, assumptions=Assumptions(utilisation=1e-6))
     assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
+
+
+def test_packing_and_min_share_are_the_runs(config):
+    shares = {
+        share: plan_training(config.model_copy(update={"min_share": share})).shared_tokens
+        for share in (None, 0.0, 2.0)
+    }
+    assert shares[2.0] == 0 < shares[None] <= shares[0.0]
+    packed, padded = (
+        plan_training(config.model_copy(update={"packing": packing, "min_share": 2.0}))
+        for packing in ("auto", "none")
+    )
+    assert (padded.tokens, padded.shared_tokens) == (packed.tokens, 0)
+    assert padded.longest.tokens == padded.longest.rows * max(padded.longest.lengths)
+    assert padded.longest.tokens > sum(padded.longest.lengths)
+
+
+def test_an_estimated_trajectory_counts_once_however_many_pairs_hold_it(config, tmp_path):
+    records = [
+        scripted("t-1", attempt=attempt, resolved=attempt == 0,
+                 actions=[("view", {"path": "x" * attempt}), ("submit", {})])
+        for attempt in range(3)
+    ]  # fmt: skip
+    buffer = write_buffer(tmp_path / "scripted", records)
+    config = config.model_copy(update={"buffer": buffer, "ties": 0, "per_task": 2})
+    plan = plan_training(config)
+    assert plan.samples == 2
+    assert any(note.startswith("3 trajectories have no token ids") for note in plan.notes)
 
 
 def test_text_without_ids_is_estimated_and_said_to_be(config, tmp_path):
