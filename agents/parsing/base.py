@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from swe_env.errors import ToolError
 from swe_env.types import INVALID_TOOL, Action
 
+_DEEPEST = 100
+"""Most levels of lists and objects in a call."""
+_JSON = json.JSONDecoder()
+
 
 class ParseError(ToolError):
     """A reply holds no tool call that can be read; the message tells the model how to write one."""
@@ -58,6 +62,38 @@ def parse_reply(text_format: TextFormat, text: str) -> Action:
         return text_format.parse(text)
     except ParseError as error:
         return Action(tool=INVALID_TOOL, arguments={"reason": str(error)}, message=text)
+
+
+def read_json(text: str, start: int | None = None) -> Any:
+    """The JSON value that `text` is, or that begins at `start` in it.
+
+    Raises:
+        ParseError: there is none, or one that no record could hold (NaN, half of a surrogate pair,
+            a number of thousands of digits, brackets without end); says which, in a few words.
+    """
+    try:
+        found = _JSON.decode(text) if start is None else _JSON.raw_decode(text, start)[0]
+        if _levels(found) > _DEEPEST:
+            raise RecursionError
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except json.JSONDecodeError as error:
+        raise ParseError(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ParseError(f"more than {_DEEPEST} levels of brackets") from None
+    except UnicodeEncodeError:
+        raise ParseError("half of a surrogate pair") from None
+    except ValueError as error:
+        raise ParseError(str(error)) from None
+    return found
+
+
+def _levels(value: object) -> int:
+    """How deep lists and objects are nested; without recursion, which has a limit of its own."""
+    level, depth = [value], 0
+    while level := [x for x in level if isinstance(x, list | dict)]:
+        level = [y for x in level for y in (x.values() if isinstance(x, dict) else x)]
+        depth += 1
+    return depth
 
 
 def as_text(value: object) -> str:

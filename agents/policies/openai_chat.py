@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.parsing import TextFormat, get_format, parse_reply
-from agents.parsing.base import ParseError
+from agents.parsing.base import ParseError, read_json
 from agents.policies.base import BasePolicy, Episode, Turn
 from agents.policies.openai_server import Server
 from swe_env.errors import ModelError
@@ -211,11 +211,12 @@ def _call(calls: Sequence[Any] | None, text: str) -> Action:
         return Action(tool=INVALID_TOOL, arguments={"reason": _NO_CALL}, message=text)
     function = calls[0].function
     try:
-        arguments = json.loads(function.arguments or "{}")
+        arguments = read_json(function.arguments or "{}")
         if not isinstance(arguments, dict):
-            raise TypeError
-    except (ValueError, TypeError):
-        reason = f"The arguments of {function.name} are no JSON object: {function.arguments[:200]}"
+            raise ParseError(f"a {type(arguments).__name__}")
+    except ParseError as error:
+        given = function.arguments[:200]
+        reason = f"The arguments of {function.name} are no JSON object ({error}): {given}"
         return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=text)
     return Action(tool=function.name, arguments=arguments, message=text)
 

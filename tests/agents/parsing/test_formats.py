@@ -149,6 +149,23 @@ def test_json_keeps_types():
     assert fmt.parse('Sure: {"tool": "submit"}')["arguments"] == {}
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 1100 + "]" * 1100, "levels of brackets"),
+        ('{"a": ' * 200 + "1" + "}" * 200, "levels of brackets"),
+        ("1" * 5000, "digits"),
+        ("NaN", "not JSON compliant"),
+        ("1e999", "not JSON compliant"),
+        (r'"\ud83d"', "surrogate"),
+    ],
+)
+def test_a_value_that_no_record_could_hold_is_a_malformed_reply(value, message):
+    action = parse_reply(get_format("json"), f'{{"tool": "x", "arguments": {{"a": {value}}}}}')
+    assert action["tool"] == "invalid"
+    assert message in action["arguments"]["reason"]
+
+
 def test_the_prompt_comes_from_the_schemas():
     tools = [
         {

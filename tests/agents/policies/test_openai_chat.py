@@ -85,7 +85,10 @@ def test_a_function_call_is_the_action_and_comes_back_in_the_next_request(server
     [
         (answer("I am done."), "calls no tool"),
         (answer("", [("view", "{path")]), "no JSON object"),
-        (answer("", [("view", "[1]")]), "no JSON object"),
+        (answer("", [("view", "[1]")]), "no JSON object (a list): [1]"),
+        (answer("", [("view", "[" * 1100)]), "levels of brackets"),
+        (answer("", [("view", '{"path": NaN}')]), "not JSON compliant"),
+        (answer("", [("view", r'{"path": "\ud83d"}')]), "surrogate"),
         (answer("Let me thi", finish="length"), "cut off"),
     ],
 )
