@@ -17,6 +17,7 @@ calls = st.builds(
     st.dictionaries(names, texts, max_size=4),
     texts,
 )
+HEREDOC = "cat > README.md <<'EOF'\nInstall:\n```\npip install x\n```\nEOF"
 plain_code = st.lists(
     st.sampled_from(
         ["if a < b:\n", "    return List[<T>]\n", "\n", "x", "</div>", "  ", "\\", "'"]
@@ -105,6 +106,7 @@ def test_r2e_is_tolerant_where_it_is_safe(text, arguments):
         ("json", '{"tool": "view", "arguments": [1]}', "must be a string"),
         ("bash", "ls", "exactly one bash block, found 0"),
         ("bash", "```bash\nls\n```\n```bash\nls\n```", "found 2"),
+        ("bash", f"```bash\n{HEREDOC}\n```", "between ````bash and ````"),
     ],
 )
 def test_a_malformed_reply_says_how_to_do_it_right(name, text, message):
@@ -140,6 +142,20 @@ def test_bash_submits():
         fmt.render({"tool": "view", "arguments": {}})
     with pytest.raises(ParseError, match="cannot express"):
         fmt.render({"tool": "bash", "arguments": {"command": "submit"}})
+
+
+def test_a_bash_command_that_holds_a_fence_stands_in_a_longer_one():
+    fmt = get_format("bash")
+    text = fmt.render({"tool": "bash", "arguments": {"command": HEREDOC}})
+    assert text.startswith("````bash\n")
+    assert fmt.parse(text)["arguments"] == {"command": HEREDOC}
+    assert "````" in fmt.system_prompt([])
+
+
+def test_a_bash_reply_may_have_the_line_breaks_of_windows():
+    action = get_format("bash").parse("Look.\r\n```bash\r\ncd src\r\nls\r\n```\r\n")
+    assert action["arguments"] == {"command": "cd src\nls"}
+    assert get_format("bash").parse("```bash\r\nsubmit\r\n```")["tool"] == "submit"
 
 
 def test_json_keeps_types():
