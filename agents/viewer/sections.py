@@ -12,7 +12,7 @@ from markupsafe import Markup
 from agents.selection.passk import Estimate
 from agents.viewer.data import Arm, Attempt, ReportData, Selected
 from agents.viewer.svg import Axis, Point, Series, Slice, legend_mark, line_chart, stacked_bar
-from agents.viewer.text import duration, percent, points
+from agents.viewer.text import duration, interval, percent, points
 from agents.viewer.training import Chart
 
 
@@ -161,8 +161,8 @@ def pass_curve(report: ReportData) -> Chart:
                     y=e.value,
                     low=e.low,
                     high=e.high,
-                    label=f"pass@{e.k} {percent(e.value)} "
-                    f"[{percent(e.low)}, {percent(e.high)}] over {e.tasks} tasks",
+                    label=f"pass@{e.k} {percent(e.value)} {interval(e.low, e.high)}".rstrip()
+                    + f" over {e.tasks} tasks",
                 )
                 for e in arm.pass_at
             ),

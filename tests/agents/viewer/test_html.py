@@ -162,6 +162,15 @@ def test_nothing_resolved_is_said_as_it_is(tmp_path):
     assert "nan" not in found.text.lower()
 
 
+def test_an_interval_that_cannot_be_told_is_left_out(tmp_path):
+    report = report_from_buffers({"a": [attempt(0, resolved=True), attempt(1)]}, title="t")
+    found = page(report, tmp_path)
+    assert "1 of 2 1 of 1 tasks 50.0% 100.0% [2.5%, 100.0%]" in found.text
+    assert "pass@1 50.0% over 1 tasks" in found.text
+    assert "nan" not in found.text.lower()
+    assert "[–" not in found.text
+
+
 @pytest.mark.parametrize(
     ("report", "said"),
     [
