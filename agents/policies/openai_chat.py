@@ -125,7 +125,8 @@ class OpenAIPolicy(BasePolicy):
 
         Raises:
             EpisodeOver: the conversation is longer than the model's context (``tokens``).
-            ModelError: the server did not answer, refused, or answered something else.
+            ModelError: the server did not answer, refused (a first prompt that is too long, too),
+                or answered something else.
         """
         request: dict[str, Any] = dict(self._request)
         if self._format is None:
@@ -137,7 +138,8 @@ class OpenAIPolicy(BasePolicy):
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **request,
-            )
+            ),
+            turns=len(episode.turns),
         )
         action = self._read(answer)
         if completion := self._completion(answer):

@@ -129,7 +129,8 @@ class OpenAICompletionsPolicy(BasePolicy):
         Raises:
             EpisodeOver: the context is full (``tokens``), before or within the reply, which it
                 then carries.
-            ModelError: the server did not answer, refused, or answered something else.
+            ModelError: the server did not answer, refused (a first prompt that is too long, too),
+                or answered something else.
         """
         prompt = self._prompting.prompt(episode)
         room = self._context - len(prompt) if self._context else self._limit
@@ -143,7 +144,8 @@ class OpenAICompletionsPolicy(BasePolicy):
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **self._request,
-            )
+            ),
+            turns=len(episode.turns),
         )
         action = self._read(answer, prompt)
         cut = answer.choices[0].finish_reason == "length"

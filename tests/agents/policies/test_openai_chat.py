@@ -153,10 +153,18 @@ def test_servers_failures_are_the_machinerys(server):
     for words in ("out of memory", "bad key", "odd"):
         with pytest.raises(ModelError, match=words):
             policy.act(episode())
+    action = {"tool": "view", "arguments": {}, "message": "Look."}
     with pytest.raises(EpisodeOver, match="tokens"):
-        policy.act(episode())
+        policy.act(episode(turn(action, "1: x = 1")))
     with pytest.raises(ModelError, match="without a choice"):
         policy.act(episode())
+
+
+def test_a_first_prompt_too_long_for_the_server_is_no_fault_of_the_agent(server):
+    full = "This model's maximum context length is 2048 tokens, however you requested 4096."
+    server.answers = [(400, {"error": {"message": full}})]
+    with pytest.raises(ModelError, match=r"you requested 4096.*lower max_new_tokens"):
+        made(server, max_new_tokens=4000).act(episode())
 
 
 def test_a_passing_failure_is_tried_again_and_a_dead_server_is_said(server):
