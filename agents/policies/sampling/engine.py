@@ -331,7 +331,9 @@ class Engine:
             return
         logits = self._batch.step(self._decode, [request.newest for request in self._rows])
         numbers = [request.generator.random() for request in self._rows]
-        uniforms = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
+        # float64 as they were drawn: in float32 a number just below 1 would be 1, past every token.
+        pinned = self._device.type == "cuda"
+        uniforms = torch.tensor(numbers, dtype=torch.float64, pin_memory=pinned)
         uniforms = uniforms.to(self._device, non_blocking=True)
         tokens, logprobs = draw(logits, uniforms, self._sampling)
         self.stats.steps += 1
