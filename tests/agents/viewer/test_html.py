@@ -155,6 +155,19 @@ def test_results_before_and_after(tmp_path):
     assert all(a["role"] == "img" and a["aria-label"] for a in charts)
 
 
+def test_diversity_names_what_keeps_arms_from_being_compared(tmp_path):
+    def text(base, trained):
+        return page(report_from_buffers({"a": base, "b": trained}, title="t"), tmp_path).text
+
+    alike = text(arm(3), arm(3))
+    assert "Attempts a task 2 2 Tasks resolved at least once 3 3" in alike
+    assert "The arms differ" not in alike
+    assert "differ in the tasks they resolved, and more" in text(arm(3), arm(4))
+    uneven = text(arm(3), arm(3, n=4)[1:])
+    assert "Attempts a task 2 3–4" in uneven
+    assert "differ in attempts a task, and more" in uneven
+
+
 def test_nothing_resolved_is_said_as_it_is(tmp_path):
     found = page(report_from_buffers({"a": arm(0), "b": arm(0)}, title="t"), tmp_path)
     assert "0 of 20" in found.text
