@@ -208,7 +208,10 @@ class OpenAIPolicy(BasePolicy):
 
 
 def _call(calls: Sequence[Any] | None, text: str) -> Action:
-    """The first of the reply's calls; one a turn is taken, the others are as if never made."""
+    """The first of the reply's calls; one a turn is taken, the others are as if never made.
+
+    One that cannot be read goes into the message as text, so that the model sees what it wrote.
+    """
     if not calls:
         return Action(tool=INVALID_TOOL, arguments={"reason": _NO_CALL}, message=text)
     function = calls[0].function
@@ -219,7 +222,8 @@ def _call(calls: Sequence[Any] | None, text: str) -> Action:
     except ParseError as error:
         given = function.arguments[:200]
         reason = f"The arguments of {function.name} are no JSON object ({error}): {given}"
-        return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=text)
+        said = f"{text}\n{function.name} {function.arguments}".lstrip()
+        return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=said)
     return Action(tool=function.name, arguments=arguments, message=text)
 
 

@@ -104,6 +104,15 @@ def test_a_reply_without_a_readable_call_says_what_is_wrong(server, reply, reaso
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("text", "said"), [("", "view {path"), ("Look.", "Look.\nview {path")])
+def test_a_call_that_cannot_be_read_goes_back_as_the_model_wrote_it(server, text, said):
+    server.answers = [answer(text, [("view", "{path")]), answer("", [("view", "{}")])]
+    policy = made(server)
+    action = policy.act(episode())
+    policy.act(episode(turn(action, action["arguments"]["reason"])))
+    assert server.asked[1]["messages"][2] == {"role": "assistant", "content": said}
+
+
 def test_a_text_format_is_written_and_read_in_the_reply(server):
     call = "Look.\n<function=view><parameter=path>a.py</parameter></function>"
     server.answers = [answer(call), answer(call)]
