@@ -18,6 +18,10 @@ class ParseError(ToolError):
     """A reply holds no tool call that can be read; the message tells the model how to write one."""
 
 
+class UnclosedError(ParseError):
+    """The reply ends inside an argument, so a stop string there may be a part of it."""
+
+
 class TextFormat(Protocol):
     """One way to write a tool call as text.
 
@@ -27,7 +31,11 @@ class TextFormat(Protocol):
 
     name: str
     stop: str
-    """Text that completes a call, at which sampling stops; empty where none does."""
+    """Text that completes a call, at which sampling stops; empty where none does.
+
+    An argument may hold it too: `parse` then raises an `UnclosedError`, and `transformers` samples
+    on. A server knows nothing of that and cuts the reply there, which makes it a malformed one.
+    """
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What to tell the model before the issue: the task, the format and the tools."""
@@ -48,7 +56,8 @@ class TextFormat(Protocol):
         """The call in a reply; `message` is the whole reply.
 
         Raises:
-            ParseError: there is none, or it is malformed.
+            ParseError: there is none, or it is malformed; an `UnclosedError` where it is cut off
+                inside an argument.
         """
         ...
 
@@ -62,6 +71,17 @@ def parse_reply(text_format: TextFormat, text: str) -> Action:
         return text_format.parse(text)
     except ParseError as error:
         return Action(tool=INVALID_TOOL, arguments={"reason": str(error)}, message=text)
+
+
+def call_ends(text_format: TextFormat, text: str) -> bool:
+    """Whether the stop string with which `text` ends is no part of an argument."""
+    try:
+        text_format.parse(text)
+    except UnclosedError:
+        return False
+    except ParseError:
+        pass  # malformed for good: more text would not mend it
+    return True
 
 
 def read_json(text: str, start: int | None = None) -> Any:

@@ -2,6 +2,9 @@
 
 The prompt is made here, with the model's own tokenizer and chat template, so that what the server
 sampled from is known to the token. That makes its rollouts as exact as the `transformers` policy's.
+
+A server stops at a format's stop string wherever it stands: a call whose argument holds r2e's
+``</function>`` is cut off there and comes back as a malformed one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.parsing import ParseError, formats, get_format, parse_reply
+from agents.parsing.base import call_ends
 from swe_env.errors import ConfigError
 
 # What breaks naive parsers: the formats' own marks, newlines at the ends, nested brackets.
@@ -210,6 +211,19 @@ def test_a_call_ends_with_the_formats_stop(name):
     text = fmt.render({"tool": "bash", "arguments": {"command": "ls"}})
     assert text.endswith(fmt.stop)
     assert fmt.stop == ("</function>" if name.startswith("r2e") else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("<function=view>\n<parameter=path>a.py</parameter>\n</function>", True),
+        ("<function=bash><parameter=command>grep '</function>", False),
+        ("<function=view>a.py</function>", True),
+        ("As I said: </function>", True),
+    ],
+)
+def test_a_stop_inside_an_argument_ends_no_call(text, ends):
+    assert call_ends(get_format("r2e"), text) is ends
 
 
 def test_an_unknown_format_names_a_near_one():
