@@ -32,7 +32,7 @@ def make_tokenizer(*, whole_answers: bool, template: str | None = TEMPLATE):
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|assistant|>"]})
+    tokenizer.add_tokens(["<|end|>", "<|assistant|>"], special_tokens=True)
     tokenizer.chat_template = template
     return tokenizer
 
