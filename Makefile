@@ -1,7 +1,6 @@
 # Two commands do all set-up on a fresh machine: `make demo` and `make test`.
 VENV   ?= .venv
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+# PYTHON=/path/to/python chooses one; else tools/setup-system.sh looks for one, and installs it as root.
 BIN     = $(VENV)/bin
 OUT    ?= runs/demo
 

@@ -21,9 +21,22 @@ if [ "${1:-}" = engine ]; then
     exit 0
 fi
 
+find_python() { # the name of a Python that is new enough
+    for name in python3.11 python3.12 python3.13 python3; do
+        command -v "$name" >/dev/null 2>&1 || continue
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        echo "$name"
+        return 0
+    done
+    return 1
+}
 if [ -z "${PYTHON:-}" ]; then
-    echo "setup: Python 3.11 or newer is needed and was not found: install it (apt-get install python3 python3-venv) and run make again." >&2
-    exit 1
+    PYTHON="$(find_python)" || { install python3 && PYTHON="$(find_python)"; } ||
+        { install python3.11 && PYTHON="$(find_python)"; } || {
+        found="$(python3 -V 2>/dev/null)" || found="no python3"
+        echo "setup: Python 3.11 or newer is needed, and here is $found: install one (apt-get install python3 python3-venv), or name it (PYTHON=/path/to/python), and run make again." >&2
+        exit 1
+    }
 fi
 need git git || {
     echo "setup: git is needed: run 'sudo apt-get install git' and make again." >&2

@@ -9,9 +9,17 @@ from typing import Any, Protocol
 from swe_env.errors import ToolError
 from swe_env.types import INVALID_TOOL, Action
 
+_DEEPEST = 100
+"""Most levels of lists and objects in a call."""
+_JSON = json.JSONDecoder()
+
 
 class ParseError(ToolError):
     """A reply holds no tool call that can be read; the message tells the model how to write one."""
+
+
+class UnclosedError(ParseError):
+    """The reply ends inside an argument, so a stop string there may be a part of it."""
 
 
 class TextFormat(Protocol):
@@ -23,7 +31,11 @@ class TextFormat(Protocol):
 
     name: str
     stop: str
-    """Text that completes a call, at which sampling stops; empty where none does."""
+    """Text that completes a call, at which sampling stops; empty where none does.
+
+    An argument may hold it too: `parse` then raises an `UnclosedError`, and `transformers` samples
+    on. A server knows nothing of that and cuts the reply there, which makes it a malformed one.
+    """
 
     def system_prompt(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What to tell the model before the issue: the task, the format and the tools."""
@@ -44,7 +56,8 @@ class TextFormat(Protocol):
         """The call in a reply; `message` is the whole reply.
 
         Raises:
-            ParseError: there is none, or it is malformed.
+            ParseError: there is none, or it is malformed; an `UnclosedError` where it is cut off
+                inside an argument.
         """
         ...
 
@@ -58,6 +71,49 @@ def parse_reply(text_format: TextFormat, text: str) -> Action:
         return text_format.parse(text)
     except ParseError as error:
         return Action(tool=INVALID_TOOL, arguments={"reason": str(error)}, message=text)
+
+
+def call_ends(text_format: TextFormat, text: str) -> bool:
+    """Whether the stop string with which `text` ends is no part of an argument."""
+    try:
+        text_format.parse(text)
+    except UnclosedError:
+        return False
+    except ParseError:
+        pass  # malformed for good: more text would not mend it
+    return True
+
+
+def read_json(text: str, start: int | None = None) -> Any:
+    """The JSON value that `text` is, or that begins at `start` in it.
+
+    Raises:
+        ParseError: there is none, or one that no record could hold (NaN, half of a surrogate pair,
+            a number of thousands of digits, brackets without end); says which, in a few words.
+    """
+    try:
+        found = _JSON.decode(text) if start is None else _JSON.raw_decode(text, start)[0]
+        if _levels(found) > _DEEPEST:
+            raise RecursionError
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except json.JSONDecodeError as error:
+        raise ParseError(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ParseError(f"more than {_DEEPEST} levels of brackets") from None
+    except UnicodeEncodeError:
+        raise ParseError("half of a surrogate pair") from None
+    except ValueError as error:
+        raise ParseError(str(error)) from None
+    return found
+
+
+def _levels(value: object) -> int:
+    """How deep lists and objects are nested; without recursion, which has a limit of its own."""
+    level, depth = [value], 0
+    while level := [x for x in level if isinstance(x, list | dict)]:
+        level = [y for x in level for y in (x.values() if isinstance(x, dict) else x)]
+        depth += 1
+    return depth
 
 
 def as_text(value: object) -> str:

@@ -11,9 +11,10 @@ from swe_env.types import Action
 
 _CALL = "```bash\nCOMMAND\n```"
 _BLOCK = re.compile(
-    r"^(?P<fence>`{3,})(?:bash|sh)[ \t]*\n(?P<code>.*?)\n?^(?P=fence)[ \t]*$",
+    r"^(?P<fence>`{3,})(?:bash|sh)[ \t]*(?P<cr>\r?)\n(?P<code>.*?)\n?^(?P=fence)[ \t]*\r?$",
     re.DOTALL | re.MULTILINE,
 )
+_FENCE = re.compile(r"^[ \t]*`{3}", re.MULTILINE)
 
 
 class BashFormat:
@@ -26,7 +27,8 @@ class BashFormat:
         """The task and the format; every call is a command, so the tools need no list."""
         return (
             "Fix the issue in the repository. Each turn: one short thought, then one command:\n"
-            f"{_CALL}\nWhen the issue is fixed, the command is: submit"
+            f"{_CALL}\nA command that holds ``` itself stands between two lines of ````.\n"
+            "When the issue is fixed, the command is: submit"
         )
 
     def render(self, action: Action) -> str:
@@ -46,12 +48,24 @@ class BashFormat:
         return require_round_trip(self, action, text)
 
     def parse(self, text: str) -> Action:
-        """The one block (see `TextFormat.parse`)."""
-        blocks = [match.group("code") for match in _BLOCK.finditer(text)]
+        """The one block, with no fence after it (see `TextFormat.parse`).
+
+        Such a fence may be the block's true end, its first one a line of the command; a command
+        that holds fences is written in a longer one. Line breaks of a CRLF reply become plain.
+        """
+        blocks = list(_BLOCK.finditer(text))
         if len(blocks) != 1:
             raise ParseError(
                 f"The reply must hold exactly one bash block, found {len(blocks)}. Write:\n{_CALL}"
             )
-        if blocks[0].strip() == "submit":
+        if _FENCE.search(text, blocks[0].end()):
+            raise ParseError(
+                "A line of ``` follows the bash block, so it is not clear where the command ends. "
+                "Put a command that holds ``` between ````bash and ````, and nothing after it."
+            )
+        code = blocks[0].group("code")
+        if blocks[0].group("cr"):
+            code = code.replace("\r\n", "\n").removesuffix("\r")
+        if code.strip() == "submit":
             return Action(tool="submit", arguments={}, message=text)
-        return Action(tool="bash", arguments={"command": blocks[0]}, message=text)
+        return Action(tool="bash", arguments={"command": code}, message=text)

@@ -10,7 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.parsing.base import ParseError, describe_tools, reasoning, require_round_trip, written
+from agents.parsing.base import (
+    ParseError,
+    describe_tools,
+    read_json,
+    reasoning,
+    require_round_trip,
+    written,
+)
 from swe_env.types import Action
 
 _CALL = '{"tool": "NAME", "arguments": {"KEY": "value"}}'
@@ -40,12 +47,12 @@ class JSONFormat:
 
     def parse(self, text: str) -> Action:
         """The first object that has a ``tool`` (see `TextFormat.parse`)."""
-        decoder, problem = json.JSONDecoder(), ""
+        problem = ""
         for start in _START.finditer(text):
             try:
-                found, _ = decoder.raw_decode(text, start.start())
-            except json.JSONDecodeError as error:
-                problem = problem or f" ({error.msg} at character {error.pos})"
+                found = read_json(text, start.start())
+            except ParseError as error:
+                problem = problem or f" ({error})"
                 continue
             if isinstance(found, dict) and "tool" in found:
                 return self._action(found, text)

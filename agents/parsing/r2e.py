@@ -17,6 +17,7 @@ from typing import Any
 
 from agents.parsing.base import (
     ParseError,
+    UnclosedError,
     as_text,
     describe_tools,
     reasoning,
@@ -67,7 +68,7 @@ class R2EFormat:
             key = parameter.group(1)
             closing = _CLOSE.search(text, parameter.end())
             if closing is None:
-                raise ParseError(f"<parameter={key}> is not closed. Write a call like:\n{_CALL}")
+                raise UnclosedError(f"<parameter={key}> is not closed. Write a call like:\n{_CALL}")
             if key in arguments:
                 raise ParseError(f"The parameter {key!r} is given twice. Give each one once.")
             arguments[key] = _strip(text[parameter.end() : closing.start()])

@@ -128,7 +128,7 @@ def well_formed(action: object) -> Action:
     try:
         msgspec.json.encode([kept["tool"], kept["arguments"], kept.get("message", "")])
         json.dumps(kept["arguments"], allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
     _check_sampled(kept.get("completion", {}))
     return cast(Action, kept)

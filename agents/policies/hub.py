@@ -144,6 +144,7 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, *, merge: bool = Fa
     """
     import peft
 
+    folder = Path(folder).expanduser()
     adapter_hash(folder)
     try:
         with quiet_renames():

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.parsing import TextFormat, get_format, parse_reply
-from agents.parsing.base import ParseError
+from agents.parsing.base import ParseError, read_json
 from agents.policies.base import BasePolicy, Episode, Turn
 from agents.policies.openai_server import Server
 from swe_env.errors import ModelError
@@ -125,7 +125,8 @@ class OpenAIPolicy(BasePolicy):
 
         Raises:
             EpisodeOver: the conversation is longer than the model's context (``tokens``).
-            ModelError: the server did not answer, refused, or answered something else.
+            ModelError: the server did not answer, refused (a first prompt that is too long, too),
+                or answered something else.
         """
         request: dict[str, Any] = dict(self._request)
         if self._format is None:
@@ -137,7 +138,8 @@ class OpenAIPolicy(BasePolicy):
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **request,
-            )
+            ),
+            turns=len(episode.turns),
         )
         action = self._read(answer)
         if completion := self._completion(answer):
@@ -206,17 +208,22 @@ class OpenAIPolicy(BasePolicy):
 
 
 def _call(calls: Sequence[Any] | None, text: str) -> Action:
-    """The first of the reply's calls; one a turn is taken, the others are as if never made."""
+    """The first of the reply's calls; one a turn is taken, the others are as if never made.
+
+    One that cannot be read goes into the message as text, so that the model sees what it wrote.
+    """
     if not calls:
         return Action(tool=INVALID_TOOL, arguments={"reason": _NO_CALL}, message=text)
     function = calls[0].function
     try:
-        arguments = json.loads(function.arguments or "{}")
+        arguments = read_json(function.arguments or "{}")
         if not isinstance(arguments, dict):
-            raise TypeError
-    except (ValueError, TypeError):
-        reason = f"The arguments of {function.name} are no JSON object: {function.arguments[:200]}"
-        return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=text)
+            raise ParseError(f"a {type(arguments).__name__}")
+    except ParseError as error:
+        given = function.arguments[:200]
+        reason = f"The arguments of {function.name} are no JSON object ({error}): {given}"
+        said = f"{text}\n{function.name} {function.arguments}".lstrip()
+        return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=said)
     return Action(tool=function.name, arguments=arguments, message=text)
 
 

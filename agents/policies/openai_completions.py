@@ -2,6 +2,9 @@
 
 The prompt is made here, with the model's own tokenizer and chat template, so that what the server
 sampled from is known to the token. That makes its rollouts as exact as the `transformers` policy's.
+
+A server stops at a format's stop string wherever it stands: a call whose argument holds r2e's
+``</function>`` is cut off there and comes back as a malformed one.
 """
 
 from __future__ import annotations
@@ -129,7 +132,8 @@ class OpenAICompletionsPolicy(BasePolicy):
         Raises:
             EpisodeOver: the context is full (``tokens``), before or within the reply, which it
                 then carries.
-            ModelError: the server did not answer, refused, or answered something else.
+            ModelError: the server did not answer, refused (a first prompt that is too long, too),
+                or answered something else.
         """
         prompt = self._prompting.prompt(episode)
         room = self._context - len(prompt) if self._context else self._limit
@@ -143,7 +147,8 @@ class OpenAICompletionsPolicy(BasePolicy):
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **self._request,
-            )
+            ),
+            turns=len(episode.turns),
         )
         action = self._read(answer, prompt)
         cut = answer.choices[0].finish_reason == "length"

@@ -66,8 +66,13 @@ class Server:
             base_url=base_url, api_key=key, timeout=timeout, max_retries=retries
         )
 
-    def ask(self, request: Callable[[], T]) -> T:
+    def ask(self, request: Callable[[], T], *, turns: int) -> T:
         """What the server answers to a request; it holds at least one choice.
+
+        Args:
+            request: Asks the server.
+            turns: Those of the episode so far. Where there is none yet, too long for the context
+                means a limit that was set wrong, not an agent that filled it.
 
         Raises:
             EpisodeOver: the conversation is longer than the model's context (``tokens``).
@@ -80,7 +85,12 @@ class Server:
             answer = request()
         except openai.BadRequestError as error:
             if any(words in str(error).lower() for words in _CONTEXT):
-                raise EpisodeOver("tokens") from error
+                if turns:
+                    raise EpisodeOver("tokens") from error
+                raise ModelError(
+                    f"The server refuses the first prompt already ({_say(error)}): lower "
+                    "max_new_tokens, or serve the model with a longer context."
+                ) from error
             raise ModelError(f"The server refused the request: {_say(error)}.") from error
         except openai.OpenAIError as error:
             raise ModelError(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatTemplate
 from agents.parsing import TextFormat, get_format, parse_reply
+from agents.parsing.base import call_ends
 from agents.policies import hub
 from agents.policies.base import BasePolicy, Episode, EpisodeOver
 from agents.policies.prompting import Prompting
@@ -103,6 +105,7 @@ class TransformersPolicy(BasePolicy):
             sampling=sampling,
             ends=sorted(self._ends),
             stop=self.format.stop,
+            ends_reply=partial(call_ends, self.format),
             max_batch=max_batch,
             cache_tokens=cache_tokens,
         )

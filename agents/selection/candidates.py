@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agents.selection.patches import patch_key
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Step, Trajectory
+from swe_env.types import INVALID_TOOL
 
 Regression = Mapping[str, bool | None] | Callable[[Trajectory], bool | None]
 """trajectory_id → whether it breaks *no* regression test (None: unknown), or a function."""
 
-READ_ONLY = frozenset({"view", "search", "run_tests", "submit", "finish"})
-"""Tools that leave the workspace as it is; any other call may have changed it."""
-REFUSABLE = frozenset({"edit", "edit_lines", "apply_diff", "undo", "file_editor"})
-"""Tools that change nothing when they answer with an error."""
-NO_EVIDENCE = ("Error: ", "No tests ran", "No test failed the last time")
-"""How `run_tests` begins an answer that says nothing about any test."""
+READ_ONLY = frozenset(
+    {"view", "outline", "search", "run_tests", "submit", "finish", INVALID_TOOL, ""}
+)
+"""Calls that leave the workspace as it is; any other may have changed it. "" is no call."""
+EDITS = frozenset({"edit", "edit_lines", "apply_diff", "undo", "file_editor"})
+"""Tools that change the workspace unless they answer with an error."""
+_FAILURES = re.compile(r"\b\d+ (?:failed|error)\b")
+"""In the counts with which `run_tests` begins its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,37 +102,44 @@ def regression_from_run_tests(trajectory: Trajectory) -> bool | None:
     """Whether the agent's own last runs of the visible tests show no broken test.
 
     Looks at `run_tests` after the last call that may have changed the workspace (a shell command
-    may, a refused edit did not). A failing run says False until a run of all tests passes; a
-    passing run of chosen targets alone proves nothing. None, unknown, also when the untouched
-    checkout failed already, so that a failure at the end is no evidence of breaking anything. The
-    hidden verdict is not consulted.
+    may; a malformed or refused call did not). A run in which a test failed says False until a run
+    of all tests passes; a passing run of chosen targets alone proves nothing, nor does a run that
+    was cut off before any test failed. None, unknown, also when tests failed before any edit, so
+    that a failure at the end is no evidence of breaking anything. The hidden verdict is not
+    consulted.
     """
     verdict: bool | None = None
-    touched = failed_untouched = False
+    edited = failed_before = False
     for step in trajectory.agent_steps:
-        name = step.tool_calls[0].function_name if step.tool_calls else ""
-        if name == "run_tests":
-            if _content(step).startswith(NO_EVIDENCE):
-                continue
-            if _exit_code(step) != 0:
+        if _name(step) == "run_tests":
+            if _FAILURES.search(_content(step).partition("\n")[0]):
                 verdict = False
-                failed_untouched |= not touched
-            elif not any(step.tool_calls[0].arguments.values()):
+                failed_before |= not edited
+            elif _exit_code(step) == 0 and not any(step.tool_calls[0].arguments.values()):
                 verdict = True
         elif _may_change(step):
-            touched, verdict = True, None
-    return None if failed_untouched and verdict is False else verdict
+            edited, verdict = edited or _name(step) in EDITS, None
+    return None if failed_before and verdict is False else verdict
+
+
+def _name(step: Step) -> str:
+    return step.tool_calls[0].function_name if step.tool_calls else ""
 
 
 def _may_change(step: Step) -> bool:
-    if not step.tool_calls:
+    name = _name(step)
+    if name in READ_ONLY or _refused(step):
         return False
-    call = step.tool_calls[0]
-    if call.function_name in READ_ONLY:
+    if name == "file_editor" and step.tool_calls[0].arguments.get("command") == "view":
         return False
-    if call.function_name == "file_editor" and call.arguments.get("command") == "view":
-        return False
-    return call.function_name not in REFUSABLE or _exit_code(step) == 0
+    return name not in EDITS or _exit_code(step) == 0
+
+
+def _refused(step: Step) -> bool:
+    """Whether the tool did nothing: as `Toolset.call` answers what the model did wrong."""
+    text = _content(step)
+    ran = text.endswith("[exit code 1]")  # a shell command whose output begins so
+    return _exit_code(step) == 1 and text.startswith("Error: ") and not ran
 
 
 def _exit_code(step: Step) -> int:

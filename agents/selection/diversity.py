@@ -56,10 +56,11 @@ def distinct_correct(trajectories: Iterable[Trajectory]) -> int:
 def effective_correct(trajectories: Iterable[Trajectory]) -> float:
     """exp(H) of the patches among the resolved attempts: 0 without any, m for m equally frequent.
 
+    Patches that change nothing don't count, as in `distinct_correct`.
     H is the plug-in entropy in nats of the observed frequencies. It underestimates with few
     attempts, so compare only arms with the same number of attempts.
     """
-    seen = Counter(patch_key(t.patch) for t in trajectories if t.resolved)
+    seen = Counter(key for t in trajectories if t.resolved and (key := patch_key(t.patch)))
     total = seen.total()
     if not total:
         return 0.0

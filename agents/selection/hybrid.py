@@ -10,6 +10,7 @@ from agents.selection.candidates import Candidate, Regression, candidates
 from swe_env.replay.trajectory import Trajectory
 
 Steps = Literal["most", "fewest"]
+_EMPTY = "would leave nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,11 @@ class Selection:
     chosen_id: str
     stages: tuple[Stage, ...]
 
+    @property
+    def uninformed(self) -> bool:
+        """Whether every stage lacked its evidence, so that the first attempt was taken."""
+        return bool(self.stages) and all(s.skipped not in ("", _EMPTY) for s in self.stages)
+
 
 @dataclass(slots=True)
 class Funnel:
@@ -49,7 +55,7 @@ class Funnel:
             unknown: Why there is no evidence for this stage; skips it when not empty.
         """
         passed = [] if unknown else [c for c in self.left if test(c)]
-        skipped = unknown or ("" if passed or not self.left else "would leave nothing")
+        skipped = unknown or ("" if passed or not self.left else _EMPTY)
         self.left = passed or self.left
         self.stages.append(Stage(name=name, survivors=self._ids(), skipped=skipped))
 

@@ -15,6 +15,9 @@ from agents.selection.rivals import Selector
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Trajectory
 
+_SAME = 1e-12
+"""Values that differ by less are the same: the rest is rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
@@ -33,6 +36,7 @@ class Estimate:
     value: float
     """In [0, 1]; NaN when no task could be used."""
     low: float
+    """NaN, like `high`, where resampling shows no spread (see `bootstrap`)."""
     high: float
     tasks: int
     """Tasks the mean is over."""
@@ -124,7 +128,7 @@ def bootstrap(
 
     When every value is 0, or every value is 1, resampling shows no spread at all; the
     Clopper–Pearson bound for that many Bernoulli tasks is given instead, so that "0 of 20" reads
-    [0, 0.17] and not [0, 0]. (NaN, NaN) without values.
+    [0, 0.17] and not [0, 0]. (NaN, NaN) without values, and when all are the same in between.
     """
     if not values:
         return math.nan, math.nan
@@ -133,6 +137,8 @@ def bootstrap(
         return 0.0, 1 - edge
     if all(value == 1 for value in values):
         return edge, 1.0
+    if np.ptp(values) < _SAME:
+        return math.nan, math.nan
     return _percentile_interval(np.asarray(values), level, resamples, seed)
 
 
@@ -156,7 +162,7 @@ def bootstrap_difference(
     if not shared:
         raise ConfigError("The two arms share no task: run both on the same tasks to compare them.")
     gains = np.asarray([after[key] - before[key] for key in shared])
-    if np.ptp(gains) == 0.0:
+    if np.ptp(gains) < _SAME:
         return float(gains[0]), math.nan, math.nan
     low, high = _percentile_interval(gains, level, resamples, seed)
     return float(gains.mean()), low, high

@@ -27,7 +27,9 @@ def patch_key(patch: str) -> str:
     Changed blocks of Python files are compared as syntax trees at their place and indentation, so
     that comments, blank lines, quotes and line breaks don't count; a block that is no complete
     statement is compared by tokens. Other files are compared by lines, runs of blanks as one.
-    Blocks that change nothing in this sense are dropped; a patch left with none has the key "".
+    A block whose two sides are the same in this sense is compared as it is written, since it may
+    change the inside of a string. It is dropped where it changes nothing for certain: Python with
+    equal syntax trees, or of comments and blank lines alone. A patch left with none has the key "".
 
     The comparison sees the diff only, not the files: two patches that reach the same file by
     different hunks may get different keys.
@@ -56,8 +58,11 @@ def _file_parts(file: PatchedFile) -> Iterator[str]:
         for line_no, old, new in _blocks(hunk):
             blocks += 1
             before, after = (_normalise(side, python) for side in (old, new))
-            if before != after:
-                yield f"{head}\0{line_no}\0{before}\0{after}"
+            if before == after:
+                if python and _same_code(old, new):
+                    continue
+                before, after = old, new
+            yield f"{head}\0{line_no}\0{before}\0{after}"
     if not blocks:  # renamed, mode changed, binary, or an empty file made or removed
         info = [line for line in (file.patch_info or []) if not _HEADER.match(line)]
         yield head + "\0" + "".join(info)
@@ -89,15 +94,25 @@ def _leading(lines: list[str]) -> int:
 
 
 def _normalise(text: str, python: bool) -> str:
-    lines = [line.expandtabs().rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if not python:
         return "\n".join(re.sub(r"(?<=\S)\s+", " ", line) for line in lines)
+    lines = [line.expandtabs() for line in lines]
     code = [line for line in lines if not line.lstrip().startswith("#")]
     if not code:
         return ""
     indent = len(code[0]) - len(code[0].lstrip())
     body = textwrap.dedent("\n".join(code))
     return f"{indent}:{_tree(body) or _tokens(body)}"
+
+
+def _same_code(old: str, new: str) -> bool:
+    """Whether Python that normalises to the same is the same for certain."""
+    lines = [line.strip() for line in f"{old}\n{new}".splitlines()]
+    if all(not line or line.startswith("#") for line in lines):
+        return True
+    tree = _tree(textwrap.dedent(old))
+    return tree is not None and tree == _tree(textwrap.dedent(new))
 
 
 def _tree(code: str) -> str | None:

@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.selection.verifier import ANSWERS, Message
-from swe_env.errors import ConfigError, ModelError
+from agents.chat import ChatTemplate, Message
+from agents.selection.verifier import ANSWERS
+from swe_env.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
 
 class TransformersScorer:
-    """Scores prompts with a causal language model and its chat template."""
+    """Scores prompts with a causal language model and its chat template.
+
+    What an attempt wrote is text to it: a special token in a patch ends no turn (`ChatTemplate`).
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """`model` and `tokenizer` as transformers loads them; the model stays where it is."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError("The verifier's tokenizer has no chat template: set one.")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, path: str, *, device: str = "cpu", dtype: str = "auto") -> TransformersScorer:
-        """From a folder (or hub name) in transformers' format.
+        """`model` and `tokenizer` as transformers loads them; the model stays where it is.
 
         Raises:
-            ModelError: transformers is missing or cannot load it.
+            ConfigError: the tokenizer has no chat template, or one that `ChatTemplate` refuses.
         """
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+        self.model = model.eval()
+        self._chat = ChatTemplate(tokenizer)
 
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (ImportError, OSError, ValueError) as error:
-            raise ModelError(f"The verifier {path!r} could not be loaded: {error}") from error
-        return cls(model.to(device), tokenizer)
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        chat_template: str | Path | None = None,
+    ) -> TransformersScorer:
+        """From a folder, a hub id or ``smollm2``; options as `agents.policies.hub.load` has them.
+
+        Raises:
+            ConfigError: it cannot be had, or its chat template cannot be used.
+        """
+        from agents.policies import hub
+
+        return cls(*hub.load(path, device=device, dtype=dtype, chat_template=chat_template))
 
     def __call__(self, prompts: Sequence[Sequence[Message]]) -> list[tuple[float, float]]:
         """(log P(YES), log P(NO)) of each prompt; one forward pass where both are one token."""
@@ -45,17 +54,10 @@ class TransformersScorer:
     def _score(self, prompt: Sequence[Message]) -> tuple[float, float]:
         import torch
 
-        text = self.tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
-        )
-        # A tokenizer may merge the prompt's last characters with the answer, so the place where
-        # the answer starts is where the two encodings first differ.
-        encoded = [
-            self.tokenizer(text + answer, add_special_tokens=False)["input_ids"]
-            for answer in ANSWERS
-        ]
-        start = _common_prefix(*encoded)
-        if start == 0 or any(len(ids) == start for ids in encoded):
+        before = self._chat.prompt(prompt)
+        encoded = [before + self._chat.completion(answer)[:-1] for answer in ANSWERS]
+        start = _common_prefix(*encoded)  # the answers may begin with a token in common
+        if any(len(ids) == start for ids in encoded):
             raise ModelError("The verifier's tokenizer does not tell YES from NO.")
         answers = [ids[start:] for ids in encoded]
         with torch.inference_mode():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import msgspec
 
+from agents.chat import Message
 from swe_env.errors import ModelError
 from swe_env.replay.trajectory import Step, Trajectory
 
@@ -18,13 +19,6 @@ SYSTEM = (
     "breaking anything else, NO otherwise."
 )
 QUESTION = "Does this patch resolve the issue? Answer YES or NO."
-
-
-class Message(TypedDict):
-    """One chat message."""
-
-    role: str
-    content: str
 
 
 class AnswerScorer(Protocol):

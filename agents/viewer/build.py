@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agents.selection import (
     Counts,
@@ -110,7 +110,7 @@ def report_from_buffers(
         training=tuple(TrainingRun(name=k, rows=tuple(v)) for k, v in (training or {}).items()),
         stages=tuple(stages),
         shown=_shown(held, show),
-        notes=tuple(notes),
+        notes=(*notes, *_uninformed(built)),
     )
 
 
@@ -156,9 +156,11 @@ def _selected(name: str, groups: Mapping[str, Sequence[Candidate]], seed: int) -
     selector = selectors.get(name)
     chosen: dict[str, str] = {}
     values: list[float] = []
+    uninformed = 0
     for task, attempts in groups.items():
         selection = selector(attempts, seed)
         if selection.chosen is not None:
+            uninformed += selection.uninformed
             chosen[task] = selection.chosen_id
             values.append(float(selection.chosen.resolved))
     low, high = bootstrap(values, seed=seed)
@@ -169,7 +171,18 @@ def _selected(name: str, groups: Mapping[str, Sequence[Candidate]], seed: int) -
         tasks=len(values),
         left_out=len(groups) - len(values),
     )
-    return Selected(selector=name, estimate=estimate, chosen=chosen)
+    return Selected(selector=name, estimate=estimate, chosen=chosen, uninformed=uninformed)
+
+
+def _uninformed(arms: Iterable[Arm]) -> Iterator[str]:
+    for arm in arms:
+        for chosen in arm.selected:
+            if chosen.uninformed:
+                yield (
+                    f"{arm.name}: the selector {chosen.selector} had no evidence to choose by on "
+                    f"{chosen.uninformed} of {chosen.estimate.tasks} tasks and took the first "
+                    "attempt there, as `first` does."
+                )
 
 
 def _gain(

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def view(
-    source: Annotated[Path, typer.Argument(help="Buffer folder, or a .json or .jsonl file.")],
+    source: Annotated[str, typer.Argument(help="Buffer folder or URL, or a .json or .jsonl file.")],
     trajectory: Annotated[
         str, typer.Option("--id", help="Show the trajectory whose id starts so.")
     ] = "",
@@ -37,7 +37,8 @@ def view(
 
     found = _matching(load(source), task, trajectory)
     if html is not None:
-        typer.echo(str(render_trajectories(found, html, title=f"Trajectories of {source.name}")))
+        name = source.rstrip("/").rpartition("/")[2]
+        typer.echo(str(render_trajectories(found, html, title=f"Trajectories of {name}")))
         return
     if json:
         for item in found:
@@ -52,7 +53,9 @@ def view(
 
 
 def report(
-    arms: Annotated[list[str], typer.Argument(help="NAME=BUFFER, the baseline first.")],
+    arms: Annotated[
+        list[str], typer.Argument(help="NAME=BUFFER (folder or URL), the baseline first.")
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its heading.")] = "Rollouts",
     metrics: Annotated[
@@ -69,10 +72,10 @@ def report(
     from agents.viewer.html import render_report
 
     data = report_from_buffers(
-        {name: load(Path(path)) for name, path in map(_pair, arms)},
+        {name: load(source) for name, source in _pairs(arms).items()},
         title=title,
         facts={"command": " ".join(sys.argv)},
-        training={name: read_metrics(Path(path)) for name, path in map(_pair, metrics or [])},
+        training={name: read_metrics(Path(path)) for name, path in _pairs(metrics or []).items()},
         selector_names=selector or ["hybrid"],
         show=show,
         seed=seed,
@@ -149,8 +152,13 @@ def _matching(found: Iterable[Trajectory], task: str, prefix: str) -> Iterator[T
         raise ConfigError(f"No trajectory has {wanted}: run `swe view` without it for a list.")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, found, path = text.partition("=")
-    if not found or not name or not path:
-        raise ConfigError(f"{text!r} is not NAME=PATH.")
-    return name, path
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise ConfigError(f"{text!r} is not NAME=PATH.")
+        if name in pairs:
+            raise ConfigError(f"The name {name!r} is given twice: give each its own.")
+        pairs[name] = path
+    return pairs

@@ -47,6 +47,8 @@ class Selected:
     estimate: Estimate
     chosen: Mapping[str, str]
     """instance_id → trajectory_id."""
+    uninformed: int = 0
+    """Tasks on which the selector had no evidence and took the first attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ def report_page(report: ReportData) -> str:
         rows=sections.arm_rows(report),
         ks=sections.last_k(report),
         curve=sections.pass_curve(report),
+        diversity_note=sections.diversity_note(report),
         grid=sections.task_grid(report),
         outcomes=sections.outcome_table(report),
         training=[(run, *training_charts(run)) for run in report.training],

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from agents.selection.passk import Estimate
 from agents.viewer.data import Arm, Attempt, ReportData, Selected
 from agents.viewer.svg import Axis, Point, Series, Slice, legend_mark, line_chart, stacked_bar
-from agents.viewer.text import duration, percent, points
+from agents.viewer.text import duration, interval, percent, points
 from agents.viewer.training import Chart
 
 
@@ -35,6 +35,8 @@ class ArmRow:
     tasks: int
     solved: int
     """Tasks resolved at least once."""
+    per_task: str
+    """Attempts that count on a task: "8", or "3–8" where tasks differ."""
     excluded: int
     first: Estimate | None
     last: Estimate | None
@@ -134,13 +136,40 @@ def arm_rows(report: ReportData) -> list[ArmRow]:
                 attempts=len(counted),
                 resolved=sum(a.resolved for a in counted),
                 tasks=len({a.instance_id for a in counted}),
-                solved=len({a.instance_id for a in counted if a.resolved}),
+                solved=len(_solved(arm)),
+                per_task="–".join(map(str, sorted({*_extremes(arm)}))),
                 excluded=len(arm.attempts) - len(counted),
                 first=estimates.get(1),
                 last=estimates.get(k),
             )
         )
     return rows
+
+
+def diversity_note(report: ReportData) -> str:
+    """What keeps the arms' diversities from being compared, in a sentence; empty for nothing."""
+    arms = [arm for arm in report.arms if arm.attempts]
+    apart = {
+        "attempts a task": len({_extremes(arm) for arm in arms}) > 1,
+        "the tasks they resolved": len({_solved(arm) for arm in arms}) > 1,
+    }
+    if not any(apart.values()):
+        return ""
+    named = " and in ".join(name for name, differ in apart.items() if differ)
+    return (
+        f"The arms differ in {named}, and more attempts or easier tasks alone raise these figures: "
+        "they do not say which arm is more diverse."
+    )
+
+
+def _extremes(arm: Arm) -> tuple[int, ...]:
+    """Fewest and most attempts that count on a task."""
+    counts = Counter(a.instance_id for a in arm.attempts if not a.failure).values()
+    return (min(counts), max(counts)) if counts else (0,)
+
+
+def _solved(arm: Arm) -> frozenset[str]:
+    return frozenset(a.instance_id for a in arm.attempts if a.resolved and not a.failure)
 
 
 def last_k(report: ReportData) -> int:
@@ -161,8 +190,8 @@ def pass_curve(report: ReportData) -> Chart:
                     y=e.value,
                     low=e.low,
                     high=e.high,
-                    label=f"pass@{e.k} {percent(e.value)} "
-                    f"[{percent(e.low)}, {percent(e.high)}] over {e.tasks} tasks",
+                    label=f"pass@{e.k} {percent(e.value)} {interval(e.low, e.high)}".rstrip()
+                    + f" over {e.tasks} tasks",
                 )
                 for e in arm.pass_at
             ),

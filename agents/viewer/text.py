@@ -40,6 +40,11 @@ def percent(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.{digits}f}%"
 
 
+def interval(low: float, high: float) -> str:
+    """Two shares as [low, high] in percent; empty for NaN."""
+    return "" if math.isnan(low) else f"[{percent(low)}, {percent(high)}]"
+
+
 def points(value: float) -> str:
     """A signed difference of shares in percentage points."""
     if math.isnan(value):

@@ -27,12 +27,15 @@ def diff(old: str, new: str, *, line: int = 10, path: str = "pkg/mod.py") -> str
 
 
 def call(step_id: int, tool: str, exit_code: int = 0, **arguments: Any) -> Step:
+    content = f"{tool} answered"
+    if tool == "run_tests":
+        content = "1 failed, 2 passed" if exit_code else "3 passed"
     return Step(
         step_id=step_id,
         source="agent",
         message=f"I call {tool}.",
         tool_calls=(ToolCall(function_name=tool, arguments=arguments),),
-        observation=StepObservation(content=f"{tool} answered", exit_code=exit_code),
+        observation=StepObservation(content=content, exit_code=exit_code),
     )
 
 

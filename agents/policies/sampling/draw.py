@@ -38,7 +38,7 @@ def draw(
 
     Args:
         logits: (rows, vocabulary), of any float type.
-        uniforms: (rows,), in [0, 1); unused at temperature 0.
+        uniforms: (rows,), float64, in [0, 1); unused at temperature 0.
         sampling: How to draw.
 
     Returns:

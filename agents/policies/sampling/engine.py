@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -107,6 +107,7 @@ class Engine:
         sampling: Sampling,
         ends: Sequence[int],
         stop: str = "",
+        ends_reply: Callable[[str], bool] | None = None,
         max_batch: int = 32,
         cache_tokens: int | None = None,
         fixed: bool | None = None,
@@ -119,6 +120,8 @@ class Engine:
             sampling: How tokens are drawn.
             ends: Token ids that end a reply.
             stop: A reply also ends as soon as its text holds this; empty for never.
+            ends_reply: Whether a reply up to and with `stop` ends there; None for always. Asked
+                in the sampling thread, when `stop` has just come.
             max_batch: Most rows decoded at once; more requests wait.
             cache_tokens: Bound of the prefix store; None for 2 GiB of keys and values.
             fixed: Decode in steps of fixed shapes, which CUDA replays as graphs; None for on
@@ -134,7 +137,7 @@ class Engine:
         self.stats = Stats()
         self._device = torch.device(model.device)
         self._tokenizer, self._sampling = tokenizer, sampling
-        self._ends, self._stop = frozenset(ends), stop
+        self._ends, self._stop, self._ends_reply = frozenset(ends), stop, ends_reply
         self._max_batch = max_batch
         self._choose_ways(fixed)
         self._backbone = getattr(model, "get_base_model", lambda: model)().base_model
@@ -331,7 +334,9 @@ class Engine:
             return
         logits = self._batch.step(self._decode, [request.newest for request in self._rows])
         numbers = [request.generator.random() for request in self._rows]
-        uniforms = torch.tensor(numbers, pin_memory=self._device.type == "cuda")
+        # float64 as they were drawn: in float32 a number just below 1 would be 1, past every token.
+        pinned = self._device.type == "cuda"
+        uniforms = torch.tensor(numbers, dtype=torch.float64, pin_memory=pinned)
         uniforms = uniforms.to(self._device, non_blocking=True)
         tokens, logprobs = draw(logits, uniforms, self._sampling)
         self.stats.steps += 1
@@ -350,9 +355,16 @@ class Engine:
     def _ended(self, request: _Request) -> Literal["end", "stop", "length"] | None:
         if request.token_ids[-1] in self._ends:
             return "end"
-        if self._stop and self._stop in self._tail(request):
+        if self._stop and self._stop in self._tail(request) and self._stops(request):
             return "stop"
         return "length" if len(request.token_ids) >= request.limit else None
+
+    def _stops(self, request: _Request) -> bool:
+        if self._ends_reply is None:
+            return True
+        text: str = self._tokenizer.decode(request.token_ids, skip_special_tokens=False)
+        before, stop, _ = text.rpartition(self._stop)
+        return self._ends_reply(before + stop)
 
     def _tail(self, request: _Request) -> str:
         """Text of the newest tokens, enough of them to hold the stop string: one a byte."""

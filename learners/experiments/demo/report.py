@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.selection import Estimate
 from agents.viewer import Arm, ReportData, StageTime, render_report, report_from_buffers
 from learners.experiments.demo.settings import DemoSettings
 from learners.training import read_metrics
@@ -140,12 +142,17 @@ def _row(arm: Arm, ks: list[int]) -> list[str]:
     for attempt in arm.attempts:
         if attempt.failure:
             failed[attempt.failure] = failed.get(attempt.failure, 0) + 1
-    pass_at = {e.k: f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in arm.pass_at}
+    pass_at = {e.k: _estimate(e) for e in arm.pass_at}
     hybrid = next((s.estimate for s in arm.selected if s.selector == "hybrid"), None)
     return [
         arm.name,
         f"{sum(a.resolved for a in counted)}/{len(counted)}",
         *(pass_at.get(k, "—") for k in ks),
-        f"{hybrid.value:.2f} [{hybrid.low:.2f}, {hybrid.high:.2f}]" if hybrid else "—",
+        _estimate(hybrid) if hybrid else "—",
         ", ".join(f"{kind} {n}" for kind, n in sorted(failed.items())) or "none",
     ]
+
+
+def _estimate(e: Estimate) -> str:
+    value = f"{e.value:.2f}"
+    return value if math.isnan(e.low) else f"{value} [{e.low:.2f}, {e.high:.2f}]"

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.parsing import ParseError, formats, get_format, parse_reply
+from agents.parsing.base import call_ends
 from swe_env.errors import ConfigError
 
 # What breaks naive parsers: the formats' own marks, newlines at the ends, nested brackets.
@@ -17,6 +18,7 @@ calls = st.builds(
     st.dictionaries(names, texts, max_size=4),
     texts,
 )
+HEREDOC = "cat > README.md <<'EOF'\nInstall:\n```\npip install x\n```\nEOF"
 plain_code = st.lists(
     st.sampled_from(
         ["if a < b:\n", "    return List[<T>]\n", "\n", "x", "</div>", "  ", "\\", "'"]
@@ -105,6 +107,7 @@ def test_r2e_is_tolerant_where_it_is_safe(text, arguments):
         ("json", '{"tool": "view", "arguments": [1]}', "must be a string"),
         ("bash", "ls", "exactly one bash block, found 0"),
         ("bash", "```bash\nls\n```\n```bash\nls\n```", "found 2"),
+        ("bash", f"```bash\n{HEREDOC}\n```", "between ````bash and ````"),
     ],
 )
 def test_a_malformed_reply_says_how_to_do_it_right(name, text, message):
@@ -142,11 +145,42 @@ def test_bash_submits():
         fmt.render({"tool": "bash", "arguments": {"command": "submit"}})
 
 
+def test_a_bash_command_that_holds_a_fence_stands_in_a_longer_one():
+    fmt = get_format("bash")
+    text = fmt.render({"tool": "bash", "arguments": {"command": HEREDOC}})
+    assert text.startswith("````bash\n")
+    assert fmt.parse(text)["arguments"] == {"command": HEREDOC}
+    assert "````" in fmt.system_prompt([])
+
+
+def test_a_bash_reply_may_have_the_line_breaks_of_windows():
+    action = get_format("bash").parse("Look.\r\n```bash\r\ncd src\r\nls\r\n```\r\n")
+    assert action["arguments"] == {"command": "cd src\nls"}
+    assert get_format("bash").parse("```bash\r\nsubmit\r\n```")["tool"] == "submit"
+
+
 def test_json_keeps_types():
     fmt = get_format("json")
     call = {"tool": "view", "arguments": {"path": "a.py", "view_range": [1, 40], "all": True}}
     assert fmt.parse(fmt.render(call))["arguments"] == call["arguments"]
     assert fmt.parse('Sure: {"tool": "submit"}')["arguments"] == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 1100 + "]" * 1100, "levels of brackets"),
+        ('{"a": ' * 200 + "1" + "}" * 200, "levels of brackets"),
+        ("1" * 5000, "digits"),
+        ("NaN", "not JSON compliant"),
+        ("1e999", "not JSON compliant"),
+        (r'"\ud83d"', "surrogate"),
+    ],
+)
+def test_a_value_that_no_record_could_hold_is_a_malformed_reply(value, message):
+    action = parse_reply(get_format("json"), f'{{"tool": "x", "arguments": {{"a": {value}}}}}')
+    assert action["tool"] == "invalid"
+    assert message in action["arguments"]["reason"]
 
 
 def test_the_prompt_comes_from_the_schemas():
@@ -177,6 +211,19 @@ def test_a_call_ends_with_the_formats_stop(name):
     text = fmt.render({"tool": "bash", "arguments": {"command": "ls"}})
     assert text.endswith(fmt.stop)
     assert fmt.stop == ("</function>" if name.startswith("r2e") else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("<function=view>\n<parameter=path>a.py</parameter>\n</function>", True),
+        ("<function=bash><parameter=command>grep '</function>", False),
+        ("<function=view>a.py</function>", True),
+        ("As I said: </function>", True),
+    ],
+)
+def test_a_stop_inside_an_argument_ends_no_call(text, ends):
+    assert call_ends(get_format("r2e"), text) is ends
 
 
 def test_an_unknown_format_names_a_near_one():

@@ -29,6 +29,17 @@ def test_the_fingerprint_changes_with_template_and_vocabulary():
     assert before != hub.fingerprint(tokenizer)
 
 
+def test_an_adapter_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    import peft
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = hub.load(save_tiny(tmp_path / "model"), dtype="float32", device="cpu")[0]
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    model = hub.load(tmp_path / "model", dtype="float32", device="cpu")[0]
+    assert isinstance(hub.with_adapter(model, "~/adapter"), peft.PeftModel)
+
+
 def test_a_chat_template_is_given_by_name_or_file(tmp_path):
     folder = save_tiny(tmp_path / "model")
     assert hub.load_tokenizer(folder, "chatml").chat_template == chat.CHATML

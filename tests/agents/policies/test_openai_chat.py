@@ -85,7 +85,10 @@ def test_a_function_call_is_the_action_and_comes_back_in_the_next_request(server
     [
         (answer("I am done."), "calls no tool"),
         (answer("", [("view", "{path")]), "no JSON object"),
-        (answer("", [("view", "[1]")]), "no JSON object"),
+        (answer("", [("view", "[1]")]), "no JSON object (a list): [1]"),
+        (answer("", [("view", "[" * 1100)]), "levels of brackets"),
+        (answer("", [("view", '{"path": NaN}')]), "not JSON compliant"),
+        (answer("", [("view", r'{"path": "\ud83d"}')]), "surrogate"),
         (answer("Let me thi", finish="length"), "cut off"),
     ],
 )
@@ -99,6 +102,15 @@ def test_a_reply_without_a_readable_call_says_what_is_wrong(server, reply, reaso
     assert [m["role"] for m in server.asked[1]["messages"]] == [
         "system", "user", "assistant", "user",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "view {path"), ("Look.", "Look.\nview {path")])
+def test_a_call_that_cannot_be_read_goes_back_as_the_model_wrote_it(server, text, said):
+    server.answers = [answer(text, [("view", "{path")]), answer("", [("view", "{}")])]
+    policy = made(server)
+    action = policy.act(episode())
+    policy.act(episode(turn(action, action["arguments"]["reason"])))
+    assert server.asked[1]["messages"][2] == {"role": "assistant", "content": said}
 
 
 def test_a_text_format_is_written_and_read_in_the_reply(server):
@@ -150,10 +162,18 @@ def test_servers_failures_are_the_machinerys(server):
     for words in ("out of memory", "bad key", "odd"):
         with pytest.raises(ModelError, match=words):
             policy.act(episode())
+    action = {"tool": "view", "arguments": {}, "message": "Look."}
     with pytest.raises(EpisodeOver, match="tokens"):
-        policy.act(episode())
+        policy.act(episode(turn(action, "1: x = 1")))
     with pytest.raises(ModelError, match="without a choice"):
         policy.act(episode())
+
+
+def test_a_first_prompt_too_long_for_the_server_is_no_fault_of_the_agent(server):
+    full = "This model's maximum context length is 2048 tokens, however you requested 4096."
+    server.answers = [(400, {"error": {"message": full}})]
+    with pytest.raises(ModelError, match=r"you requested 4096.*lower max_new_tokens"):
+        made(server, max_new_tokens=4000).act(episode())
 
 
 def test_a_passing_failure_is_tried_again_and_a_dead_server_is_said(server):

@@ -148,7 +148,7 @@ def test_a_server_that_says_something_else_is_the_machinerys_failure(server, fol
         with pytest.raises(ModelError, match=words):
             policy.act(episode())
     with pytest.raises(EpisodeOver, match="tokens"):
-        policy.act(episode())
+        policy.act(episode(turn({"tool": "view", "arguments": {}, "message": CALL}, "1: x = 1")))
 
 
 def test_it_is_made_by_name_and_keeps_its_address_to_itself(folder):

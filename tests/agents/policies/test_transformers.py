@@ -125,6 +125,24 @@ def test_a_call_is_read_and_sampling_stops_with_it(policy, monkeypatch):
     )
 
 
+def test_a_stop_string_inside_an_argument_ends_no_reply(policy, monkeypatch):
+    call = (
+        "<function=bash>\n<parameter=command>grep '</function>' a.py</parameter>\n"
+        "<parameter=timeout>9</parameter>\n</function>"
+    )
+    said = policy.tokenizer.encode(f"{call} and on", add_special_tokens=False)
+    forced = iter(said)
+
+    def scripted(logits, uniforms, sampling):
+        return torch.tensor([next(forced)]), torch.zeros(1)
+
+    monkeypatch.setattr("agents.policies.sampling.engine.draw", scripted)
+    policy.max_new_tokens = 200
+    action = policy.act(episode())
+    assert action["arguments"] == {"command": "grep '</function>' a.py", "timeout": "9"}
+    assert action["message"] == call
+
+
 def test_attempts_in_flight_together_are_those_made_alone(policy):
     states = [episode(seed, f"Issue {seed % 2}") for seed in range(8)]
     with ThreadPoolExecutor(8) as threads:

@@ -149,6 +149,13 @@ class Gives(Guesser):
         return self.action if episode.turns else super().act(episode)
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def sampled(ids, logprobs):
     completion = {"token_ids": ids, "logprobs": logprobs}
     return {"tool": "guess", "arguments": {"n": 1}, "completion": completion}
@@ -166,6 +173,7 @@ def sampled(ids, logprobs):
         ({"tool": "guess", "arguments": {}, "message": 3}, "message is of type int"),
         ({"tool": "guess", "arguments": {"n": object()}}, "cannot be written as JSON"),
         ({"tool": "guess", "arguments": {"n": float("nan")}}, "cannot be written as JSON"),
+        ({"tool": "guess", "arguments": {"n": nested(5000)}}, "cannot be written as JSON"),
         (sampled([1, 2], [-1.0, float("-inf")]), "Log-probability 1 of the action's completion is"),
         (sampled([1], [None]), "Log-probability 0 of the action's completion is None"),
         (sampled([1, 2], [-1.0]), "1 logprobs for 2 token_ids"),

@@ -36,6 +36,11 @@ def test_effective_number_of_equally_frequent_solutions_is_their_number():
     assert effective_correct([attempt(0)]) == 0.0
 
 
+def test_a_resolved_attempt_that_changed_nothing_is_no_solution():
+    found = diversity([attempt(0, resolved=True), attempt(1, resolved=True, patch=fix("b"))])
+    assert (found.distinct_correct, found.effective_correct) == (1, 1.0)
+
+
 def test_cosine_of_calls():
     same = [attempt(n, patch=fix("b")) for n in range(3)]
     assert mean_call_cosine(same) == pytest.approx(1.0)

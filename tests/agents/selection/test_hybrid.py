@@ -103,6 +103,7 @@ def test_a_missing_verifier_score_is_an_error_not_a_zero():
 EDIT = ("edit", 0, {"path": "m.py"})
 TESTS = ("run_tests", 0, {})
 FAILING = ("run_tests", 1, {})
+INVALID = ("invalid", 1, {"reason": "The reply holds no tool call."})
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,13 @@ FAILING = ("run_tests", 1, {})
         ([EDIT, ("run_tests", -1, {})], False),
         ([FAILING, EDIT, FAILING], None),
         ([FAILING, EDIT, TESTS], True),
+        ([("view", 0, {}), FAILING, EDIT, FAILING], None),
+        ([("bash", 0, {"command": "ls"}), FAILING, EDIT, FAILING], None),
+        ([INVALID, FAILING, EDIT, FAILING], None),
+        ([EDIT, TESTS, INVALID], True),
+        ([EDIT, TESTS, ("outline", 0, {})], True),
+        ([EDIT, TESTS, ("mystery", 0, {})], None),
+        ([EDIT, ("bash", 0, {"command": "ls"}), FAILING], False),
         ([], None),
     ],
 )
@@ -134,12 +142,33 @@ def test_regression_from_the_agents_own_test_runs(calls, expected):
     assert regression_from_run_tests(run_of(*calls)) is expected
 
 
-def test_a_refused_test_run_is_no_evidence():
-    edited = run_of(EDIT, TESTS, FAILING)
-    answer = StepObservation(content="Error: there is no test file 'x.py'.", exit_code=1)
-    refused = replace(edited.steps[-1], observation=answer)
-    assert regression_from_run_tests(edited) is False
-    assert regression_from_run_tests(replace(edited, steps=(*edited.steps[:-1], refused))) is True
+UNFINISHED = "412 passed\n\nThe run did not finish: timed out after 60 s.\n\n1 failed attempt"
+
+
+@pytest.mark.parametrize(
+    ("last", "answer", "expected"),
+    [
+        ("run_tests", "1 failed, 2 passed", False),
+        ("run_tests", "1 error, 2 passed\n\nThe run did not finish: timed out after 60 s.", False),
+        ("run_tests", UNFINISHED, True),
+        ("run_tests", "No tests ran.", True),
+        ("run_tests", "Error: there is no test file 'x.py'.", True),
+        ("bash", "Error: timeout must be more than 0 seconds.", True),
+        ("bash", "Error: Cannot find module 'x'\n[exit code 1]", None),
+        ("mystery", "Error: there is no tool 'mystery'. Tools: view.", True),
+    ],
+)
+def test_what_an_answer_says_about_the_tests_that_passed_before(last, answer, expected):
+    done = run_of(EDIT, TESTS, (last, 1, {}))
+    answered = replace(done.steps[-1], observation=StepObservation(content=answer, exit_code=1))
+    steps = (*done.steps[:-1], answered)
+    assert regression_from_run_tests(replace(done, steps=steps)) is expected
+
+
+def test_a_test_run_that_was_cut_off_says_nothing():
+    done = run_of(EDIT, FAILING)
+    cut = replace(done.steps[-1], observation=StepObservation(content=UNFINISHED, exit_code=1))
+    assert regression_from_run_tests(replace(done, steps=(done.steps[0], cut))) is None
 
 
 def test_regression_may_be_a_function():

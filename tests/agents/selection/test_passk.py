@@ -89,6 +89,11 @@ def test_no_success_at_all_still_has_an_interval():
     assert bootstrap([1.0] * 20) == pytest.approx((1 - 0.1684, 1.0), abs=1e-4)
 
 
+@pytest.mark.parametrize("values", [[0.375], [0.25] * 8, [0.3, 0.1 + 0.2]])
+def test_equal_shares_in_between_have_no_interval(values):
+    assert all(map(math.isnan, bootstrap(values)))
+
+
 def test_paired_difference_is_tighter_than_the_arms():
     before = {f"t{i}": float(i % 2) for i in range(40)}
     after = {key: min(1.0, value + 0.25) for key, value in before.items()} | {"extra": 0.0}
@@ -98,6 +103,8 @@ def test_paired_difference_is_tighter_than_the_arms():
     same = bootstrap_difference({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0})
     assert same[0] == 0.0
     assert all(map(math.isnan, same[1:]))
+    rounded = bootstrap_difference({"a": 0.0, "b": 0.1}, {"a": 0.2, "b": 0.3})
+    assert all(map(math.isnan, rounded[1:]))
     with pytest.raises(ConfigError, match="share no task"):
         bootstrap_difference({"a": 1.0}, {"b": 1.0})
 

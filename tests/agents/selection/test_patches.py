@@ -63,6 +63,32 @@ def test_a_patch_that_changes_nothing_has_no_key():
     assert patch_key(diff("    x = 1", "    x = 1  # same")) == ""
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("    say  hello  to", "    say hello to", "pkg/mod.py"),  # inside a string, maybe
+        ('TEXT = """\n# one\n"""', 'TEXT = """\n# two\n"""', "pkg/mod.py"),
+        ("        cc -c x.c", "\tcc -c x.c", "Makefile"),
+        ("a: b  c", "a: b c", "conf.yaml"),
+    ],
+)
+def test_a_change_of_blanks_that_may_mean_something_has_a_key(old, new, path):
+    assert patch_key(diff(old, new, path=path))
+    assert patch_key(diff(old, new, path=path)) != patch_key(diff(new, old, path=path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    # one", "    # two\n"),
+        ("    f(a,b)  # one", "    f(a, b)"),
+        ("    else :", "    else:"),
+    ],
+)
+def test_comments_and_formatting_of_whole_statements_have_none(old, new):
+    assert patch_key(diff(old, new)) == ""
+
+
 def test_other_files_keep_comments_but_not_runs_of_blanks():
     def yaml(text: str) -> str:
         return patch_key(diff("a: 1", text, path="conf.yaml"))

@@ -46,6 +46,21 @@ def test_selection_uses_the_named_selectors_on_each_task():
         report_from_buffers({"a": trajectories}, title="t", selector_names=("nope",))
 
 
+def test_a_selector_without_its_evidence_is_told():
+    names = ("hybrid", "first", "majority", "verifier", "r2e")
+    without = report_from_buffers({"a": arm(1)}, title="t", selector_names=names)
+    assert [note.split(" to choose")[0] for note in without.notes] == [
+        "a: the selector verifier had no evidence",
+        "a: the selector r2e had no evidence",
+    ]
+    assert "4 of 4 tasks" in without.notes[0]
+    scores = {t.trajectory_id: 0.5 for t in arm(1)}
+    informed = report_from_buffers(
+        {"a": arm(1)}, title="t", selector_names=names, verifier_scores=scores
+    )
+    assert informed.notes == ()
+
+
 def test_failures_count_nowhere_and_are_named():
     lost = [attempt(9, task="pkg__0", failed=True, resolved=True)]
     report = report_from_buffers({"a": [*arm(0), *lost]}, title="t")

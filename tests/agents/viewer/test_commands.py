@@ -68,6 +68,16 @@ def test_view_reads_files_and_writes_pages(swe, tmp_path):
     assert page.read_text().count("<article") == 2
 
 
+def test_a_buffer_may_be_a_url(swe, buffer, tmp_path):
+    url = f"file://{buffer}"
+    assert "2 of 4 resolved" in swe("view", url)
+    out = tmp_path / "page.html"
+    swe("view", url, "--html", out)
+    assert "Trajectories of buffer" in out.read_text()
+    swe("report", f"a={url}", "--out", out)
+    assert "50.0%" in out.read_text()
+
+
 def test_report_compares_buffers(swe, buffer, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 0.5, "phase": "sft"}\n{"step": 2, "loss": 0.25}\n')
@@ -86,6 +96,7 @@ def test_report_compares_buffers(swe, buffer, tmp_path):
         (("view", "{buffer}", "--task", "zz"), ConfigError, "No trajectory has task zz"),
         (("view", "{bad}"), ReplayError, "is not JSON"),
         (("report", "nope"), ConfigError, "NAME=PATH"),
+        (("report", "a={buffer}", "a={buffer}"), ConfigError, "'a' is given twice"),
         (("report", "a={buffer}", "--metrics", "m=nowhere"), ConfigError, "metrics nowhere"),
     ],
 )

@@ -155,11 +155,33 @@ def test_results_before_and_after(tmp_path):
     assert all(a["role"] == "img" and a["aria-label"] for a in charts)
 
 
+def test_diversity_names_what_keeps_arms_from_being_compared(tmp_path):
+    def text(base, trained):
+        return page(report_from_buffers({"a": base, "b": trained}, title="t"), tmp_path).text
+
+    alike = text(arm(3), arm(3))
+    assert "Attempts a task 2 2 Tasks resolved at least once 3 3" in alike
+    assert "The arms differ" not in alike
+    assert "differ in the tasks they resolved, and more" in text(arm(3), arm(4))
+    uneven = text(arm(3), arm(3, n=4)[1:])
+    assert "Attempts a task 2 3–4" in uneven
+    assert "differ in attempts a task, and more" in uneven
+
+
 def test_nothing_resolved_is_said_as_it_is(tmp_path):
     found = page(report_from_buffers({"a": arm(0), "b": arm(0)}, title="t"), tmp_path)
     assert "0 of 20" in found.text
     assert "±0.0" in found.text
     assert "nan" not in found.text.lower()
+
+
+def test_an_interval_that_cannot_be_told_is_left_out(tmp_path):
+    report = report_from_buffers({"a": [attempt(0, resolved=True), attempt(1)]}, title="t")
+    found = page(report, tmp_path)
+    assert "1 of 2 1 of 1 tasks 50.0% 100.0% [2.5%, 100.0%]" in found.text
+    assert "pass@1 50.0% over 1 tasks" in found.text
+    assert "nan" not in found.text.lower()
+    assert "[–" not in found.text
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from dataclasses import replace
 import peft
 import pytest
 
+from agents.selection import Estimate
 from learners.experiments.commands import _demo_settings
 from learners.experiments.demo import DemoSettings, run_demo
 from learners.experiments.demo.dev import DevWatch
+from learners.experiments.demo.report import _estimate
 from learners.training import StopTraining
 from swe_env.errors import ConfigError
 from swe_env.tasks import dump
@@ -96,3 +98,9 @@ def test_training_stops_when_development_tasks_suffer_and_the_best_is_kept(tmp_p
     assert (tmp_path / "step-2" / "adapter_config.json").exists()
     again = DevWatch(tmp_path, lambda _, step: rates[step], start=0.4)
     assert again.seen == {0: 0.4, **rates}
+
+
+def test_an_estimate_without_an_interval_stands_alone_in_the_table():
+    nan = float("nan")
+    assert _estimate(Estimate(value=0.375, low=nan, high=nan, tasks=1)) == "0.38"
+    assert _estimate(Estimate(value=0.5, low=0.25, high=0.75, tasks=4)) == "0.50 [0.25, 0.75]"

@@ -145,6 +145,25 @@ def test_the_seed_decides():
     engine.close()
 
 
+def test_a_number_just_below_one_draws_no_token_that_was_cut_off(monkeypatch):
+    class Highest:
+        def random(self):
+            return 1.0 - 2**-53
+
+    monkeypatch.setattr("numpy.random.default_rng", lambda seed: Highest())
+    model = tiny_model()
+    with torch.no_grad():
+        logits = model(torch.tensor([[1, 2, 3]])).logits[0, -1]
+    engine = Engine(
+        model, byte_tokenizer(), sampling=Sampling(temperature=1.0, top_k=0, top_p=0.5), ends=()
+    )
+    (token,) = engine.generate([1, 2, 3], limit=1, seed=(0,)).token_ids
+    ranked = logits.softmax(-1).sort(descending=True)
+    kept = int((ranked.values.cumsum(-1) - ranked.values < 0.5).sum())
+    assert token == ranked.indices[kept - 1]
+    engine.close()
+
+
 def test_a_reply_ends_with_an_end_token_the_stop_string_or_the_limit():
     tokenizer = byte_tokenizer()
     free = Engine(tiny_model(), tokenizer, sampling=FULL, ends=[])
