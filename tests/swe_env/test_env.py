@@ -171,6 +171,23 @@ def test_a_diff_that_does_not_apply_is_a_failure_unless_refused(env, monkeypatch
         assert not info["report"].patch_applied
 
 
+@pytest.mark.skipif("local" not in SANDBOXES, reason="`process` limits no processes")
+def test_a_full_process_table_costs_no_episode(source):
+    env = gym.make("SWE-v0", tasks=source, sandbox="local", limits={"processes": 40})
+    env.reset(seed=0)
+    env.step(FIX)
+    # The subshell waits for room for some 15 s, so none is left to others.
+    many = "for i in {1..60}; do sleep 500 & done & while (( SECONDS < 2 )); do :; done"
+    env.step({"tool": "bash", "arguments": {"command": many}})
+    observation, *_ = env.step({"tool": "run_tests", "arguments": {}})
+    assert observation["exit_code"] == 1
+    assert "could not be started" in observation["text"]
+    assert "limit on the number of processes was reached" in observation["text"]
+    _, reward, _, _, info = env.step(SUBMIT)
+    env.close()
+    assert (reward, info["report"].resolved) == (1.0, True)
+
+
 def test_fork_branches_files_steps_and_tool_state(env):
     env.reset(seed=0)
     env.step({"tool": "bash", "arguments": {"command": "echo shared > a.txt"}})
