@@ -228,7 +228,12 @@ def _verdict(task: Task, run: TestRun | None, found: _Findings, error: str = "")
         fail_to_pass=wanted,
         pass_to_pass=kept,
         patch_applied=run is not None,
-        tampering=(*found.notes, *cheats),
-        error=error or (run.error if run is not None else ""),
+        tampering=tuple(map(_printable, (*found.notes, *cheats))),
+        error=_printable(error or (run.error if run is not None else "")),
         seconds=run.seconds if run is not None else 0.0,
     )
+
+
+def _printable(sentence: str) -> str:
+    """Names of files may hold what no text can."""
+    return sentence.encode("utf-8", "backslashreplace").decode()

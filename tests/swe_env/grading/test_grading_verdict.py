@@ -90,6 +90,26 @@ def test_the_patch_may_bring_its_own_version_of_the_hidden_test_file(project):
     assert report.resolved
 
 
+def test_a_file_whose_name_is_not_utf8_does_no_harm(project):
+    with get("process")(project.spec) as box:
+        box.files.write("calc.py", FIXED["calc.py"].encode())
+        box.exec("echo x > $'caf\\xe9.txt'")
+        patch = box.diff()
+        box.exec("echo x > $'caf\\xe9.so'")
+        named = box.diff()
+    report = project.grade(patch)
+    assert (report.resolved, report.error, report.tampering) == (True, "", ())
+    [note] = project.grade(named).tampering
+    assert r"caf\udce9.so" in note
+
+
+def test_more_names_than_a_commands_output_holds_are_no_reason_to_refuse(project):
+    patch = project.patch(FIXED)
+    empty = "diff --git a/{0} b/{0}\nnew file mode 100644\nindex 0000000..e69de29\n"
+    patch += "".join(empty.format(f"{'d' * 200}/{number}") for number in range(6000))
+    assert project.grade(patch).resolved
+
+
 def test_a_shared_settings_file_may_change_outside_pytests_section(project):
     changed = project.files["pyproject.toml"].replace('"calc"', '"calc"\nversion = "2"')
     report = project.grade(FIXED | {"pyproject.toml": changed})
