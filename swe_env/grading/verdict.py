@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from swe_env import sandbox as sandboxes
 from swe_env.errors import GradingError, PatchError, PatchRefused
@@ -78,6 +80,24 @@ def grade(
     finally:
         box.close()
     return _verdict(task, run, found)
+
+
+def grade_workspace(
+    box: Sandbox, task: Task, grader: Callable[..., TestReport] = grade, **settings: Any
+) -> tuple[str, TestReport]:
+    """The diff of an episode's workspace and the verdict on it; a diff too large is one as well.
+
+    Args:
+        box: the episode's sandbox.
+        task: the whole task.
+        grader: `grade`, or what remembers its verdicts.
+        settings: for the grader.
+    """
+    try:
+        patch = box.diff()
+    except PatchRefused as error:
+        return "", _verdict(task, None, _Findings(), error=str(error))
+    return patch, grader(task, patch, from_diff=True, **settings)
 
 
 def _prepare(

@@ -9,7 +9,7 @@ import pytest
 import swe_env
 from swe_env.errors import SandboxError, TaskError
 from swe_env.replay import Trajectory
-from swe_env.sandbox import get
+from swe_env.sandbox import get, running
 from swe_env.wrappers import RecordTrajectory
 
 SANDBOXES = [name for name in ("local", "process") if not get(name).available()]
@@ -169,6 +169,18 @@ def test_a_diff_that_does_not_apply_is_a_failure_unless_refused(env, monkeypatch
         assert info["failure"]["kind"] == "grading"
     else:
         assert not info["report"].patch_applied
+
+
+def test_a_diff_that_is_too_large_is_a_verdict(env, monkeypatch):
+    monkeypatch.setattr(running, "MOST_CHANNEL", 1 << 20)
+    env.reset(seed=0)
+    env.step(FIX)
+    many = {"tool": "bash", "arguments": {"command": "seq 1000000 > numbers.txt"}}
+    env.step(many)
+    _, reward, terminated, _, info = env.step(SUBMIT)
+    assert (reward, terminated, info["patch"]) == (0.0, True, "")
+    assert not info["report"].resolved
+    assert "The diff is larger than 1 MiB" in info["report"].error
 
 
 @pytest.mark.skipif("local" not in SANDBOXES, reason="`process` limits no processes")
