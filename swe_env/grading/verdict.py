@@ -105,7 +105,7 @@ def _prepare(
 ) -> list[str]:
     """Patch the workspace and make its tests the task's; the program files that changed."""
     named = patch_paths(patch)
-    tests = _protected(task, named)
+    tests = _protected(task, named, box.files)
     before = guard.read_all(box.files, named | tests)
     rule_paths = guard.rules(box.files, named)
     expected = {path: before[path] for path in rule_paths}
@@ -138,11 +138,12 @@ def _prepare(
     return [path for path in program if before[path] != after[path]]
 
 
-def _protected(task: Task, named: set[str]) -> set[str]:
+def _protected(task: Task, named: set[str], files: Files) -> set[str]:
     """The task's test files and what lies beside them: the patch has no say in them."""
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     runner = runners.get(task.log_parser)
     listed = {path for path in runner.files(ids, _patched(task)) if guard.is_test_file(path)}
+    listed |= {path for path in named - listed if guard.defines_tests(files, path, ids)}
     rules = guard.RUNNER_FILES.get(task.log_parser, frozenset())
     brought = patch_paths(task.test_patch)
     beside = guard.beside_tests(named, listed | brought)
@@ -182,6 +183,9 @@ def _run(
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     named = runners.get(task.log_parser).files(ids, _patched(task))
     targets = [path for path in named if _runnable(box.files, path)]
+    if ids and not targets and not set(named).isdisjoint(changed):
+        error = "the patch deletes every file that the tests are in"
+        return TestRun(outcomes={}, ended=False, error=error)
     if ids and not targets:
         raise GradingError(
             f"None of the test files of {task.instance_id} exists once its test_patch is applied: "
