@@ -64,7 +64,7 @@ class KeptSandbox:
 
     def _open_files(self) -> DirFiles:
         """File access to the workspace, made once."""
-        return DirFiles(self._root, self.workdir)
+        return DirFiles(self._root, self.workdir, base=self.spec.base.absolute())
 
     def _processes(self) -> set[int]:
         """Processes alive in the sandbox, numbered as its commands see them."""
