@@ -110,7 +110,8 @@ def grade_predictions(
         workers: predictions at once; 0 for one per core.
         fuzzy: see `grade`; the harness applies patches so.
         record: JSON Lines file that gets a `Graded` for each prediction; a second call with the
-            same file goes on after those that are in it and have not changed.
+            same file goes on after those that are in it and have not changed, nor how they are
+            graded. A verdict with an `error` (a time-out, a run that ended early) is made anew.
         progress: called after each prediction.
 
     Raises:
@@ -120,6 +121,7 @@ def grade_predictions(
     if workers < 0:
         raise ConfigError("Grading wants 0 workers (one per core) or more.")
     factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
+    how = (fuzzy, timeout, sandboxes.name_of(sandbox))
     by_id = {task.instance_id: task for task in tasks}
     known: list[Prediction] = []
     unknown: list[Prediction] = []
@@ -130,7 +132,7 @@ def grade_predictions(
 
     def one(prediction: Prediction) -> Graded:
         task = by_id[prediction.instance_id]
-        key = _key(task, prediction, fuzzy)
+        key = _key(task, prediction, how)
         before = done.get(key)
         return before or _grade(task, prediction, key, factory, timeout, fuzzy)
 
@@ -177,8 +179,8 @@ def _grade(
     )
 
 
-def _key(task: Task, prediction: Prediction, fuzzy: bool) -> str:
-    parts = (digest(task), prediction.model_patch or "", prediction.model_name_or_path, fuzzy)
+def _key(task: Task, prediction: Prediction, how: tuple[object, ...]) -> str:
+    parts = (digest(task), prediction.model_patch or "", prediction.model_name_or_path, *how)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -212,7 +214,7 @@ def _prediction(path: str | Path, where: str, row: object) -> Prediction:
 
 
 def _read(record: str | Path) -> dict[str, Graded]:
-    """What an earlier call graded, by its key; a torn last line is left out."""
+    """What an earlier call graded to its end, by its key; a torn last line is left out."""
     path, found = Path(record), dict[str, Graded]()
     if not path.exists():
         return found
@@ -226,7 +228,7 @@ def _read(record: str | Path) -> dict[str, Graded]:
                 f"{path}, line {number}, is no record of graded predictions ({error}): give "
                 "another file."
             ) from error
-        if row.status != "failed":
+        if row.status != "failed" and not (row.report and row.report.error):
             found[row.key] = row
     return found
 

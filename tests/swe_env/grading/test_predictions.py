@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from swe_env.cli import build
 from swe_env.errors import ConfigError, SandboxError
 from swe_env.grading.predictions import Prediction, grade_predictions, read_predictions
+from swe_env.sandbox import get
 from swe_env.tasks import dump
 
 
@@ -75,14 +76,29 @@ def test_a_second_call_goes_on_and_failures_are_tried_again(shop_task, tmp_path)
         file.write(b'{"torn')
     second = grade_predictions([shop_task], wanted, sandbox="process", record=record)
     assert statuses(second) == ["resolved"]
-    count = len(calls)
-    third = grade_predictions([shop_task], wanted, sandbox=broken, record=record)
+    written = record.read_bytes()
+    third = grade_predictions([shop_task], wanted, sandbox="process", record=record)
     assert third.graded == second.graded
-    assert len(calls) == count
+    assert record.read_bytes() == written
     changed = [prediction(shop_task, shop_task.patch + "\n")]
     assert statuses(grade_predictions([shop_task], changed, sandbox=broken, record=record)) == [
         "failed"
     ]
+
+
+def test_a_verdict_under_other_conditions_or_with_an_error_is_made_anew(shop_task, tmp_path):
+    record = tmp_path / "graded.jsonl"
+
+    def lines(patch, **settings):
+        given = {"sandbox": "process", "timeout": 60, "record": record} | settings
+        grade_predictions([shop_task], [prediction(shop_task, patch)], **given)
+        return len(record.read_bytes().splitlines())
+
+    unfit = shop_task.patch.replace("amount", "quantity")
+    assert [lines(unfit), lines(unfit)] == [1, 2]
+    assert [lines(shop_task.patch), lines(shop_task.patch)] == [3, 3]
+    assert lines(shop_task.patch, timeout=61) == 4
+    assert lines(shop_task.patch, sandbox=get("process")) == 5
 
 
 @pytest.mark.parametrize("form", ["lines", "list", "object"])
