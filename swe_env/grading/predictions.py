@@ -133,17 +133,23 @@ def grade_predictions(
     def one(prediction: Prediction) -> Graded:
         task = by_id[prediction.instance_id]
         key = _key(task, prediction, how)
-        before = done.get(key)
-        return before or _grade(task, prediction, key, factory, timeout, fuzzy)
+        if key in done:
+            return done[key]
+        found = _grade(task, prediction, key, factory, timeout, fuzzy)
+        write(found)  # here, so that what runs when a call is stopped is kept as well
+        return found
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, _appending(record) as write:
-        for future in as_completed([pool.submit(one, prediction) for prediction in known]):
-            found = future.result()
-            graded[found.instance_id] = found
-            if found.key not in done:
-                write(found)
-            if progress is not None:
-                progress("predictions", len(graded), len(known))
+    with _appending(record) as write, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        futures = [pool.submit(one, prediction) for prediction in known]
+        try:
+            for future in as_completed(futures):
+                found = future.result()
+                graded[found.instance_id] = found
+                if progress is not None:
+                    progress("predictions", len(graded), len(known))
+        finally:
+            for future in futures:
+                future.cancel()
     return Evaluation(
         graded=tuple(graded[prediction.instance_id] for prediction in known),
         missing=tuple(name for name in by_id if name not in graded),
@@ -238,15 +244,25 @@ def _appending(record: str | Path | None) -> Iterator[Callable[[Graded], None]]:
     if record is None:
         yield lambda _: None
         return
-    try:
-        with Path(record).open("ab") as file:
-            whole = Path(record).read_bytes()
+    path = Path(record)
+    with _told(path):
+        whole = path.read_bytes() if path.exists() else b""
+        file = path.open("ab", buffering=0)
+    with file:
+        with _told(path):
             file.truncate(whole.rfind(b"\n") + 1)  # a killed run may have left a torn line
 
-            def write(found: Graded) -> None:
+        def write(found: Graded) -> None:
+            with _told(path):
                 file.write(msgspec.json.encode(found) + b"\n")
-                file.flush()
 
-            yield write
+        yield write
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be written."""
+    try:
+        yield
     except OSError as error:
-        raise TaskError(f"{record} cannot be written: {error.strerror}.") from error
+        raise TaskError(f"{path} cannot be written: {error.strerror}.") from error
