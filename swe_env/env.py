@@ -18,6 +18,7 @@ from swe_env import tasks as task_sources
 from swe_env.errors import ConfigError, InfrastructureError, SandboxError
 from swe_env.grading import TestRun, grade, run_tests
 from swe_env.grading.cache import grade_once
+from swe_env.grading.verdict import grade_workspace
 from swe_env.plugins import Registry
 from swe_env.repos import sandbox_spec
 from swe_env.sandbox import get as get_sandbox
@@ -261,14 +262,13 @@ class SWEEnv(gym.Env[Observation, Action]):
             raise gym.error.ResetNeeded("There is no running episode to grade: call reset() first.")
         started = time.perf_counter()
         try:
-            patch = self._context.sandbox.diff()
-            report = (grade_once if self.grade_cache else grade)(
+            patch, report = grade_workspace(
+                self._context.sandbox,
                 self.task,
-                patch,
+                grade_once if self.grade_cache else grade,
                 sandbox=self._sandbox_name,
                 timeout=self.grade_timeout,
                 limits=self._limits,
-                from_diff=True,
             )
         except InfrastructureError as error:
             return 0.0, self._fail(error)

@@ -67,6 +67,19 @@ def is_test_file(path: str) -> bool:
     return _TEST_NAME.search(path) is not None
 
 
+def defines_tests(files: Files, path: str, test_ids: Iterable[str]) -> bool:
+    """Whether a file, whatever its name, defines a function or class that an id names as a test.
+
+    A doctest or a linter's check of a program file has an id in it too, but defines nothing.
+    """
+    mark = f"{path}::"
+    names = {re.split(r"::|\[", i[len(mark) :])[0] for i in test_ids if i.startswith(mark)}
+    if not names or (data := read_or_none(files, path)) is None:
+        return False
+    defined = re.findall(rb"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", data, re.MULTILINE)
+    return not names.isdisjoint(name.decode("utf-8", "replace") for name in defined)
+
+
 def beside_tests(paths: Iterable[str], tests: Iterable[str]) -> set[str]:
     """Those of `paths` that lie in a folder of tests that one of `tests` lies in too.
 

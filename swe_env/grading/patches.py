@@ -10,6 +10,8 @@ from swe_env.errors import GradingError, PatchError, PatchRefused
 from swe_env.sandbox.base import Sandbox
 
 _GIT = ("git", "apply", "--numstat", "-z", "--apply", "--whitespace=nowarn")
+_NAMES = ("sh", "-c", 'exec "$@" >&"$SWE_ENV_CHANNEL"', "sh")
+"""Has what a command prints come over the channel: names in it are bytes, and may be many."""
 _FUZZY = ("patch", "--batch", "--fuzz=5", "-p1", "--no-backup-if-mismatch", "--reject-file=-")
 _GIT_ENV = {
     "GIT_DIR": "/nonexistent",
@@ -86,7 +88,9 @@ def apply_patch(
         if target.startswith("/") or resolved == ".." or resolved.startswith("../"):
             raise PatchRefused(f"{what} makes a link that points out of the workspace ({target}).")
     data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
-    result = sandbox.exec([*_GIT, "-"], stdin=data, env=_GIT_ENV, timeout=120)
+    result = sandbox.exec(
+        [*_NAMES, *_GIT, "-"], stdin=data, env=_GIT_ENV, timeout=120, channel=True
+    )
     if result.exit_code == 127:
         raise GradingError("git is not installed where the tests run: install it there.")
     if result.timed_out or result.limit:
@@ -97,7 +101,8 @@ def apply_patch(
         if fuzzy and kind is PatchError and _apply_fuzzily(sandbox, patch):
             return Applied(tuple(sorted(patch_paths(patch))), fuzzy=True)
         raise kind(f"{what} does not apply: {reason[0].removeprefix('error: ')}.")
-    names = [entry.split("\t", 2)[-1] for entry in result.output.split("\0")]
+    printed = result.channel.decode("utf-8", "surrogateescape")
+    names = [entry.split("\t", 2)[-1] for entry in printed.split("\0")]
     return Applied(tuple(sorted(patch_paths(patch) | {name for name in names if name})))
 
 

@@ -110,7 +110,8 @@ def grade_predictions(
         workers: predictions at once; 0 for one per core.
         fuzzy: see `grade`; the harness applies patches so.
         record: JSON Lines file that gets a `Graded` for each prediction; a second call with the
-            same file goes on after those that are in it and have not changed.
+            same file goes on after those that are in it and have not changed, nor how they are
+            graded. A verdict with an `error` (a time-out, a run that ended early) is made anew.
         progress: called after each prediction.
 
     Raises:
@@ -120,6 +121,7 @@ def grade_predictions(
     if workers < 0:
         raise ConfigError("Grading wants 0 workers (one per core) or more.")
     factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
+    how = (fuzzy, timeout, sandboxes.name_of(sandbox))
     by_id = {task.instance_id: task for task in tasks}
     known: list[Prediction] = []
     unknown: list[Prediction] = []
@@ -130,18 +132,24 @@ def grade_predictions(
 
     def one(prediction: Prediction) -> Graded:
         task = by_id[prediction.instance_id]
-        key = _key(task, prediction, fuzzy)
-        before = done.get(key)
-        return before or _grade(task, prediction, key, factory, timeout, fuzzy)
+        key = _key(task, prediction, how)
+        if key in done:
+            return done[key]
+        found = _grade(task, prediction, key, factory, timeout, fuzzy)
+        write(found)  # here, so that what runs when a call is stopped is kept as well
+        return found
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, _appending(record) as write:
-        for future in as_completed([pool.submit(one, prediction) for prediction in known]):
-            found = future.result()
-            graded[found.instance_id] = found
-            if found.key not in done:
-                write(found)
-            if progress is not None:
-                progress("predictions", len(graded), len(known))
+    with _appending(record) as write, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        futures = [pool.submit(one, prediction) for prediction in known]
+        try:
+            for future in as_completed(futures):
+                found = future.result()
+                graded[found.instance_id] = found
+                if progress is not None:
+                    progress("predictions", len(graded), len(known))
+        finally:
+            for future in futures:
+                future.cancel()
     return Evaluation(
         graded=tuple(graded[prediction.instance_id] for prediction in known),
         missing=tuple(name for name in by_id if name not in graded),
@@ -177,8 +185,8 @@ def _grade(
     )
 
 
-def _key(task: Task, prediction: Prediction, fuzzy: bool) -> str:
-    parts = (digest(task), prediction.model_patch or "", prediction.model_name_or_path, fuzzy)
+def _key(task: Task, prediction: Prediction, how: tuple[object, ...]) -> str:
+    parts = (digest(task), prediction.model_patch or "", prediction.model_name_or_path, *how)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -212,7 +220,7 @@ def _prediction(path: str | Path, where: str, row: object) -> Prediction:
 
 
 def _read(record: str | Path) -> dict[str, Graded]:
-    """What an earlier call graded, by its key; a torn last line is left out."""
+    """What an earlier call graded to its end, by its key; a torn last line is left out."""
     path, found = Path(record), dict[str, Graded]()
     if not path.exists():
         return found
@@ -226,7 +234,7 @@ def _read(record: str | Path) -> dict[str, Graded]:
                 f"{path}, line {number}, is no record of graded predictions ({error}): give "
                 "another file."
             ) from error
-        if row.status != "failed":
+        if row.status != "failed" and not (row.report and row.report.error):
             found[row.key] = row
     return found
 
@@ -236,15 +244,25 @@ def _appending(record: str | Path | None) -> Iterator[Callable[[Graded], None]]:
     if record is None:
         yield lambda _: None
         return
-    try:
-        with Path(record).open("ab") as file:
-            whole = Path(record).read_bytes()
+    path = Path(record)
+    with _told(path):
+        whole = path.read_bytes() if path.exists() else b""
+        file = path.open("ab", buffering=0)
+    with file:
+        with _told(path):
             file.truncate(whole.rfind(b"\n") + 1)  # a killed run may have left a torn line
 
-            def write(found: Graded) -> None:
+        def write(found: Graded) -> None:
+            with _told(path):
                 file.write(msgspec.json.encode(found) + b"\n")
-                file.flush()
 
-            yield write
+        yield write
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be written."""
+    try:
+        yield
     except OSError as error:
-        raise TaskError(f"{record} cannot be written: {error.strerror}.") from error
+        raise TaskError(f"{path} cannot be written: {error.strerror}.") from error

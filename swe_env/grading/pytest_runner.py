@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -10,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
-
-import msgspec
 
 from swe_env.errors import ConfigError, GradingError
 from swe_env.grading.channel import Records, read_channel
@@ -103,7 +102,7 @@ class PytestRunner:
         result = sandbox.exec(
             ["sh", "-c", START, "sh", *parsed.python, "-s", "-c", plugin_source()],
             timeout=timeout,
-            stdin=key + msgspec.json.encode(request) + b"\n",
+            stdin=key + json.dumps(request).encode() + b"\n",
             env=dict(parsed.env),
             channel=True,
             output_limit=OUTPUT,

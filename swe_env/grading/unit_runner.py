@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
-
-import msgspec
 
 from swe_env.errors import ConfigError, GradingError
 from swe_env.grading.channel import Records, read_channel
@@ -98,7 +97,7 @@ class UnitRunner:
         result = sandbox.exec(
             ["sh", "-c", START, "sh", *parsed.python, "-s", "-c", _plugin_source()],
             timeout=timeout,
-            stdin=key + msgspec.json.encode(request) + b"\n",
+            stdin=key + json.dumps(request).encode() + b"\n",
             env=parsed.env,
             channel=True,
             output_limit=OUTPUT,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from swe_env import sandbox as sandboxes
 from swe_env.errors import GradingError, PatchError, PatchRefused
@@ -80,12 +82,30 @@ def grade(
     return _verdict(task, run, found)
 
 
+def grade_workspace(
+    box: Sandbox, task: Task, grader: Callable[..., TestReport] = grade, **settings: Any
+) -> tuple[str, TestReport]:
+    """The diff of an episode's workspace and the verdict on it; a diff too large is one as well.
+
+    Args:
+        box: the episode's sandbox.
+        task: the whole task.
+        grader: `grade`, or what remembers its verdicts.
+        settings: for the grader.
+    """
+    try:
+        patch = box.diff()
+    except PatchRefused as error:
+        return "", _verdict(task, None, _Findings(), error=str(error))
+    return patch, grader(task, patch, from_diff=True, **settings)
+
+
 def _prepare(
     box: Sandbox, task: Task, patch: str, found: _Findings, fuzzy: bool = False
 ) -> list[str]:
     """Patch the workspace and make its tests the task's; the program files that changed."""
     named = patch_paths(patch)
-    tests = _protected(task, named)
+    tests = _protected(task, named, box.files)
     before = guard.read_all(box.files, named | tests)
     rule_paths = guard.rules(box.files, named)
     expected = {path: before[path] for path in rule_paths}
@@ -118,11 +138,12 @@ def _prepare(
     return [path for path in program if before[path] != after[path]]
 
 
-def _protected(task: Task, named: set[str]) -> set[str]:
+def _protected(task: Task, named: set[str], files: Files) -> set[str]:
     """The task's test files and what lies beside them: the patch has no say in them."""
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     runner = runners.get(task.log_parser)
     listed = {path for path in runner.files(ids, _patched(task)) if guard.is_test_file(path)}
+    listed |= {path for path in named - listed if guard.defines_tests(files, path, ids)}
     rules = guard.RUNNER_FILES.get(task.log_parser, frozenset())
     brought = patch_paths(task.test_patch)
     beside = guard.beside_tests(named, listed | brought)
@@ -162,6 +183,9 @@ def _run(
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     named = runners.get(task.log_parser).files(ids, _patched(task))
     targets = [path for path in named if _runnable(box.files, path)]
+    if ids and not targets and not set(named).isdisjoint(changed):
+        error = "the patch deletes every file that the tests are in"
+        return TestRun(outcomes={}, ended=False, error=error)
     if ids and not targets:
         raise GradingError(
             f"None of the test files of {task.instance_id} exists once its test_patch is applied: "
@@ -228,7 +252,12 @@ def _verdict(task: Task, run: TestRun | None, found: _Findings, error: str = "")
         fail_to_pass=wanted,
         pass_to_pass=kept,
         patch_applied=run is not None,
-        tampering=(*found.notes, *cheats),
-        error=error or (run.error if run is not None else ""),
+        tampering=tuple(map(_printable, (*found.notes, *cheats))),
+        error=_printable(error or (run.error if run is not None else "")),
         seconds=run.seconds if run is not None else 0.0,
     )
+
+
+def _printable(sentence: str) -> str:
+    """Names of files may hold what no text can."""
+    return sentence.encode("utf-8", "backslashreplace").decode()

@@ -56,6 +56,13 @@ def get(name: str = "auto") -> SandboxFactory:
     return factory
 
 
+def name_of(sandbox: SandboxFactory | str) -> str:
+    """What a record calls a sandbox: the name it is asked for by, or its factory's."""
+    if isinstance(sandbox, str):
+        return sandbox
+    return str(getattr(sandbox, "__qualname__", type(sandbox).__qualname__))
+
+
 def __getattr__(name: str) -> Any:
     if name == "check_sandbox":
         from swe_env.sandbox.conformance import check_sandbox

@@ -209,6 +209,9 @@ class Sandbox(Protocol):
 
         Untracked files are included unless the repository ignores them; the agent's own `.git`
         (its configuration, hooks, commits) has no influence on it.
+
+        Raises:
+            PatchRefused: it is larger than 64 MiB, which says nothing against the sandbox.
         """
         ...
 

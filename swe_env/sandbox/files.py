@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Entry
@@ -31,8 +32,10 @@ class DirFiles:
     link; those are written in place.
     """
 
-    def __init__(self, root: int, workdir: str) -> None:
+    def __init__(self, root: int, workdir: str, *, base: Path | None = None) -> None:
         """`root` is copied; `workdir` is the folder's name in absolute paths."""
+        self.base = base
+        """The checkout that the workspace began as, where this machine has it."""
         self._root = os.dup(root)
         self._workdir = workdir.rstrip("/")
 

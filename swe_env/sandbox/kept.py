@@ -14,7 +14,7 @@ from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.diff import Ran, diff
 from swe_env.sandbox.files import DirFiles
 from swe_env.sandbox.output import Capture
-from swe_env.sandbox.running import Pipes, exit_code, wait
+from swe_env.sandbox.running import Pipes, exit_code, too_large, wait
 from swe_env.sandbox.shell import Shell, ShellResult
 from swe_env.types import ExecResult
 
@@ -64,7 +64,7 @@ class KeptSandbox:
 
     def _open_files(self) -> DirFiles:
         """File access to the workspace, made once."""
-        return DirFiles(self._root, self.workdir)
+        return DirFiles(self._root, self.workdir, base=self.spec.base.absolute())
 
     def _processes(self) -> set[int]:
         """Processes alive in the sandbox, numbered as its commands see them."""
@@ -260,6 +260,8 @@ class KeptSandbox:
                 pipes.close()
         if ended.status is None:
             raise SandboxError(f"{argv[0]} did not end within {_BESIDE_SECONDS:g} s.")
+        if ended.cut:
+            raise too_large()
         return Ran(exit_code(ended.status), bytes(ended.side) or errors.text().encode())
 
     def close(self) -> None:

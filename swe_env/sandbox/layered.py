@@ -43,8 +43,8 @@ class LayeredFiles(DirFiles):
 
     def __init__(self, root: int, workdir: str, *, base: Path, upper: int) -> None:
         """`root` and `upper` are copied; `base` is the overlay's lower layer."""
-        super().__init__(root, workdir)
-        self.base = base
+        super().__init__(root, workdir, base=base)
+        self.base: Path = base
         self._upper = os.dup(upper)
 
     def use_upper(self, upper: int) -> None:

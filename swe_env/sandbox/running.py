@@ -10,11 +10,13 @@ import termios
 import time
 from dataclasses import dataclass, field
 
+from swe_env.errors import PatchRefused
 from swe_env.sandbox.keeper.spawn import STATUS
 from swe_env.sandbox.output import Capture
 
 _CHUNK = 1 << 16
-_MOST_CHANNEL = 64 << 20
+MOST_CHANNEL = 64 << 20
+"""Bytes of a result channel, or of a diff, that are taken."""
 
 
 def pending(fd: int) -> int:
@@ -66,6 +68,16 @@ class Ended:
     """What the helper wrote when the process itself ended, empty when the helper died."""
     side: bytearray = field(default_factory=bytearray)
     timed_out: bool = False
+    cut: bool = False
+    """The side pipe held more than `MOST_CHANNEL` bytes; the rest was left out."""
+
+
+def too_large() -> PatchRefused:
+    """What a diff of more than `MOST_CHANNEL` bytes is answered with."""
+    return PatchRefused(
+        f"The diff is larger than {MOST_CHANNEL >> 20} MiB: delete the large files or have git "
+        "ignore them."
+    )
 
 
 def wait(
@@ -107,8 +119,10 @@ def wait(
             elif fd == pipes.side:
                 if not (data := os.read(fd, _CHUNK)):
                     poll.unregister(fd)
-                elif len(ended.side) < _MOST_CHANNEL:
+                elif len(ended.side) < MOST_CHANNEL:
                     ended.side += data
+                else:
+                    ended.cut = True
             elif fd in outgoing:
                 outgoing[fd] = _write(fd, outgoing[fd])
                 if not outgoing[fd]:

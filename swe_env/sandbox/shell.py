@@ -9,7 +9,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from swe_env.errors import SandboxError, ToolError
@@ -49,11 +49,15 @@ _LOOK_SECONDS = 0.25
 """How often to look whether a shell that has not reported waits for its next command."""
 _READ_SECONDS = 0.1
 _READY_SECONDS = 30.0
+_NOT_STARTED = 126
 INPUT_ENDED = (
     "The running command cannot be fed: its input ended with the text it was started with. Wait "
     "for it, interrupt it or kill it."
 )
 _ROOM = 1 << 20
+CROWDED = (
+    "[There was no room for a new shell, so all that earlier commands had left running was ended.]"
+)
 REDIRECTED = "The command redirected the shell's own output"
 DEAF = "The shell no longer runs what it is given"
 
@@ -81,6 +85,10 @@ class _Running:
     fed: bool
     """Its input is the pipe that can be fed, not what was given with it."""
     side: bytearray = field(default_factory=bytearray)
+
+
+class _NoRoom(SandboxError):
+    """No process could be started for the shell."""
 
 
 class _Report(NamedTuple):
@@ -135,13 +143,18 @@ class Shell:
         keep_running: bool = False,
     ) -> ShellResult:
         """Run a command in the shell; its output goes to `capture`."""
-        pipes = self._pipes or self.start()
+        note = ""
+        if self._pipes is None:
+            note = self._start_anyhow()
+        pipes = self._pipes
+        assert pipes is not None
         earlier = self._processes() - self._own
         token = secrets.token_hex(8)
         fed = keep_running and not stdin
         line = self._line(command, token, stdin, env, fed)
         running = _Running(token, earlier, {self._script: line}, fed)
-        return self._wait(pipes, running, capture, timeout, keep_running)
+        ran = self._wait(pipes, running, capture, timeout, keep_running)
+        return replace(ran, note="\n".join(filter(None, [note, ran.note]))) if note else ran
 
     def resume(
         self, *, stdin: bytes, interrupt: bool, kill: bool, timeout: float, capture: Capture
@@ -203,6 +216,16 @@ class Shell:
             if ended.status is not None:
                 return self._died(ended)
 
+    def _start_anyhow(self) -> str:
+        """Start bash, if need be in place of all that is running; what to say about that."""
+        try:
+            self.start()
+        except _NoRoom:
+            self._keeper.call({"op": "kill", "spared": []})
+            self.start()
+            return CROWDED
+        return ""
+
     def start(self) -> Pipes:
         """Start bash and wait until it answers."""
         script_in, script = os.pipe()
@@ -255,8 +278,9 @@ class Shell:
         ended = wait(pipes, capture, timeout=_READY_SECONDS, outgoing=hello, until=b"\0")
         report = ended.side.decode("utf-8", "replace").split()
         if len(report) < 3 or report[0] != token:
-            reason = capture.text().strip() or (ended.status or b"").decode("utf-8", "replace")
-            raise SandboxError(f"The sandbox's shell does not start: {reason or 'no answer'}.")
+            reason = capture.text().strip() or "no answer"
+            kind = _NoRoom if exit_code(ended.status or b"") == _NOT_STARTED else SandboxError
+            raise kind(f"The sandbox's shell does not start: {reason}.")
         return {int(report[1]), int(report[2])}
 
     def _line(

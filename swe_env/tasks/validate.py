@@ -89,7 +89,7 @@ def validate(
         workers: tasks at once; 0 for one per core.
         timeout: seconds for one run of the tests.
         record: file that gets a line for each proven task; a second call with the same file goes
-            on after the tasks that are in it and have not changed.
+            on after the tasks that are in it and have not changed, nor how they are proven.
         progress: called after each task.
 
     Raises:
@@ -100,7 +100,8 @@ def validate(
         raise ConfigError("Validation wants 1 repeat or more, and 0 workers or more.")
     factory = sandboxes.get(sandbox) if isinstance(sandbox, str) else sandbox
     log = _Record(record) if record else None
-    keys = [_key(task, repeats) for task in tasks]
+    how = (repeats, timeout, sandboxes.name_of(sandbox))
+    keys = [_key(task, how) for task in tasks]
     proofs = {key: proof for key, proof in (log.read() if log else {}).items() if key in keys}
 
     def prove(task: Task, key: str) -> Proof:
@@ -161,9 +162,9 @@ def _reason(proof: Proof) -> str:
     return first.split(":")[0].replace(proof.instance_id, "the task").rstrip(".")
 
 
-def _key(task: Task, repeats: int) -> str:
+def _key(task: Task, how: tuple[object, ...]) -> str:
     plain = {k: v for k, v in task.metadata.items() if k not in ("validation", "quarantine")}
-    return digest([replace(task, metadata=plain), repeats])
+    return digest([replace(task, metadata=plain), *how])
 
 
 class _Record:

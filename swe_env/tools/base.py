@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -11,7 +12,7 @@ import msgspec
 from swe_env.errors import ToolError
 from swe_env.grading.runs import TestRun
 from swe_env.plugins import Registry
-from swe_env.sandbox.base import Sandbox
+from swe_env.sandbox.base import WORKDIR, Sandbox
 from swe_env.tools import schema as schemas
 from swe_env.tools.text import printable
 from swe_env.types import PublicTask
@@ -230,6 +231,16 @@ def toolset(names: str | Sequence[str] = "default") -> Toolset:
     for name in wanted:
         flat.extend(presets.get(name) if name in presets.names() else [name])
     return Toolset(tuple(tools.get(name) for name in dict.fromkeys(flat)))
+
+
+def inside(ctx: ToolContext, path: str) -> str:
+    """A path relative to the repository's root and normalised; the root as the empty path."""
+    for root in (ctx.sandbox.workdir, WORKDIR):
+        if path == root or path.startswith(f"{root}/"):
+            path = path[len(root) + 1 :]
+            break
+    path = posixpath.normpath(path) if path else ""
+    return "" if path == "." else path
 
 
 def shorten(text: str, limit: int) -> str:

@@ -62,7 +62,7 @@ def contents(files: Files, folder: str) -> Iterator[tuple[str, bytes]]:
     if isinstance(files, LayeredFiles):
         touched = files.touched()
         corpus = _corpus(files.base)
-        if corpus is not None and _covers(corpus, touched, folder):
+        if corpus is not None and _covers(files, corpus, touched, folder):
             yield from _merged(files, folder, corpus, touched)
             return
     yield from _read(files, folder)
@@ -83,10 +83,14 @@ def text_or_none(files: Files, name: str) -> bytes | None:
     return None if is_binary(data) else data
 
 
-def _covers(corpus: Corpus, touched: Touched, folder: str) -> bool:
+def _covers(files: LayeredFiles, corpus: Corpus, touched: Touched, folder: str) -> bool:
     """Whether the base's files and those touched are all there is to search."""
-    rules = any(path.rpartition("/")[2] == ".gitignore" for path in touched.paths)
-    return not rules and folder in corpus.folders and folder not in touched
+    if folder not in corpus.folders or folder in touched:
+        return False
+    # In a folder that is ignored, but asked for by name, what is new is searched too. No file can
+    # have this name, so it is the folder that tells.
+    changed = touched.paths or touched.trees
+    return not (folder and changed and hidden(files, [f"{folder}/\0"]))
 
 
 def _merged(
@@ -162,7 +166,7 @@ def _corpus(base: Path) -> Corpus | None:
 
 def _build(base: Path) -> Corpus | None:
     root = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    files = DirFiles(root, str(base))
+    files = DirFiles(root, str(base), base=base)
     os.close(root)
     names: list[str] = []
     texts: list[bytes] = []

@@ -12,6 +12,8 @@ from swe_env.tools.changes import AROUND, common, nearest
 from swe_env.tools.text import TextFile
 
 _HEADER = re.compile(r"^@@(?: -(\d+)(?:,(\d+))? \+(\d+)(?:,\d+)? @@)?(.*)$")
+_NO_LINES = re.compile(r"old mode |new mode |(new file|deleted file) mode 120000|index .* 120000$")
+"""Headers of what is neither undone nor seen by comparing bytes."""
 _PLAIN = ("--- ", "+++ ", "diff ", "index ")
 _LISTED = 10
 _BOM = "\ufeff"
@@ -59,7 +61,12 @@ def mend(diff: str, texts: Mapping[str, TextFile]) -> str:
     mended: list[str] = []
     for header, hunks in _sections(diff):
         path = _path(header, now)
-        if not hunks or path is None or any("120000" in line for line in header):
+        if any(map(_NO_LINES.match, header)):
+            raise ToolError(
+                "the diff changes a file's mode or a symbolic link, and apply_diff changes lines "
+                "only: leave that part out, and do it with a command (chmod, ln -s)."
+            )
+        if not hunks or path is None:
             mended += [*header, *(line for hunk in hunks for line in _counted(hunk))]
             continue
         found = now[path]

@@ -1,8 +1,13 @@
-"""Which files git would leave out, from the workspace's .gitignore files; no git process."""
+"""Which files git would leave out, from the workspace's .gitignore files; no git process.
+
+What the base checkout holds is never left out: all of it is committed, and git ignores nothing that
+it tracks.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -81,27 +86,34 @@ def visible(files: Files, path: str = "") -> Iterator[tuple[str, Entry]]:
             layers.append((folder, rules))
     root = "/".join(parts)
     entries, layers = _listing(files, root, layers)
-    below = [(root, iter(entries), layers)]
+    below = [(root, iter(entries), layers, False)]
     while below:
-        folder, rest, layers = below[-1]
+        folder, rest, layers, gone = below[-1]
         entry = next(rest, None)
         if entry is None:
             below.pop()
             continue
         path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name == ".git" or _ignored(path, entry.kind == "dir", layers):
+        ignored = gone or _ignored(path, entry.kind == "dir", layers)
+        if entry.name == ".git" or (ignored and not in_base(files, path)):
             continue
         if entry.kind == "dir" and len(below) < DEEPEST:
             # Unreadable, or gone since it was listed: left out.
             with contextlib.suppress(ToolError):
                 entries, inner = _listing(files, path, layers)
-                below.append((path, iter(entries), inner))
+                below.append((path, iter(entries), inner, ignored))
         elif entry.kind == "file":
             yield path, entry
 
 
+def in_base(files: Files, path: str) -> bool:
+    """Whether the base checkout has something at that path."""
+    base = getattr(files, "base", None)
+    return base is not None and os.path.lexists(base / path)
+
+
 def hidden(files: Files, paths: Iterable[str]) -> set[str]:
-    """Those of these files that git would ignore, were they untracked."""
+    """Those of these files that git would ignore."""
     known: dict[str, tuple[bool, list[Layer]]] = {}
 
     def folder_of(path: str) -> tuple[bool, list[Layer]]:
@@ -116,7 +128,8 @@ def hidden(files: Files, paths: Iterable[str]) -> set[str]:
     found = set()
     for path in paths:
         gone, layers = folder_of(path)
-        if gone or ".git" in path.split("/") or _ignored(path, False, layers):
+        ignored = gone or _ignored(path, False, layers)
+        if ".git" in path.split("/") or (ignored and not in_base(files, path)):
             found.add(path)
     return found
 

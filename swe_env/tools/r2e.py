@@ -9,15 +9,13 @@ the repository's root or absolute, ``/testbed/…`` in every sandbox.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from typing import Literal
 
 from swe_env.errors import ToolError
-from swe_env.sandbox.base import WORKDIR
 from swe_env.tools import search as searching
 from swe_env.tools import terminal
-from swe_env.tools.base import ToolContext, ToolResult, tool
+from swe_env.tools.base import ToolContext, ToolResult, inside, tool
 from swe_env.types import ExecResult
 
 R2E = (
@@ -39,16 +37,6 @@ _RUNNING = (
 def executed(name: str, text: str, exit_code: int = 0) -> ToolResult:
     """A tool's answer under the scaffold's heading."""
     return ToolResult(f"Execution output of [{name}]:\n{text}", exit_code)
-
-
-def inside(ctx: ToolContext, path: str) -> str:
-    """A path relative to the repository's root, as the file tools take it."""
-    for root in (ctx.sandbox.workdir, WORKDIR):
-        if path == root or path.startswith(f"{root}/"):
-            path = path[len(root) + 1 :]
-            break
-    path = posixpath.normpath(path) if path else ""
-    return "" if path == "." else path
 
 
 @tool(register=False, samples=[{"cmd": "ls"}], aliases={"command": "cmd"})

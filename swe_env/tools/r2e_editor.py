@@ -10,11 +10,11 @@ from typing import Literal
 
 from swe_env.errors import ToolError
 from swe_env.syntax import parse
-from swe_env.tools.base import ToolContext, ToolResult, tool
+from swe_env.tools.base import ToolContext, ToolResult, inside, tool
 from swe_env.tools.changes import AROUND, span, take_back, write
 from swe_env.tools.edit_lines import replaced
 from swe_env.tools.matching import replace
-from swe_env.tools.r2e import executed, inside
+from swe_env.tools.r2e import executed
 from swe_env.tools.text import TextFile, is_binary, numbered, printable, read_text
 from swe_env.tools.view import near
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from swe_env.errors import ToolError
+from swe_env.errors import GradingError, ToolError
 from swe_env.grading.runs import TestRun
 from swe_env.tools.base import ToolContext, ToolResult, tool
 from swe_env.tools.targets import meant, words
@@ -53,7 +53,11 @@ def run_tests(ctx: ToolContext, targets: str | list[str] = "") -> ToolResult:
             entry = ctx.sandbox.files.stat(path)
             if entry is None:
                 raise ToolError(f"there is no test file {path!r}: look for it with view or search.")
-    run = ctx.run_tests(wanted)
+    try:
+        run = ctx.run_tests(wanted)
+    except GradingError as error:
+        # In the agent's own workspace that is most often its own doing; grading will tell.
+        raise ToolError(f"the tests could not be started. {error}") from error
     text = summary(run)
     if run.outcomes or not wanted:
         ctx.state[_FAILED] = run.failed

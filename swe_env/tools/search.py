@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 import time
 from collections.abc import Callable, Iterator
 
 from swe_env.errors import ToolError
-from swe_env.tools.base import ToolContext, tool
+from swe_env.tools.base import ToolContext, inside, tool
 from swe_env.tools.contents import contents, text_or_none
 
 _SECONDS = 10.0
@@ -39,8 +38,7 @@ def search(
         raise ToolError("query is empty: say what to find.")
     find = expression(query) if regex else literal(query)
     whole = None if regex or "\n" in query else _whole_lines(query)
-    path = posixpath.normpath(path) if path else ""
-    path = "" if path == "." else path
+    path = inside(ctx, path)
     shown: list[str] = []
     listed = total = found_in = 0
     around = min(max(context, 0), _AROUND)

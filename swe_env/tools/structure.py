@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from swe_env.errors import ToolError
 from swe_env.sandbox.base import Files
-from swe_env.tools.base import ToolContext, tool
+from swe_env.tools.base import ToolContext, inside, tool
 from swe_env.tools.ignore import visible
 from swe_env.tools.outline import outline as listing
 from swe_env.tools.outline import symbols
@@ -30,6 +28,7 @@ def outline(ctx: ToolContext, path: str = "") -> str:
         path: File or folder, relative to the repository's root; empty for the root.
     """
     files = ctx.sandbox.files
+    path = inside(ctx, path)
     entry = files.stat(path)
     if entry is None:
         raise ToolError(f"there is no file or folder {path!r}.{near(files, path)}")
@@ -43,10 +42,9 @@ def outline(ctx: ToolContext, path: str = "") -> str:
 
 
 def _folder(files: Files, path: str) -> str:
-    root = posixpath.normpath(path) if path else ""
     lines: list[str] = []
     left_out = 0
-    for name, entry in visible(files, "" if root == "." else root):
+    for name, entry in visible(files, path):
         if not name.endswith(_PYTHON) or entry.size > _LARGE:
             continue
         if len(lines) >= _LINES:

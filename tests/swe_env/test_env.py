@@ -9,7 +9,7 @@ import pytest
 import swe_env
 from swe_env.errors import SandboxError, TaskError
 from swe_env.replay import Trajectory
-from swe_env.sandbox import get
+from swe_env.sandbox import get, running
 from swe_env.wrappers import RecordTrajectory
 
 SANDBOXES = [name for name in ("local", "process") if not get(name).available()]
@@ -169,6 +169,35 @@ def test_a_diff_that_does_not_apply_is_a_failure_unless_refused(env, monkeypatch
         assert info["failure"]["kind"] == "grading"
     else:
         assert not info["report"].patch_applied
+
+
+def test_a_diff_that_is_too_large_is_a_verdict(env, monkeypatch):
+    monkeypatch.setattr(running, "MOST_CHANNEL", 1 << 20)
+    env.reset(seed=0)
+    env.step(FIX)
+    many = {"tool": "bash", "arguments": {"command": "seq 1000000 > numbers.txt"}}
+    env.step(many)
+    _, reward, terminated, _, info = env.step(SUBMIT)
+    assert (reward, terminated, info["patch"]) == (0.0, True, "")
+    assert not info["report"].resolved
+    assert "The diff is larger than 1 MiB" in info["report"].error
+
+
+@pytest.mark.skipif("local" not in SANDBOXES, reason="`process` limits no processes")
+def test_a_full_process_table_costs_no_episode(source):
+    env = gym.make("SWE-v0", tasks=source, sandbox="local", limits={"processes": 40})
+    env.reset(seed=0)
+    env.step(FIX)
+    # The subshell waits for room for some 15 s, so none is left to others.
+    many = "for i in {1..60}; do sleep 500 & done & while (( SECONDS < 2 )); do :; done"
+    env.step({"tool": "bash", "arguments": {"command": many}})
+    observation, *_ = env.step({"tool": "run_tests", "arguments": {}})
+    assert observation["exit_code"] == 1
+    assert "could not be started" in observation["text"]
+    assert "limit on the number of processes was reached" in observation["text"]
+    _, reward, _, _, info = env.step(SUBMIT)
+    env.close()
+    assert (reward, info["report"].resolved) == (1.0, True)
 
 
 def test_fork_branches_files_steps_and_tool_state(env):

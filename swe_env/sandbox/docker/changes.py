@@ -15,6 +15,7 @@ from swe_env.sandbox.diff import Git, Ran, Run, trusted_git, written
 from swe_env.sandbox.docker.engine import Engine
 from swe_env.sandbox.docker.served import ContainerFiles, Peeked
 from swe_env.sandbox.files import DirFiles
+from swe_env.sandbox.running import MOST_CHANNEL, too_large
 
 _RULES = (".gitignore", ".gitattributes")
 
@@ -167,6 +168,8 @@ def _runner(folder: Path) -> Run:
         done = subprocess.run(
             argv, cwd=folder, env=dict(env), input=stdin, capture_output=True, check=False
         )
+        if len(done.stdout) > MOST_CHANNEL:
+            raise too_large()
         return Ran(done.returncode, done.stdout or done.stderr)
 
     return run

@@ -6,8 +6,8 @@ import re
 
 from swe_env.sandbox.docker.stream import OUTPUT
 from swe_env.sandbox.output import Capture
+from swe_env.sandbox.running import MOST_CHANNEL
 
-_MOST_CHANNEL = 64 << 20
 _RECORD = 1 << 14
 """Room for one record of ours."""
 _OOM = re.compile(r"oom_kill (\d+)")
@@ -46,7 +46,7 @@ class Listener:
             self.side += data
             while self._take():
                 pass
-            del self.side[_MOST_CHANNEL:-_RECORD]
+            del self.side[MOST_CHANNEL:-_RECORD]
         return self._marked and self.code is not None
 
     def go_on(self, capture: Capture) -> None:

@@ -15,14 +15,17 @@ PREFIX = "swe-env-"
 
 
 class Group:
-    """The cgroups one keeper has moved itself, and so its sandbox, into."""
+    """The cgroups of one sandbox, which its keeper has moved itself into before it starts it."""
 
     def __init__(self, memory: int, processes: int) -> None:
         self.events: dict[str, str] = {}
         """Limit name → the file that counts how often it struck."""
         self._name = f"{PREFIX}{os.getpid()}"
         # Descriptors, because the keeper's mount namespace will soon hide the paths.
-        self._made: list[int] = []
+        self._made: dict[int, bool] = {}
+        """Descriptor of a group's parent → whether the group limits processes."""
+        self._inside: set[int] = set()
+        """Those of whose groups this process is a member."""
         for parents in _parents():
             if self._join(parents, memory, processes) and len(self.events) == 2:
                 break
@@ -35,7 +38,9 @@ class Group:
                 found = self._set(folder, memory, processes)
                 if found:
                     (folder / "cgroup.procs").write_text(str(os.getpid()))
-                    self._made.append(os.open(parent, os.O_RDONLY | os.O_DIRECTORY))
+                    above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+                    self._made[above] = "processes" in found
+                    self._inside.add(above)
                     self.events |= found
                     return True
                 break
@@ -59,13 +64,27 @@ class Group:
             found["processes"] = str(folder / "pids.events")
         return found
 
+    def step_out(self) -> None:
+        """Move out of what limits processes; those that were started before stay inside.
+
+        A sandbox whose own processes take all the room must still be looked after.
+        """
+        for parent, limits_processes in self._made.items():
+            if limits_processes:
+                self._move_out(parent)
+
+    def _move_out(self, parent: int) -> None:
+        with contextlib.suppress(OSError):
+            procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=parent)
+            os.write(procs, str(os.getpid()).encode())
+            os.close(procs)
+        self._inside.discard(parent)
+
     def leave(self) -> None:
         """Move back out and remove the groups, now empty."""
         for parent in self._made:
-            with contextlib.suppress(OSError):
-                procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=parent)
-                os.write(procs, str(os.getpid()).encode())
-                os.close(procs)
+            if parent in self._inside:
+                self._move_out(parent)
             # The last of the killed processes may take a moment to leave.
             for _ in range(1000):
                 try:

@@ -43,6 +43,7 @@ class Isolated:
             self.upper = os.open(f"{_PRIVATE}/data/upper", _FOLDER)
             self.proc = os.open(f"/proc/{self._init}/root/proc", _FOLDER)
             self.door, self._door_fd = open_door(self._enter, self._init_fd)
+            self._group.step_out()
         except BaseException:
             self.teardown()
             self.tidy()

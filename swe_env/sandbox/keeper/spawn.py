@@ -19,7 +19,12 @@ _DEFAULT = (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
 def spawn(request: dict[str, Any], fds: list[int]) -> None:
     """Fork a watcher that runs a request beside the sandbox and reports how it ended."""
-    if os.fork():
+    try:
+        forked = os.fork()
+    except OSError as error:
+        _refuse(request, fds, 126, f"{request['argv'][0]}: {error.strerror}")
+        return
+    if forked:
         return
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -41,7 +46,7 @@ def start(request: dict[str, Any], fds: list[int]) -> int | None:
     ``fds[1:]``; ``fds[0]`` gets the exit status. The limits and the folder become this process's
     own first, so that nothing is left to do in between and the child need not be a forked copy.
     """
-    status, *inherited = fds
+    inherited = fds[1:]
     env, argv = request["env"], request["argv"]
     # Moved up, so that none is overwritten before it has its place.
     given = {to: fcntl.fcntl(inherited[at], fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
@@ -70,11 +75,16 @@ def start(request: dict[str, Any], fds: list[int]) -> int | None:
     finally:
         for fd in given.values():
             os.close(fd)
-    code, message = failed
+    _refuse(request, fds, *failed)
+    return None
+
+
+def _refuse(request: dict[str, Any], fds: list[int], code: int, message: str) -> None:
+    """Report that a request was not started: an exit code, and why on its standard error."""
+    status, *inherited = fds
     with contextlib.suppress(OSError):
         os.write(_errors(request, inherited), f"{message}\n".encode("utf-8", "replace"))
         os.write(status, STATUS.pack(code))
-    return None
 
 
 def report(child: int, status: int) -> None:

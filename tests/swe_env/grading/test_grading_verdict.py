@@ -90,6 +90,58 @@ def test_the_patch_may_bring_its_own_version_of_the_hidden_test_file(project):
     assert report.resolved
 
 
+def test_a_file_whose_name_is_not_utf8_does_no_harm(project):
+    with get("process")(project.spec) as box:
+        box.files.write("calc.py", FIXED["calc.py"].encode())
+        box.exec("echo x > $'caf\\xe9.txt'")
+        patch = box.diff()
+        box.exec("echo x > $'caf\\xe9.so'")
+        named = box.diff()
+    report = project.grade(patch)
+    assert (report.resolved, report.error, report.tampering) == (True, "", ())
+    [note] = project.grade(named).tampering
+    assert r"caf\udce9.so" in note
+
+
+def test_more_names_than_a_commands_output_holds_are_no_reason_to_refuse(project):
+    patch = project.patch(FIXED)
+    empty = "diff --git a/{0} b/{0}\nnew file mode 100644\nindex 0000000..e69de29\n"
+    patch += "".join(empty.format(f"{'d' * 200}/{number}") for number in range(6000))
+    assert project.grade(patch).resolved
+
+
+CHECKS = {
+    "checks/check_calc.py": "import calc\n\n\ndef check_mul():\n    assert calc.mul(2, 3) == 6\n",
+    "pytest.ini": "[pytest]\npython_files = check_*.py\npython_functions = check_* test_*\n",
+}
+CHECKED = {
+    "fail_to_pass": ("tests/test_hidden.py::test_add",),
+    "pass_to_pass": ("checks/check_calc.py::check_mul",),
+}
+
+
+@pytest.mark.parametrize("instead", ["def check_mul():\n    assert True\n", None])
+def test_tests_in_a_file_of_another_name_are_the_tasks_own(make_project, instead):
+    project = make_project(CHECKS, **CHECKED)
+    broken = {"calc.py": FIXED["calc.py"].replace("a * b", "7")}
+    report = project.grade(broken | {"checks/check_calc.py": instead})
+    assert report.pass_to_pass == {"checks/check_calc.py::check_mul": "failed"}
+    assert "checks/check_calc.py; the task's own version was used" in report.tampering[0]
+
+
+def test_a_program_file_with_doctests_is_the_patchs_and_its_loss_a_verdict(make_project):
+    calc = 'def add(a, b):\n    """\n    >>> add(1, 2)\n    3\n    """\n    return a - b\n'
+    only = {"fail_to_pass": ("calc.py::calc.add",), "pass_to_pass": (), "test_patch": ""}
+    command = "python -m pytest --doctest-modules"
+    project = make_project({"calc.py": calc}, test_command=command, patch="", **only)
+    assert project.grade({"calc.py": calc.replace("a - b", "a + b")}).resolved
+    report = project.grade({"calc.py": None})
+    assert (report.resolved, report.error) == (
+        False,
+        "the patch deletes every file that the tests are in",
+    )
+
+
 def test_a_shared_settings_file_may_change_outside_pytests_section(project):
     changed = project.files["pyproject.toml"].replace('"calc"', '"calc"\nversion = "2"')
     report = project.grade(FIXED | {"pyproject.toml": changed})

@@ -1,13 +1,18 @@
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from swe_env.cli import build
-from swe_env.errors import ConfigError, SandboxError
+from swe_env.errors import ConfigError, SandboxError, TaskError
+from swe_env.grading import predictions
 from swe_env.grading.predictions import Prediction, grade_predictions, read_predictions
+from swe_env.sandbox import get
 from swe_env.tasks import dump
+from swe_env.types import Task, TestReport
 
 
 def prediction(task, patch=None, **more):
@@ -99,14 +104,60 @@ def test_a_second_call_goes_on_and_failures_are_tried_again(shop_task, tmp_path)
         file.write(b'{"torn')
     second = grade_predictions([shop_task], wanted, sandbox="process", record=record)
     assert statuses(second) == ["resolved"]
-    count = len(calls)
-    third = grade_predictions([shop_task], wanted, sandbox=broken, record=record)
+    written = record.read_bytes()
+    third = grade_predictions([shop_task], wanted, sandbox="process", record=record)
     assert third.graded == second.graded
-    assert len(calls) == count
+    assert record.read_bytes() == written
     changed = [prediction(shop_task, shop_task.patch + "\n")]
     assert statuses(grade_predictions([shop_task], changed, sandbox=broken, record=record)) == [
         "failed"
     ]
+
+
+def test_a_verdict_under_other_conditions_or_with_an_error_is_made_anew(shop_task, tmp_path):
+    record = tmp_path / "graded.jsonl"
+
+    def lines(patch, **settings):
+        given = {"sandbox": "process", "timeout": 60, "record": record} | settings
+        grade_predictions([shop_task], [prediction(shop_task, patch)], **given)
+        return len(record.read_bytes().splitlines())
+
+    unfit = shop_task.patch.replace("amount", "quantity")
+    assert [lines(unfit), lines(unfit)] == [1, 2]
+    assert [lines(shop_task.patch), lines(shop_task.patch)] == [3, 3]
+    assert lines(shop_task.patch, timeout=61) == 4
+    assert lines(shop_task.patch, sandbox=get("process")) == 5
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConfigError("No."), OSError(5, "Broken")])
+def test_what_stops_a_call_leaves_the_queue_and_keeps_what_was_begun(tmp_path, monkeypatch, error):
+    blank = Task(instance_id="", repo="", base_commit="", problem_statement="")
+    tasks = [replace(blank, instance_id=str(number)) for number in range(9)]
+    stopped, begun = threading.Event(), []
+
+    def grade(task, patch, **_):
+        begun.append(task.instance_id)
+        if task.instance_id == "1":
+            stopped.set()
+            raise error
+        stopped.wait(20)
+        time.sleep(0.2)
+        return TestReport(resolved=True, fraction=1.0, fail_to_pass={}, pass_to_pass={})
+
+    monkeypatch.setattr(predictions, "grade", grade)
+    wanted, record = [prediction(task, "x") for task in tasks], tmp_path / "graded.jsonl"
+    with pytest.raises(type(error)) as raised:
+        grade_predictions(tasks, wanted, sandbox="process", workers=2, record=record)
+    assert raised.value is error
+    kept = [json.loads(line)["instance_id"] for line in record.read_text().splitlines()]
+    assert kept == [name for name in begun if name != "1"]
+    assert len(begun) < 5
+
+
+def test_a_record_that_cannot_be_written_is_named(shop_task, tmp_path):
+    record = tmp_path / "missing" / "graded.jsonl"
+    with pytest.raises(TaskError, match=f"{record} cannot be written: No such file"):
+        grade_predictions([shop_task], [], sandbox="process", record=record)
 
 
 @pytest.mark.parametrize("form", ["lines", "list", "object"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,41 @@ def test_the_number_of_files_is_limited(start):
 
 V1 = b"oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"
 V2 = b"low 0\nhigh 0\nmax 12\noom 2\noom_kill 3\noom_group_kill 0\n"
+
+
+FILL = """
+import os, time
+while True:
+    try:
+        if os.fork() == 0:
+            time.sleep(500)
+    except OSError:
+        time.sleep(0.01)
+"""
+FULL = f"/usr/bin/python3 -c '{FILL}' & while (( SECONDS < 2 )); do :; done"
+
+
+@pytest.fixture
+def crowded(start):
+    """A sandbox that has as many processes as it may."""
+    return start("local", limits=Limits(processes=40))
+
+
+def test_without_room_for_a_process_the_sandbox_is_looked_after(crowded):
+    left = crowded.exec(f"{FULL}; while :; do :; done", timeout=4, keep_running=True)
+    assert left.running
+    crowded.files.write("README", b"changed\n")
+    assert "+changed" in crowded.diff()
+    assert not crowded.resume(interrupt=True, timeout=10).timed_out
+
+
+def test_without_room_for_a_new_shell_what_is_running_is_ended(crowded):
+    crowded.exec(f"{FULL}; exit")
+    time.sleep(0.1)
+    result = crowded.exec("echo on")
+    assert (result.exit_code, result.limit) == (0, "processes")
+    assert "on" in result.output.splitlines()
+    assert "no room for a new shell" in result.output
 
 
 @pytest.mark.parametrize(("text", "count"), [(V1, 3), (V2, 3), (b"max 7\n", 7), (b"", 0)])

@@ -143,6 +143,8 @@ def test_proofs_are_kept_and_not_made_twice(shop_task, tmp_path):
     validate([changed], sandbox="process", repeats=1, record=record)
     proofs = [line for line in record.read_bytes().splitlines() if line.endswith(b"}")]
     assert len(proofs) == 3  # the changed task was proven anew
+    validate([changed], sandbox="process", repeats=1, record=record, timeout=60)
+    assert len(record.read_bytes().splitlines()) == 5  # and so it is with more or less time
 
 
 def test_a_broken_sandbox_says_nothing_of_the_task(shop_task, tmp_path):

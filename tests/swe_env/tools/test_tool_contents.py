@@ -77,6 +77,16 @@ def test_memory_and_workspace_agree(layered_base, change):
         twin.close()
 
 
+@pytest.mark.parametrize("kind", ["local", "process"])
+def test_files_of_the_checkout_are_searched_whatever_is_ignored(layered_base, kind):
+    with get(kind)(SandboxSpec(base=layered_base)) as box:
+        box.exec("echo more >> build/made.py; echo new | tee build/new.py new.log")
+        found = dict(contents(box.files, ""))
+    assert found["build/made.py"] == b"made\nmore\n"
+    assert found["noise.log"] == b"noise\n"
+    assert not {"build/new.py", "new.log"} & set(found)
+
+
 def test_an_unchanged_checkout_is_not_read_again(layered_base, monkeypatch):
     with get("local")(SandboxSpec(base=layered_base)) as box:
         first = list(contents(box.files, ""))

@@ -556,3 +556,31 @@ def test_a_right_diff_makes_the_right_file(old, new, around, old_ended, new_ende
     diff = "".join(line if line.endswith("\n") else line + marker for line in lines)
     (_, found), *_ = hunks_module._sections(diff)
     assert "".join(hunks_module._applied(before, "t", found)) == after.text
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "diff --git a/run.sh b/run.sh\nold mode 100644\nnew mode 100755\n",
+        "diff --git a/new b/new\nnew file mode 120000\n--- /dev/null\n+++ b/new\n"
+        "@@ -0,0 +1 @@\n+nowhere\n\\ No newline at end of file\n",
+        "diff --git a/link b/link\ndeleted file mode 120000\n--- a/link\n+++ /dev/null\n"
+        "@@ -1 +0,0 @@\n-run.sh\n\\ No newline at end of file\n",
+        "diff --git a/link b/link\nindex 1de5659..2bd6c9d 120000\n--- a/link\n+++ b/link\n"
+        "@@ -1 +1 @@\n-run.sh\n\\ No newline at end of file\n+other\n"
+        "\\ No newline at end of file\n",
+    ],
+    ids=["mode", "new link", "no link", "another link"],
+)
+def test_a_diff_of_modes_or_links_changes_nothing(desk, header):
+    desk.put("run.sh", "echo\n")
+    desk.box.exec("ln -s run.sh link")
+    look = "stat -c '%n %a %N' run.sh link new"
+    before = desk.box.exec(look).output
+    lines = "--- a/run.sh\n+++ b/run.sh\n@@ -1 +1 @@\n-echo\n+echo on\n"
+    for diff in (header, lines + header):
+        result = desk.call("apply_diff", diff=diff)
+        assert result.exit_code == 1
+        assert "leave that part out" in result.text
+    assert desk.box.exec(look).output == before
+    assert desk.get("run.sh") == b"echo\n"

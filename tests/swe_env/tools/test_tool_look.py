@@ -129,6 +129,10 @@ def test_search_shows_file_line_and_text(desk):
     assert desk.call("search", query="three", path="a.py").text == "a.py:3: three"
     assert desk.call("search", query="three", path=".").text == "a.py:3: three"
     assert desk.call("search", query="One", path="./sub/").text == "sub/b.txt:1: One"
+    root = desk.box.workdir
+    for folder in (f"{root}/sub", "/testbed/sub/"):
+        assert desk.call("search", query="One", path=folder).text == "sub/b.txt:1: One"
+    assert desk.call("search", query="three", path=root).text == "a.py:3: three"
     assert desk.call("search", query="nowhere").text == "No line contains 'nowhere'."
     assert desk.call("search", query="(", regex=True).exit_code == 1
     assert desk.call("search", query="x", path="gone").exit_code == 1
@@ -159,6 +163,9 @@ def test_an_outline_of_a_file_and_of_a_folder(desk):
         "     4-5     \tdef top",
         "     8-17    \tclass Box",
     ]
+    assert desk.call("outline", path="/testbed").text == desk.call("outline").text
+    inside = f"{desk.box.workdir}/pkg"
+    assert desk.call("outline", path=inside).text == desk.call("outline", path="pkg").text
     assert "no classes or functions" in desk.call("outline", path="pkg/broken.py").text
     assert "Did you mean pkg/mod.py?" in desk.call("outline", path="mod.py").text
 
