@@ -250,7 +250,7 @@ class Reporter:
     def finish(self, config, own):
         """Name implementations of hooks that are neither pytest's nor the task's."""
         self.compare_sources()
-        for name, caller in sorted(vars(config.hook).items()):
+        for name, caller in sorted(vars(config.pluginmanager.hook).items()):
             for hook in caller.get_hookimpls() if name.startswith("pytest_") else ():
                 if hook.plugin is not own:
                     self._look_at_hook(name, hook.function)
