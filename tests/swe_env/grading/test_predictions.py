@@ -43,15 +43,20 @@ def test_a_prediction_is_graded_and_the_rest_is_named(shop_task):
     assert found.graded[0].report.resolved
 
 
-def test_drifted_patches_are_taken_as_the_harness_takes_them_unless_strict(shop_task):
-    lines = shop_task.patch.splitlines(keepends=True)
+def drifted(patch):
+    """The patch with a line of context that is no longer so, which GNU patch alone takes."""
+    lines = patch.splitlines(keepends=True)
     first = next(k for k, line in enumerate(lines) if line.startswith(" ") and line.strip())
     lines[first] = " # a comment that is no longer there\n"
-    drifted = [prediction(shop_task, "".join(lines))]
-    loose = grade_predictions([shop_task], drifted, sandbox="process")
+    return "".join(lines)
+
+
+def test_drifted_patches_are_taken_as_the_harness_takes_them_unless_strict(shop_task):
+    wanted = [prediction(shop_task, drifted(shop_task.patch))]
+    loose = grade_predictions([shop_task], wanted, sandbox="process")
     assert statuses(loose) == ["resolved"]
     assert "patch --fuzz=5" in loose.graded[0].report.tampering[0]
-    tight = grade_predictions([shop_task], drifted, sandbox="process", fuzzy=False)
+    tight = grade_predictions([shop_task], wanted, sandbox="process", fuzzy=False)
     assert statuses(tight) == ["unresolved"]
     assert not tight.graded[0].report.patch_applied
 
@@ -60,23 +65,18 @@ HOOK = "+def pytest_itemcollected(item):\n+    item.obj = lambda *a, **k: None\n
 
 
 @pytest.mark.parametrize(
-    "header",
+    "more",
     [
-        "Index: a/conftest.py\n@@ -0,0 +1,2 @@\n",
-        "--- /dev/null\n+++ b/conftest.py x\n@@ -0,0 +1,2 @@\n",
-        "--- /dev/null\n+++ b/./conftest.py\n@@ -0,0 +1,2 @@\n",
-        "*** /dev/null\n--- b/conftest.py\n***************\n*** 0 ****\n--- 1,2 ----\n",
+        f"Index: a/conftest.py\n@@ -0,0 +1,2 @@\n{HOOK}",
+        f"--- /dev/null\n+++ b/conftest.py x\n@@ -0,0 +1,2 @@\n{HOOK}",
     ],
 )
-def test_no_header_that_git_does_not_know_brings_a_file_in(shop_task, header):
+def test_no_header_that_git_does_not_know_brings_a_file_in(shop_task, more):
     """Else the guard would never look at it."""
-    context = "--- " in header and header.startswith("***")
-    hook = HOOK.replace("+def", "+ def").replace("+  ", "+   ") if context else HOOK
     wrong = shop_task.patch.replace("(100 - discount)", "(100 + discount + 0)")
     assert wrong != shop_task.patch
-    found = grade_predictions(
-        [shop_task], [prediction(shop_task, wrong + header + hook)], sandbox="process"
-    )
+    patch = drifted(wrong) + more
+    found = grade_predictions([shop_task], [prediction(shop_task, patch)], sandbox="process")
     assert statuses(found) == ["unresolved"]
 
 
