@@ -9,7 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from swe_env.errors import TaskError
 from swe_env.tasks.mutate import Candidate, candidates, distinct
@@ -141,7 +141,10 @@ def _collect(
 ) -> list[Task]:
     """The first tasks that the candidates give, in the candidates' order."""
     tasks: list[Task] = []
-    with Tried(package, baseline, settings) as tried, ThreadPoolExecutor(len(probers)) as pool:
+    with (
+        closing(Tried(package, baseline, settings)) as tried,
+        ThreadPoolExecutor(len(probers)) as pool,
+    ):
         collector = Collector(baseline, settings, probers, tried)
         singles = collector.singles(pool, ordered)
         bugs = collector.combined(pool, singles) if settings.bugs > 1 else singles

@@ -7,7 +7,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
-from types import TracebackType
 
 import msgspec
 import zstandard
@@ -81,19 +80,12 @@ class Tried:
                 self._close()
                 return None
 
+    def close(self) -> None:
+        """Close the file; what comes after is tried and not kept."""
+        with self._lock:
+            self._close()
+
     def _close(self) -> None:
         if self._store is not None:
             self._store.close()
             self._store = None
-
-    def __enter__(self) -> Tried:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._close()
