@@ -104,8 +104,9 @@ def test_a_malformed_reply_is_an_invalid_call_that_says_how_to_do_it_right(polic
     assert action["message"] == policy.tokenizer.decode(ids).removesuffix("<|im_end|>")
 
 
-def test_a_call_is_read_and_sampling_stops_with_it(policy, monkeypatch):
-    said = policy.tokenizer.encode(f"I look.\n{VIEW} and on", add_special_tokens=False)
+def sampled(policy, monkeypatch, text):
+    """The ids of a text that the policy samples from here on, whatever its model says."""
+    said = policy.tokenizer.encode(text, add_special_tokens=False)
     forced = iter(said)
 
     def scripted(logits, uniforms, sampling):
@@ -113,6 +114,11 @@ def test_a_call_is_read_and_sampling_stops_with_it(policy, monkeypatch):
 
     monkeypatch.setattr("agents.policies.sampling.engine.draw", scripted)
     policy.max_new_tokens = 200
+    return said
+
+
+def test_a_call_is_read_and_sampling_stops_with_it(policy, monkeypatch):
+    said = sampled(policy, monkeypatch, f"I look.\n{VIEW} and on")
     state = episode()
     action = policy.act(state)
     assert (action["tool"], action["arguments"]) == ("view", {"path": "a.py"})
@@ -130,14 +136,7 @@ def test_a_stop_string_inside_an_argument_ends_no_reply(policy, monkeypatch):
         "<function=bash>\n<parameter=command>grep '</function>' a.py</parameter>\n"
         "<parameter=timeout>9</parameter>\n</function>"
     )
-    said = policy.tokenizer.encode(f"{call} and on", add_special_tokens=False)
-    forced = iter(said)
-
-    def scripted(logits, uniforms, sampling):
-        return torch.tensor([next(forced)]), torch.zeros(1)
-
-    monkeypatch.setattr("agents.policies.sampling.engine.draw", scripted)
-    policy.max_new_tokens = 200
+    sampled(policy, monkeypatch, f"{call} and on")
     action = policy.act(episode())
     assert action["arguments"] == {"command": "grep '</function>' a.py", "timeout": "9"}
     assert action["message"] == call
