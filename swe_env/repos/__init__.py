@@ -1,6 +1,7 @@
 """Checkouts, patches and Python environments: what a task runs on, built once and cached."""
 
-from swe_env.repos.checkout import base, head, pristine
+from swe_env.repos.checkout import base, pristine
+from swe_env.repos.commit import head
 from swe_env.repos.environments import environment, interpreter
 from swe_env.repos.patches import apply_patch, file_diff
 from swe_env.repos.spec import ENVIRONMENT, sandbox_spec

@@ -7,17 +7,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from swe_env.cache import build_once, cache_dir, digest
 from swe_env.errors import PatchError, TaskError
 from swe_env.repos import archives
-from swe_env.repos.git import commit_all, git, must, said, stamp
+from swe_env.repos.commit import commit_all, head, stamp
+from swe_env.repos.git import git, must, said
 from swe_env.repos.patches import apply_patch
+from swe_env.sandbox.keeper.layers import copy_tree
 from swe_env.types import Source, Task
 
-_LAYOUT = 3
+_LAYOUT = 4
 """Raise when the way a checkout is made changes."""
 _JUNK = {".git", ".hg", "__pycache__", ".venv", ".tox", ".nox", "node_modules"}
 _JUNK_SUFFIXES = (".pyc", ".pyo", ".orig", ".rej")
@@ -40,11 +41,6 @@ def pristine(source: Source, base_commit: str = "") -> Path:
         key = [_LAYOUT, source.location, _folder_state(Path(source.location))]
     target = cache_dir("pristine") / f"{_slug(source.location)}-{digest(key)}"
     return build_once(target, lambda folder: _fill(source, wanted, folder))
-
-
-def head(checkout: Path) -> str:
-    """Name of the checkout's only commit."""
-    return must(checkout, "rev-parse", "HEAD").strip()
 
 
 def base(task: Task) -> Path:
@@ -71,14 +67,14 @@ def base(task: Task) -> Path:
         with tempfile.TemporaryDirectory(prefix=".patched-", dir=folder.parent) as temporary:
             patched = Path(temporary)
             # Git writes a new file for each one it changes, so links to the pristine ones will do.
-            _copy_tree(origin, patched, copy=_link)
+            _link_tree(str(origin), temporary)
             try:
                 apply_patch(patched, task.base_patch)
             except PatchError as error:
                 raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
             # Copied, as the files that git wrote would be the youngest and the links' counts tell.
             _copy_tree(patched, folder)
-        commit_all(folder)
+        commit_all(folder, known=origin)
 
     return build_once(target, build)
 
@@ -112,25 +108,28 @@ def _slug(text: str) -> str:
     return kept[-60:].strip("-.") or "checkout"
 
 
-def _copy_tree(
-    origin: Path, folder: Path, copy: Callable[[str, str], object] = shutil.copy2
-) -> None:
-    """Copy a tree without its `.git`."""
+def _link_tree(origin: str, folder: str) -> None:
+    """Give every file below `origin` a second name in `folder`, a `.git` left out."""
+    with os.scandir(origin) as entries:
+        for entry in entries:
+            target = f"{folder}/{entry.name}"
+            if not entry.is_dir(follow_symlinks=False):
+                try:
+                    os.link(entry.path, target, follow_symlinks=False)
+                except OSError:  # the file system has no such names
+                    shutil.copy2(entry.path, target, follow_symlinks=False)
+            elif entry.name != ".git":
+                os.mkdir(target)
+                _link_tree(entry.path, target)
 
-    def ignore(top: str, names: list[str]) -> list[str]:
-        return [".git"] if Path(top) == origin and ".git" in names else []
 
-    shutil.copytree(
-        origin, folder, symlinks=True, dirs_exist_ok=True, ignore=ignore, copy_function=copy
-    )
-
-
-def _link(origin: str, target: str) -> None:
-    """A second name of a file, or a copy where the file system has no such names."""
+def _copy_tree(origin: Path, folder: Path) -> None:
+    source, target = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (origin, folder))
     try:
-        os.link(origin, target)
-    except OSError:
-        shutil.copy2(origin, target)
+        copy_tree(source, target)
+    finally:
+        os.close(source)
+        os.close(target)
 
 
 def _fill(source: Source, commit: str, folder: Path) -> None:

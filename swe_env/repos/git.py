@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from swe_env.errors import TaskError
 
-_AUTHOR = "swe-env"
-_EMAIL = "swe-env@localhost"
-_DATE = "2020-01-01T00:00:00+0000"
-_TIME = 1_577_836_800 * 10**9
-"""`_DATE` in nanoseconds."""
-_LATER = _TIME + 10**9
-"""Git compares contents, not times, where the index is not newer than the file."""
+AUTHOR = "swe-env"
+EMAIL = "swe-env@localhost"
+SECONDS = 1_577_836_800
+"""2020-01-01T00:00:00+0000, the time of every commit."""
+_DATE = f"{SECONDS} +0000"
 ATTRIBUTES = "* -text -ident -filter -working-tree-encoding !diff\n"
 """For a repository's ``info/attributes``, which no file of the tree overrules: what is stored and
 compared is what the files hold."""
-_ONE_PACK = ("-c", "core.bigFileThreshold=1", "-c", "core.compression=1")
-"""`git add` writes files over the threshold straight into one pack: half the time of one each."""
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.autocrlf": "false",
@@ -51,11 +46,11 @@ def environment() -> dict[str, str]:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_AUTHOR_NAME": _AUTHOR,
-        "GIT_AUTHOR_EMAIL": _EMAIL,
+        "GIT_AUTHOR_NAME": AUTHOR,
+        "GIT_AUTHOR_EMAIL": EMAIL,
         "GIT_AUTHOR_DATE": _DATE,
-        "GIT_COMMITTER_NAME": _AUTHOR,
-        "GIT_COMMITTER_EMAIL": _EMAIL,
+        "GIT_COMMITTER_NAME": AUTHOR,
+        "GIT_COMMITTER_EMAIL": EMAIL,
         "GIT_COMMITTER_DATE": _DATE,
         "LC_ALL": "C",
     }
@@ -94,36 +89,3 @@ def said(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
 
-
-def commit_all(folder: Path) -> None:
-    """Make `folder` a repository of exactly one commit holding every file.
-
-    The commit's name depends on the files alone. An earlier `.git` is dropped, and nothing but the
-    commit is left: no reflog, hook, remote, tag or unreachable object. All files get one time:
-    theirs would tell which were changed last.
-    """
-    shutil.rmtree(folder / ".git", ignore_errors=True)
-    must(folder, "init", "-q", "--template=")
-    info = folder / ".git" / "info"
-    info.mkdir(exist_ok=True)
-    (info / "attributes").write_text(ATTRIBUTES)
-    _stamp(folder, _TIME)
-    must(folder, *_ONE_PACK, "add", "-A", "-f")
-    must(folder, "commit", "-q", "--allow-empty", "-m", "base")
-    (folder / ".git" / "COMMIT_EDITMSG").unlink(missing_ok=True)
-    _stamp(folder / ".git", _LATER)
-
-
-def stamp(folder: Path) -> None:
-    """Give a checkout's files the one time that `commit_all` gives them."""
-    _stamp(folder, _TIME)
-    _stamp(folder / ".git", _LATER)
-
-
-def _stamp(folder: Path, time: int) -> None:
-    """Give a folder and everything in it one time, a `.git` left out."""
-    for top, names, files in os.walk(folder):
-        if ".git" in names:
-            names.remove(".git")
-        for path in (top, *(f"{top}/{name}" for name in sorted((*names, *files)))):
-            os.utime(path, ns=(time, time), follow_symlinks=False)

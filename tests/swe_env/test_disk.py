@@ -16,7 +16,8 @@ import swe_env
 from swe_env.cache import build_once, cache_dir
 from swe_env.disk import refusal
 from swe_env.errors import InfrastructureError, TaskError
-from swe_env.repos.git import commit_all, must
+from swe_env.repos.commit import commit_all
+from swe_env.repos.git import must
 from swe_env.tasks import dump, load
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
