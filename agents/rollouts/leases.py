@@ -26,6 +26,7 @@ class Leases:
 
     def __init__(self, folder: Path, *, stale_after: float = 60.0) -> None:
         self._lock_path = folder / ".leases.lock"
+        self._mine = threading.Lock()  # who waits for a file's lock looks at it every 50 ms only
         self._stale_after = stale_after
         self._token = f"{_process(os.getpid())} {uuid.uuid4().hex}"
         self._held: set[Path] = set()
@@ -54,7 +55,7 @@ class Leases:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """While the block runs, no run over the folder commits, releases or takes over."""
-        with FileLock(self._lock_path):
+        with self._mine, FileLock(self._lock_path):
             yield
 
     def release(self, path: Path) -> None:

@@ -28,7 +28,15 @@ _TIME = SECONDS * 10**9
 """Of every file, in nanoseconds."""
 _LATER = _TIME + 10**9
 """Git compares contents, not times, where the index is not newer than the file."""
-_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n"
+_CONFIG = """[core]
+	repositoryformatversion = 0
+	filemode = true
+	bare = false
+	checkStat = minimal
+	trustctime = false
+"""
+"""Copies and overlays keep size and modification time of a file, not its inode and ctime: by those
+git would read every file again at its first look."""
 _BRANCH = "refs/heads/main"
 _COMMIT, _TREE, _BLOB = 1, 2, 3
 _KINDS = {_COMMIT: b"commit", _TREE: b"tree", _BLOB: b"blob"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from swe_env.errors import SandboxError
 from swe_env.sandbox.base import Files
+from swe_env.sandbox.layered import Touched
 
 _SETTINGS = {
     "core.fsmonitor": "false",
@@ -35,10 +37,11 @@ _SETTINGS = {
     "gc.auto": "0",
 }
 _DIFF = [
-    "diff", "--cached", "--binary", "--full-index", "--no-color", "--no-ext-diff",
+    "diff", "--binary", "--full-index", "--no-color", "--no-ext-diff",
     "--no-textconv", "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--unified=3",
-    "--ignore-submodules=none",
+    "--ignore-submodules=none", "HEAD", "--",
 ]  # fmt: skip
+_STAGED = ["diff", "--cached", *_DIFF[1:]]
 
 
 class Ran(NamedTuple):
@@ -102,7 +105,14 @@ def trusted_git(base: Path, *, worktree: str, scratch: str, run: Run) -> Git:
 
 
 def diff(
-    base: Path, *, files: Files, worktree: str, scratch: str, seed: Callable[[str], bool], run: Run
+    base: Path,
+    *,
+    files: Files,
+    worktree: str,
+    scratch: str,
+    seed: Callable[[str], bool],
+    run: Run,
+    touched: Touched | None = None,
 ) -> str:
     """Git's diff from `base`'s HEAD to the workspace.
 
@@ -114,6 +124,7 @@ def diff(
         seed: empties it and puts a copy of the index of that path there, with its time, by which
             git tells entries that may have changed unnoticed; False when there is none.
         run: starts git.
+        touched: all that may have changed; None when that is not known.
 
     Raises:
         SandboxError: git failed; says how.
@@ -126,33 +137,51 @@ def diff(
             git("read-tree", "HEAD")
 
     begin()
+    if touched is not None and _all_known(touched, base, files):
+        return _text(git, _DIFF)
     try:
         git("add", "--all", "--", ".")
-        output = git(*_DIFF, "HEAD", "--")
+        output = git(*_STAGED)
         whole = b"160000" not in output
     except SandboxError:
         whole = False
-    if not whole and (nested := _repositories(files)):
+    if not whole:
         begin()
-        _add_around(git, files, nested)
-        output = git(*_DIFF, "HEAD", "--")
-    elif not whole:
-        git("add", "--all", "--", ".")
-    return _text(git, output)
+        _add_around(git, files, _repositories(files), _special(files))
+        output = git(*_STAGED)
+    return _text(git, _STAGED, output)
 
 
 def written(git: Git) -> str:
     """The diff from HEAD to what is in the index."""
-    return _text(git, git(*_DIFF, "HEAD", "--"))
+    return _text(git, _STAGED)
 
 
-def _text(git: Git, output: bytes) -> str:
+def _text(git: Git, command: list[str], output: bytes | None = None) -> str:
+    """What a diff command says, or said."""
     try:
-        return output.decode()
+        return (git(*command) if output is None else output).decode()
     except UnicodeDecodeError:
         # A text in another encoding: as a binary patch it survives being a string.
         binary = {"diff.default.binary": "true"}
-        return git(*_DIFF, "HEAD", "--", settings=binary).decode("utf-8", "replace")
+        return git(*command, settings=binary).decode("utf-8", "replace")
+
+
+def _all_known(touched: Touched, base: Path, files: Files) -> bool:
+    """Whether git compares all that was touched without being told of new files."""
+    return not touched.trees and all(
+        _is_file(base / path) and ((now := files.stat(path)) is None or now.kind == "file")
+        for path in touched.paths
+    )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file or a link."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 def _repositories(files: Files) -> list[str]:
@@ -165,12 +194,21 @@ def _repositories(files: Files) -> list[str]:
     return found
 
 
-def _add_around(git: Git, files: Files, nested: list[str]) -> None:
+def _special(files: Files) -> list[str]:
+    """FIFOs, sockets and devices."""
+    return [path for path, entry in files.walk() if entry.kind == "other"]
+
+
+def _add_around(git: Git, files: Files, nested: list[str], special: list[str]) -> None:
     """`git add --all` that takes repositories in the workspace for the folders they are.
 
-    git itself would record such a folder as a submodule and lose what is in it.
+    git itself would record such a folder as a submodule and lose what is in it; and where a file
+    became a FIFO it would refuse to go on: the file is gone.
     """
-    git("add", "--all", "--", ".", *(f":(exclude,literal){path}" for path in nested))
+    around = (f":(exclude,literal){path}" for path in (*nested, *special))
+    git("add", "--all", "--", ".", *around)
+    gone = b"\0".join(map(os.fsencode, special))
+    git("update-index", "--force-remove", "-z", "--stdin", stdin=gone)
     for folder in nested:
         tracked = set(git("ls-files", "-z", "--", f":(literal){folder}").split(b"\0"))
         present = {

@@ -13,6 +13,7 @@ from swe_env.sandbox.base import Files, SandboxSpec
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.diff import Ran, diff
 from swe_env.sandbox.files import DirFiles
+from swe_env.sandbox.layered import Touched
 from swe_env.sandbox.output import Capture
 from swe_env.sandbox.running import Pipes, exit_code, too_large, wait
 from swe_env.sandbox.shell import Shell, ShellResult
@@ -215,7 +216,8 @@ class KeptSandbox:
         """See `Sandbox.diff`."""
         with self._lock:
             self._check()
-            if not self._changed():
+            touched = self._touched()
+            if touched is not None and not touched.paths and not touched.trees:
                 return ""
             try:
                 return diff(
@@ -225,6 +227,7 @@ class KeptSandbox:
                     scratch=self._keeper.answer["scratch"],
                     seed=self._seed,
                     run=self._beside,
+                    touched=touched,
                 )
             finally:
                 self._seed("")
@@ -234,9 +237,9 @@ class KeptSandbox:
         answer, _ = self._keeper.call({"op": "scratch", "index": index})
         return bool(answer["seeded"])
 
-    def _changed(self) -> bool:
-        """False only when it is certain that nothing changed."""
-        return True
+    def _touched(self) -> Touched | None:
+        """All that may have changed; None when that is not known."""
+        return None
 
     def _beside(self, argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> Ran:
         """Run a trusted program of this machine on the sandbox's files."""

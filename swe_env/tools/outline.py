@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from swe_env.remember import by_content
 from swe_env.syntax import parse
 
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+Definition = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = ("body", "cases", "handlers", "orelse", "finalbody")
+"""Where a statement holds others, in the order in which they stand."""
+_SIMPLE = (ast.Expr, ast.Assign, ast.Return, ast.Import, ast.ImportFrom, ast.Raise, ast.AugAssign)
+"""The most frequent statements that hold no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,16 @@ def symbols(source: str) -> tuple[Symbol, ...]:
 
 
 def _walk(node: ast.AST, prefix: str, depth: int) -> Iterator[Symbol]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, Definition):
-            name = f"{prefix}{child.name}"
-            first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
-            kind = "class" if isinstance(child, ast.ClassDef) else "def"
-            yield Symbol(name, kind, first, child.end_lineno or child.lineno, depth)
-            yield from _walk(child, f"{name}.", depth + 1)
-        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
-            yield from _walk(child, prefix, depth)
+    for children in _BLOCKS:
+        for child in getattr(node, children, ()):
+            if isinstance(child, Definition):
+                name = f"{prefix}{child.name}"
+                first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
+                kind = "class" if isinstance(child, ast.ClassDef) else "def"
+                yield Symbol(name, kind, first, child.end_lineno or child.lineno, depth)
+                yield from _walk(child, f"{name}.", depth + 1)
+            elif not isinstance(child, _SIMPLE):
+                yield from _walk(child, prefix, depth)
 
 
 def outline(source: str, limit: int = 200) -> str:
