@@ -14,7 +14,7 @@ from swe_env.errors import PatchError, TaskError
 from swe_env.repos import archives
 from swe_env.repos.commit import commit_all, head, stamp
 from swe_env.repos.git import git, must, said
-from swe_env.repos.patches import apply_patch
+from swe_env.repos.patches import apply_patch, plainly_applied
 from swe_env.sandbox.keeper.layers import copy_tree
 from swe_env.types import Source, Task
 
@@ -64,16 +64,13 @@ def base(task: Task) -> Path:
                 f"{source.location} is not what {task.instance_id} was made from: its files have "
                 f"commit {head(origin)[:12]}, the task wants {task.base_commit[:12]}."
             )
-        with tempfile.TemporaryDirectory(prefix=".patched-", dir=folder.parent) as temporary:
-            patched = Path(temporary)
-            # Git writes a new file for each one it changes, so links to the pristine ones will do.
-            _link_tree(str(origin), temporary)
-            try:
-                apply_patch(patched, task.base_patch)
-            except PatchError as error:
-                raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
-            # Copied, as the files that git wrote would be the youngest and the links' counts tell.
-            _copy_tree(patched, folder)
+        changed = plainly_applied(origin, task.base_patch)
+        if changed is None:
+            _patched_copy(origin, task, folder)
+        else:
+            _copy_tree(origin, folder)
+            for path, content in changed.items():
+                (folder / path).write_bytes(content)  # in its place: nothing tells which they are
         commit_all(folder, known=origin)
 
     return build_once(target, build)
@@ -108,6 +105,20 @@ def _slug(text: str) -> str:
     return kept[-60:].strip("-.") or "checkout"
 
 
+def _patched_copy(origin: Path, task: Task, folder: Path) -> None:
+    """Copy what git makes of `origin` with the base patch."""
+    with tempfile.TemporaryDirectory(prefix=".patched-", dir=folder.parent) as temporary:
+        patched = Path(temporary)
+        # Git writes a new file for each one it changes, so links to the pristine ones will do.
+        _link_tree(str(origin), temporary)
+        try:
+            apply_patch(patched, task.base_patch)
+        except PatchError as error:
+            raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
+        # Copied, as the files that git wrote would be the youngest and the links' counts tell.
+        _copy_tree(patched, folder)
+
+
 def _link_tree(origin: str, folder: str) -> None:
     """Give every file below `origin` a second name in `folder`, a `.git` left out."""
     with os.scandir(origin) as entries:
@@ -124,9 +135,10 @@ def _link_tree(origin: str, folder: str) -> None:
 
 
 def _copy_tree(origin: Path, folder: Path) -> None:
+    """Copy a tree without its `.git`."""
     source, target = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (origin, folder))
     try:
-        copy_tree(source, target)
+        copy_tree(source, target, without=".git")
     finally:
         os.close(source)
         os.close(target)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import stat
 from pathlib import Path
 
 from swe_env.errors import PatchError
@@ -130,6 +132,96 @@ def apply_patch(tree: Path, patch: str) -> None:
     done = git(tree, "--git-dir=/dev/null", "apply", "--whitespace=nowarn", "-", stdin=data)
     if done.returncode:
         raise PatchError(_reason(done.stderr.decode("utf-8", "replace")))
+
+
+def plainly_applied(tree: Path, patch: str) -> dict[str, bytes] | None:
+    """What a plain patch makes of the files it changes, without starting git.
+
+    Plain is a patch that changes lines of regular files only, each hunk's where its header says.
+    Of such a patch git makes the same.
+
+    Returns:
+        Path → new content, or None for any other patch: `apply_patch` knows what becomes of it.
+    """
+    lines = patch.encode("utf-8", "surrogateescape").splitlines(keepends=True)
+    if not all(line.endswith(b"\n") for line in lines):  # a lone "\r" is a line's end to Python
+        return None
+    found: dict[str, bytes] = {}
+    place = 0
+    while place < len(lines):
+        header = _PLAIN.match(b"".join(lines[place : place + 4]))
+        if header is None:
+            return None
+        path = os.fsdecode(header["path"])
+        old = None if path in found else _content(tree, path)
+        place += header[0].count(b"\n")
+        hunks = []
+        while place < len(lines) and (numbers := _HUNK.match(lines[place])):
+            first, place = place + 1, place + 1
+            while place < len(lines) and lines[place][:1] in b" -+\\":
+                place += 1
+            hunks.append(([int(number or 1) for number in numbers.groups()], lines[first:place]))
+        new = None if old is None or not hunks else _replaced(old, hunks)
+        if new is None:
+            return None
+        found[path] = new
+    return found
+
+
+_PLAIN = re.compile(
+    rb"diff --git a/(?P<path>[^\n\"]+) b/(?P=path)\n(?:index [0-9a-f]+\.\.[0-9a-f]+(?: \d+)?\n)?"
+    rb"--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
+)
+_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+
+
+def _content(tree: Path, path: str) -> bytes | None:
+    """The file at a path that no link leads to; None when there is none."""
+    parts = path.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or any(part.lower() == ".git" for part in parts):
+        return None
+    try:
+        modes = [tree.joinpath(*parts[:end]).lstat().st_mode for end in range(1, len(parts) + 1)]
+    except OSError:
+        return None
+    whole = all(map(stat.S_ISDIR, modes[:-1])) and stat.S_ISREG(modes[-1])
+    return tree.joinpath(path).read_bytes() if whole else None
+
+
+def _replaced(content: bytes, hunks: list[tuple[list[int], list[bytes]]]) -> bytes | None:
+    """The content with the hunks' new lines for their old ones; None where these differ."""
+    before, after, grown = content.split(b"\n"), [], 0
+    before = [line + b"\n" for line in before[:-1]] + ([before[-1]] if before[-1] else [])
+    done = 0
+    for (old_at, old_count, new_at, new_count), body in hunks:
+        old, new = _sides(body)
+        first, last = old_at - 1, old_at - 1 + old_count
+        if (len(old), len(new)) != (old_count, new_count) or not (old and new):
+            return None
+        if body[-1][:1] != b" " and last != len(before):  # git wants it to be the end
+            return None
+        if new_at != old_at + grown or first < done or before[first:last] != old:
+            return None
+        after += [*before[done:first], *new]
+        done, grown = last, grown + new_count - old_count
+    return b"".join([*after, *before[done:]])
+
+
+def _sides(body: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """A hunk's old and new lines; a backslash takes the line before it its end."""
+    old: list[bytes] = []
+    new: list[bytes] = []
+    for number, line in enumerate(body):
+        mark = line[:1]
+        if mark == b"\\":
+            continue
+        cut = body[number + 1 : number + 2]
+        text = line[1:-1] if cut and cut[0][:1] == b"\\" else line[1:]
+        if mark in b" -":
+            old.append(text)
+        if mark in b" +":
+            new.append(text)
+    return old, new
 
 
 def _reason(stderr: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from swe_env.errors import PatchError
 from swe_env.repos import apply_patch, file_diff
-from swe_env.repos.patches import new_file_diff, reverse_patch
+from swe_env.repos.patches import new_file_diff, plainly_applied, reverse_patch
 
 LINES = st.lists(st.sampled_from(["a", "b", "", "c\x0cd", "e\r", "  x", "-- y"]), max_size=30)
 
@@ -145,3 +146,86 @@ def test_new_deleted_and_renamed_files_are_reversed_too(tmp_path):
 def test_a_diff_makes_a_new_file(tmp_path, text):
     apply_patch(tmp_path, new_file_diff("made/here.py", text))
     assert (tmp_path / "made" / "here.py").read_text() == text
+
+
+def _by_git(tree: Path, patch: str) -> dict[str, bytes] | None:
+    """The files that git makes of the tree, None where it refuses."""
+    copy = tree.with_name("by git")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(tree, copy, symlinks=True)
+    try:
+        apply_patch(copy, patch)
+    except PatchError:
+        return None
+    return {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "", "c\x0cd", "-- y", "@@ -1 +1 @@"]), max_size=25)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    old=WORDS,
+    new=WORDS,
+    ended=st.tuples(st.booleans(), st.booleans()),
+    there=st.one_of(st.none(), WORDS),
+    hurt=st.tuples(st.integers(0, 60), st.sampled_from(["", "+x", "-x", " x", "\\ No", "@@ -2,3 +2,4 @@"])),
+)  # fmt: skip
+def test_what_is_plainly_applied_is_what_git_makes(
+    tmp_path_factory, old, new, ended, there, hurt
+):
+    """Whatever the patch and whatever the file is really like."""
+    before = "\n".join(old) + ("\n" if ended[0] else "")
+    after = "\n".join(new) + ("\n" if ended[1] else "")
+    tree = tmp_path_factory.mktemp("trees") / "tree"
+    tree.mkdir()
+    (tree / "f.txt").write_bytes((before if there is None else "\n".join(there)).encode())
+    (tree / "other").write_bytes(b"kept\n")
+    patch = file_diff("f.txt", before, after)
+    lines = patch.split("\n")
+    if hurt[0] < len(lines):
+        lines[hurt[0]] = hurt[1]
+    for tried in (patch, "\n".join(lines)):
+        found = plainly_applied(tree, tried) if tried else None
+        if found is not None:
+            assert found.keys() == {"f.txt"}
+            assert _by_git(tree, tried) == {"other": b"kept\n", **found}
+
+
+@settings(max_examples=30, deadline=None)
+@given(old=WORDS, new=WORDS)
+def test_the_diffs_that_tasks_are_made_of_are_plain(tmp_path_factory, old, new):
+    before, after = "".join(f"{x}\n" for x in ["top", *old, "end"]), "\n".join(["top", *new])
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "f.txt").write_text(before)
+    patch = file_diff("f.txt", before, after)
+    assert plainly_applied(tree, patch) == {"f.txt": after.encode()}
+    assert plainly_applied(tree, patch.replace("--- a", "index 1234567..89abcde 100644\n--- a")) == {
+        "f.txt": after.encode()
+    }
+
+
+def test_what_is_not_plain_is_left_to_git(tree):
+    (tree / "link").symlink_to("a.py")
+    (tree / "sub").mkdir()
+    (tree / "sub/a.py").write_text("one\ntwo\nthree\n")
+    (tree / "by").symlink_to("sub")
+    patch = file_diff("a.py", "one\ntwo\nthree\n", "one\n2\nthree\n")
+    assert plainly_applied(tree, patch) == {"a.py": b"one\n2\nthree\n"}
+    for other in (
+        patch.replace("a.py", "link"),
+        patch.replace("a.py", "by/a.py"),
+        patch.replace("a.py", "../tree/a.py"),
+        patch.replace("a.py", "missing.py"),
+        patch.replace("a.py", ".git/config"),
+        patch.replace("--- a", "old mode 100644\nnew mode 100755\n--- a"),
+        patch.replace("b/a.py\n@@", "b/sub/a.py\n@@"),
+        patch.replace(" one", " ONE"),
+        patch.replace("@@ -1,3 +1,3 @@", "@@ -2,3 +2,3 @@"),
+        patch.removesuffix("\n"),
+        patch + patch,
+        patch + reverse_patch(new_file("new.py")),
+        patch + "junk\n",
+        new_file("new.py"),
+    ):
+        assert plainly_applied(tree, other) is None
