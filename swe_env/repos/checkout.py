@@ -130,7 +130,7 @@ def _link_tree(origin: str, folder: str) -> None:
                 except OSError:  # the file system has no such names
                     shutil.copy2(entry.path, target, follow_symlinks=False)
             elif entry.name != ".git":
-                os.mkdir(target)
+                Path(target).mkdir()
                 _link_tree(entry.path, target)
 
 

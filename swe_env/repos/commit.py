@@ -78,7 +78,7 @@ def commit_all(folder: Path, known: Path | None = None) -> str:
     (repository / "HEAD").write_text(f"ref: {_BRANCH}\n")
     _stamp(folder, _TIME)
     with _Pack(repository / "objects" / "pack", _packed(known) if known else {}) as pack:
-        root = _Folder(pack, os.fsencode(folder), b"")
+        root = _folder(pack, os.fsencode(folder))
         who = f"{AUTHOR} <{EMAIL}> {SECONDS} +0000"
         text = f"tree {root.name.hex()}\nauthor {who}\ncommitter {who}\n\nbase\n"
         commit = pack.add(_COMMIT, text.encode()).hex()
@@ -103,49 +103,51 @@ def _stamp(folder: Path, time: int) -> None:
             os.utime(path, ns=(time, time), follow_symlinks=False)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Folder:
-    """A folder whose files and trees are in the pack, in git's order."""
+    """A folder whose files and trees are in the pack."""
 
-    pack: _Pack
-    path: bytes
     prefix: bytes
     """Its path in the repository, with a slash at the end; empty for the root."""
     name: bytes = b""
     """Of its tree object."""
     entries: list[bytes] = field(default_factory=list)
-    """Entries of the index, those of folders below included."""
+    """Entries of the index in its order, those of folders below included."""
     below: list[_Folder] = field(default_factory=list)
     """Those that hold files."""
 
-    def __post_init__(self) -> None:
-        tree = []
-        for entry in sorted(os.scandir(self.path), key=_place):
-            if entry.name.lower() in (b".git", b"git~1"):
-                if not self.prefix and entry.name == b".git":
-                    continue
-                path = os.fsdecode(self.prefix + entry.name)
-                raise TaskError(f"The files cannot be committed: git takes no file named {path}.")
-            info = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                inner = _Folder(self.pack, entry.path, self.prefix + entry.name + b"/")
-                if not inner.entries:
-                    continue
-                self.below.append(inner)
-                self.entries += inner.entries
-                mode, name = 0o40000, inner.name
-            elif stat.S_ISLNK(info.st_mode):
-                mode, name = 0o120000, self.pack.add(_BLOB, os.readlink(entry.path))
-            elif stat.S_ISREG(info.st_mode):
-                mode = 0o100755 if info.st_mode & 0o100 else 0o100644
-                name = self.pack.add_file(entry.path, info.st_size)
-            else:
+
+def _folder(pack: _Pack, path: bytes, prefix: bytes = b"") -> _Folder:
+    """Put what is below `path` into the pack."""
+    made, tree = _Folder(prefix), []
+    for entry in sorted(os.scandir(path), key=_place):
+        if entry.name.lower() in (b".git", b"git~1"):
+            if not prefix and entry.name == b".git":
                 continue
-            tree.append(b"%o %b\0%b" % (mode, entry.name, name))
-            if mode != 0o40000:
-                self.entries.append(_index_entry(info, mode, name, self.prefix + entry.name))
-        if tree or not self.prefix:
-            self.name = self.pack.add(_TREE, b"".join(tree))
+            refused = os.fsdecode(prefix + entry.name)
+            raise TaskError(f"The files cannot be committed: git takes no file named {refused}.")
+        info = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            inner = _folder(pack, entry.path, prefix + entry.name + b"/")
+            if not inner.entries:
+                continue
+            made.below.append(inner)
+            made.entries += inner.entries
+            tree.append(b"40000 %b\0%b" % (entry.name, inner.name))
+            continue
+        if stat.S_ISLNK(info.st_mode):
+            target = os.readlink(entry.path)  # noqa: PTH115 - a path of bytes
+            mode, name = 0o120000, pack.add(_BLOB, target)
+        elif stat.S_ISREG(info.st_mode):
+            mode = 0o100755 if info.st_mode & 0o100 else 0o100644
+            name = pack.add_file(entry.path, info.st_size)
+        else:
+            continue
+        made.entries.append(_index_entry(info, mode, name, prefix + entry.name))
+        tree.append(b"%o %b\0%b" % (mode, entry.name, name))
+    if tree or not prefix:
+        made.name = pack.add(_TREE, b"".join(tree))
+    return made
 
 
 def _place(entry: os.DirEntry[bytes]) -> bytes:
@@ -181,7 +183,7 @@ class _Pack:
 
     def add_file(self, path: bytes, size: int) -> bytes:
         """Add the content of a file of `size` bytes; returns its name."""
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 - a path of bytes
             if size <= _PART:
                 return self.add(_BLOB, file.read())
             summed = hashlib.sha1(b"blob %d\0" % size)
@@ -260,7 +262,7 @@ def _packed(checkout: Path) -> dict[bytes, memoryview]:
 
 
 def _head(kind: int, size: int) -> bytes:
-    """Type and size as they stand before an object in a pack: four bits of it, then seven a byte."""
+    """What stands before an object in a pack: its type and size, four bits, then seven a byte."""
     out, low, size = bytearray(), kind << 4 | size & 15, size >> 4
     while size:
         out.append(low | 0x80)

@@ -88,4 +88,3 @@ def said(done: subprocess.CompletedProcess[bytes]) -> str:
     """The last line of what a failed git wrote, without its full stop."""
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
-

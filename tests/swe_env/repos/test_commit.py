@@ -74,7 +74,7 @@ def test_git_names_the_same_commit_and_index_entries(tree, tmp_path):
     assert (tree / ".git/HEAD").read_text() == (by_git / ".git/HEAD").read_text()
 
 
-def test_git_finds_nothing_wrong_and_nothing_to_compare(tree, monkeypatch):
+def test_git_finds_nothing_wrong_and_nothing_to_compare(tree):
     commit_all(tree)
     assert git(tree, "fsck", "--full", "--strict", "--unreachable", "--no-reflogs") == ""
     assert git(tree, "status", "--porcelain") == ""
@@ -120,9 +120,12 @@ def test_what_is_packed_already_is_taken_over_and_nothing_else(tree, tmp_path, m
     name = commit_all(alone)
     compressed: list[bytes] = []
     compress = commit.zlib.compress
-    monkeypatch.setattr(
-        commit.zlib, "compress", lambda data, level: compressed.append(data) or compress(data, level)
-    )
+
+    def counting(data: bytes, level: int) -> bytes:
+        compressed.append(data)
+        return compress(data, level)
+
+    monkeypatch.setattr(commit.zlib, "compress", counting)
     assert commit_all(tree, known=other) == name
     blobs = [data for data in compressed if b"100644" not in data and not data.startswith(b"tree")]
     assert blobs == [b"\r\n"]

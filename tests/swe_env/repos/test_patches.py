@@ -169,11 +169,12 @@ WORDS = st.lists(st.sampled_from(["a", "b", "", "c\x0cd", "-- y", "@@ -1 +1 @@"]
     new=WORDS,
     ended=st.tuples(st.booleans(), st.booleans()),
     there=st.one_of(st.none(), WORDS),
-    hurt=st.tuples(st.integers(0, 60), st.sampled_from(["", "+x", "-x", " x", "\\ No", "@@ -2,3 +2,4 @@"])),
-)  # fmt: skip
-def test_what_is_plainly_applied_is_what_git_makes(
-    tmp_path_factory, old, new, ended, there, hurt
-):
+    hurt=st.tuples(
+        st.integers(0, 60),
+        st.sampled_from(["", "+x", "-x", " x", "\\ No", "@@ -2,3 +2,4 @@"]),
+    ),
+)
+def test_what_is_plainly_applied_is_what_git_makes(tmp_path_factory, old, new, ended, there, hurt):
     """Whatever the patch and whatever the file is really like."""
     before = "\n".join(old) + ("\n" if ended[0] else "")
     after = "\n".join(new) + ("\n" if ended[1] else "")
@@ -200,9 +201,8 @@ def test_the_diffs_that_tasks_are_made_of_are_plain(tmp_path_factory, old, new):
     (tree / "f.txt").write_text(before)
     patch = file_diff("f.txt", before, after)
     assert plainly_applied(tree, patch) == {"f.txt": after.encode()}
-    assert plainly_applied(tree, patch.replace("--- a", "index 1234567..89abcde 100644\n--- a")) == {
-        "f.txt": after.encode()
-    }
+    indexed = patch.replace("--- a", "index 1234567..89abcde 100644\n--- a")
+    assert plainly_applied(tree, indexed) == {"f.txt": after.encode()}
 
 
 def test_what_is_not_plain_is_left_to_git(tree):
