@@ -26,7 +26,8 @@ class Leases:
 
     def __init__(self, folder: Path, *, stale_after: float = 60.0) -> None:
         self._lock_path = folder / ".leases.lock"
-        self._mine = threading.Lock()  # who waits for a file's lock looks at it every 50 ms only
+        self._mine = threading.Lock()
+        """Threads of one run wait here: FileLock looks every 50 ms only."""
         self._stale_after = stale_after
         self._token = f"{_process(os.getpid())} {uuid.uuid4().hex}"
         self._held: set[Path] = set()

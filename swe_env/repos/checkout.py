@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from swe_env.cache import build_once, cache_dir, digest
@@ -15,11 +19,12 @@ from swe_env.repos import archives
 from swe_env.repos.commit import commit_all, head, stamp
 from swe_env.repos.git import git, must, said
 from swe_env.repos.patches import apply_patch, plainly_applied
-from swe_env.sandbox.keeper.layers import copy_tree
 from swe_env.types import Source, Task
 
-_LAYOUT = 4
+_LAYOUT = 5
 """Raise when the way a checkout is made changes."""
+_MADE_BY = (_LAYOUT, zlib.ZLIB_RUNTIME_VERSION)
+"""Part of a checkout's key: what one library compressed would stand out among another's."""
 _JUNK = {".git", ".hg", "__pycache__", ".venv", ".tox", ".nox", "node_modules"}
 _JUNK_SUFFIXES = (".pyc", ".pyo", ".orig", ".rej")
 _log = logging.getLogger(__name__)
@@ -36,9 +41,9 @@ def pristine(source: Source, base_commit: str = "") -> Path:
         TaskError: the source cannot be had.
     """
     wanted = base_commit if source.kind == "git" else ""
-    key: object = [_LAYOUT, source, wanted]
+    key: object = [_MADE_BY, source, wanted]
     if source.kind == "folder":
-        key = [_LAYOUT, source.location, _folder_state(Path(source.location))]
+        key = [_MADE_BY, source.location, _folder_state(Path(source.location))]
     target = cache_dir("pristine") / f"{_slug(source.location)}-{digest(key)}"
     return build_once(target, lambda folder: _fill(source, wanted, folder))
 
@@ -54,7 +59,7 @@ def base(task: Task) -> Path:
         raise TaskError(f"{task.instance_id} has no source to check out and no image.")
     if not task.base_patch and source.kind != "folder":
         return pristine(source, task.base_commit)
-    key = [_LAYOUT, source, task.base_commit, task.base_patch]
+    key = [_MADE_BY, source, task.base_commit, task.base_patch]
     target = cache_dir("bases") / f"{_slug(task.instance_id)}-{digest(key)}"
 
     def build(folder: Path) -> None:
@@ -68,9 +73,7 @@ def base(task: Task) -> Path:
         if changed is None:
             _patched_copy(origin, task, folder)
         else:
-            _copy_tree(origin, folder)
-            for path, content in changed.items():
-                (folder / path).write_bytes(content)  # in its place: nothing tells which they are
+            _copy_tree(str(origin), str(folder), changed)
         commit_all(folder, known=origin)
 
     return build_once(target, build)
@@ -81,7 +84,7 @@ def with_files(checkout: Path, extra: Path) -> Path:
 
     So they are there for the tests, and no diff of the workspace has them.
     """
-    target = cache_dir("bases") / f"{checkout.name}-{digest([_LAYOUT, str(checkout), str(extra)])}"
+    target = cache_dir("bases") / f"{checkout.name}-{digest([_MADE_BY, str(checkout), str(extra)])}"
 
     def build(folder: Path) -> None:
         shutil.copytree(checkout, folder, symlinks=True, dirs_exist_ok=True)
@@ -116,7 +119,7 @@ def _patched_copy(origin: Path, task: Task, folder: Path) -> None:
         except PatchError as error:
             raise TaskError(f"The base patch of {task.instance_id} fails. {error}") from error
         # Copied, as the files that git wrote would be the youngest and the links' counts tell.
-        _copy_tree(patched, folder)
+        _copy_tree(temporary, str(folder), {})
 
 
 def _link_tree(origin: str, folder: str) -> None:
@@ -134,14 +137,26 @@ def _link_tree(origin: str, folder: str) -> None:
                 _link_tree(entry.path, target)
 
 
-def _copy_tree(origin: Path, folder: Path) -> None:
-    """Copy a tree without its `.git`."""
-    source, target = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (origin, folder))
-    try:
-        copy_tree(source, target, without=".git")
-    finally:
-        os.close(source)
-        os.close(target)
+def _copy_tree(origin: str, folder: str, changed: Mapping[str, bytes], prefix: str = "") -> None:
+    """Write the files of `origin` into `folder`, a `.git` left out, those in `changed` as there.
+
+    Each is written once, in its turn and in the same way: neither links, modes, times nor where
+    it lies on the disk tell which file was changed.
+    """
+    with os.scandir(origin) as entries:
+        for entry in entries:
+            target, path = f"{folder}/{entry.name}", f"{prefix}{entry.name}"
+            info = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                if entry.name != ".git":
+                    Path(target).mkdir()
+                    _copy_tree(entry.path, target, changed, f"{path}/")
+            elif stat.S_ISLNK(info.st_mode):
+                Path(target).symlink_to(Path(entry.path).readlink())
+            elif stat.S_ISREG(info.st_mode):
+                with open(entry.path, "rb") as old, open(target, "wb") as new:  # noqa: PTH123
+                    shutil.copyfileobj(io.BytesIO(changed[path]) if path in changed else old, new)
+                    os.fchmod(new.fileno(), 0o755 if info.st_mode & 0o100 else 0o644)
 
 
 def _fill(source: Source, commit: str, folder: Path) -> None:

@@ -22,21 +22,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from swe_env.errors import TaskError
-from swe_env.repos.git import ATTRIBUTES, AUTHOR, EMAIL, SECONDS
+from swe_env.repos.git import ATTRIBUTES, AUTHOR, EMAIL, SECONDS, reserved
 
 _TIME = SECONDS * 10**9
 """Of every file, in nanoseconds."""
 _LATER = _TIME + 10**9
 """Git compares contents, not times, where the index is not newer than the file."""
-_CONFIG = """[core]
-	repositoryformatversion = 0
-	filemode = true
-	bare = false
-	checkStat = minimal
-	trustctime = false
-"""
-"""Copies and overlays keep size and modification time of a file, not its inode and ctime: by those
-git would read every file again at its first look."""
+_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n"
 _BRANCH = "refs/heads/main"
 _COMMIT, _TREE, _BLOB = 1, 2, 3
 _KINDS = {_COMMIT: b"commit", _TREE: b"tree", _BLOB: b"blob"}
@@ -67,10 +59,13 @@ def commit_all(folder: Path, known: Path | None = None) -> str:
             `folder` has the same; nothing else of it gets in.
 
     Raises:
-        TaskError: git takes no file of such a name.
+        TaskError: git takes no file of such a name, or a file cannot be read.
     """
     repository = folder / ".git"
-    shutil.rmtree(repository, ignore_errors=True)
+    if repository.is_dir() and not repository.is_symlink():
+        shutil.rmtree(repository)
+    else:
+        repository.unlink(missing_ok=True)
     for part in ("info", "objects/info", "objects/pack", "refs/heads", "refs/tags"):
         (repository / part).mkdir(parents=True)
     (repository / "info" / "attributes").write_text(ATTRIBUTES)
@@ -78,7 +73,11 @@ def commit_all(folder: Path, known: Path | None = None) -> str:
     (repository / "HEAD").write_text(f"ref: {_BRANCH}\n")
     _stamp(folder, _TIME)
     with _Pack(repository / "objects" / "pack", _packed(known) if known else {}) as pack:
-        root = _folder(pack, os.fsencode(folder))
+        try:
+            root = _folder(pack, os.fsencode(folder))
+        except PermissionError as error:
+            name = os.fsdecode(error.filename or b"a file")
+            raise TaskError(f"The files cannot be committed: {name} cannot be read.") from error
         who = f"{AUTHOR} <{EMAIL}> {SECONDS} +0000"
         text = f"tree {root.name.hex()}\nauthor {who}\ncommitter {who}\n\nbase\n"
         commit = pack.add(_COMMIT, text.encode()).hex()
@@ -121,12 +120,13 @@ def _folder(pack: _Pack, path: bytes, prefix: bytes = b"") -> _Folder:
     """Put what is below `path` into the pack."""
     made, tree = _Folder(prefix), []
     for entry in sorted(os.scandir(path), key=_place):
-        if entry.name.lower() in (b".git", b"git~1"):
-            if not prefix and entry.name == b".git":
-                continue
+        if not prefix and entry.name == b".git":
+            continue
+        info = entry.stat(follow_symlinks=False)
+        link = stat.S_ISLNK(info.st_mode)
+        if reserved(entry.name) or (link and entry.name.lower() == b".gitmodules"):
             refused = os.fsdecode(prefix + entry.name)
             raise TaskError(f"The files cannot be committed: git takes no file named {refused}.")
-        info = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode):
             inner = _folder(pack, entry.path, prefix + entry.name + b"/")
             if not inner.entries:
@@ -135,7 +135,7 @@ def _folder(pack: _Pack, path: bytes, prefix: bytes = b"") -> _Folder:
             made.entries += inner.entries
             tree.append(b"40000 %b\0%b" % (entry.name, inner.name))
             continue
-        if stat.S_ISLNK(info.st_mode):
+        if link:
             target = os.readlink(entry.path)  # noqa: PTH115 - a path of bytes
             mode, name = 0o120000, pack.add(_BLOB, target)
         elif stat.S_ISREG(info.st_mode):
@@ -243,12 +243,16 @@ class _Pack:
 
 
 def _packed(checkout: Path) -> dict[bytes, memoryview]:
-    """Name → object as it lies in the pack of a checkout that `commit_all` made."""
-    folder = checkout / ".git" / "objects" / "pack"
-    (path,) = folder.glob("*.pack")
-    with path.open("rb") as file:
-        pack = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    index = path.with_suffix(".idx").read_bytes()
+    """Name → object as it lies in the pack of a checkout; those that are no other's difference."""
+    found: dict[bytes, memoryview] = {}
+    for path in (checkout / ".git" / "objects" / "pack").glob("*.pack"):
+        with path.open("rb") as file:
+            pack = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        found |= _objects(pack, path.with_suffix(".idx").read_bytes())
+    return found
+
+
+def _objects(pack: memoryview, index: bytes) -> dict[bytes, memoryview]:
     (number,) = struct.unpack_from(">I", index, 8 + 255 * 4)
     names_at, starts_at = 8 + 256 * 4, 8 + 256 * 4 + number * 24
     starts = list(struct.unpack_from(f">{number}I", index, starts_at))
@@ -258,7 +262,11 @@ def _packed(checkout: Path) -> dict[bytes, memoryview]:
             (starts[place],) = struct.unpack_from(">Q", index, far + (start - _FAR) * 8)
     ends = dict(itertools.pairwise(sorted([*starts, len(pack) - 20])))
     names = (index[at : at + 20] for at in range(names_at, names_at + number * 20, 20))
-    return {name: pack[start : ends[start]] for name, start in zip(names, starts, strict=True)}
+    return {
+        name: pack[start : ends[start]]
+        for name, start in zip(names, starts, strict=True)
+        if pack[start] >> 4 & 7 in _KINDS
+    }
 
 
 def _head(kind: int, size: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ _DATE = f"{SECONDS} +0000"
 ATTRIBUTES = "* -text -ident -filter -working-tree-encoding !diff\n"
 """For a repository's ``info/attributes``, which no file of the tree overrules: what is stored and
 compared is what the files hold."""
+_RESERVED = re.compile(rb"(?i)(\.git|git~1)[. ]*(?:$|[:\\])")
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.autocrlf": "false",
@@ -32,6 +34,11 @@ _SETTINGS = {
     "init.defaultBranch": "main",
     "uploadpack.allowAnySHA1InWant": "true",
 }
+
+
+def reserved(name: bytes) -> bool:
+    """Whether git takes no file of that name, as somewhere it would be a repository's own."""
+    return _RESERVED.match(name) is not None
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from swe_env.errors import PatchError
-from swe_env.repos.git import git
+from swe_env.repos.git import git, reserved
 
 _CONTEXT = 3
 
@@ -126,7 +126,10 @@ def apply_patch(tree: Path, patch: str) -> None:
     """
     if not patch.strip():
         return
-    data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
+    try:
+        data = (patch if patch.endswith("\n") else patch + "\n").encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise PatchError(f"The patch is no text: {error.reason} at {error.start}.") from error
     # --git-dir points nowhere: the tree's own repository must not influence the result, and a
     # repository around the tree would make git skip files silently.
     done = git(tree, "--git-dir=/dev/null", "apply", "--whitespace=nowarn", "-", stdin=data)
@@ -138,12 +141,15 @@ def plainly_applied(tree: Path, patch: str) -> dict[str, bytes] | None:
     """What a plain patch makes of the files it changes, without starting git.
 
     Plain is a patch that changes lines of regular files only, each hunk's where its header says.
-    Of such a patch git makes the same.
+    Of such a patch git makes the same. It reads each file once and writes none.
 
     Returns:
         Path → new content, or None for any other patch: `apply_patch` knows what becomes of it.
     """
-    lines = patch.encode("utf-8", "surrogateescape").splitlines(keepends=True)
+    try:
+        lines = patch.encode("utf-8", "surrogateescape").splitlines(keepends=True)
+    except UnicodeEncodeError:
+        return None
     if not all(line.endswith(b"\n") for line in lines):  # a lone "\r" is a line's end to Python
         return None
     found: dict[str, bytes] = {}
@@ -169,16 +175,17 @@ def plainly_applied(tree: Path, patch: str) -> dict[str, bytes] | None:
 
 
 _PLAIN = re.compile(
-    rb"diff --git a/(?P<path>[^\n\"]+) b/(?P=path)\n(?:index [0-9a-f]+\.\.[0-9a-f]+(?: \d+)?\n)?"
+    rb"diff --git a/(?P<path>[^\n\0\"]+) b/(?P=path)\n"
+    rb"(?:index [0-9a-f]+\.\.[0-9a-f]+(?: 100(?:644|755))?\n)?"
     rb"--- a/(?P=path)\n\+\+\+ b/(?P=path)\n"
 )
-_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+_HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 
 
 def _content(tree: Path, path: str) -> bytes | None:
     """The file at a path that no link leads to; None when there is none."""
     parts = path.split("/")
-    if not {"", ".", ".."}.isdisjoint(parts) or any(part.lower() == ".git" for part in parts):
+    if not {"", ".", ".."}.isdisjoint(parts) or any(reserved(os.fsencode(p)) for p in parts):
         return None
     try:
         modes = [tree.joinpath(*parts[:end]).lstat().st_mode for end in range(1, len(parts) + 1)]
@@ -196,7 +203,7 @@ def _replaced(content: bytes, hunks: list[tuple[list[int], list[bytes]]]) -> byt
     for (old_at, old_count, new_at, new_count), body in hunks:
         old, new = _sides(body)
         first, last = old_at - 1, old_at - 1 + old_count
-        if (len(old), len(new)) != (old_count, new_count) or not (old and new):
+        if (len(old), len(new)) != (old_count, new_count) or not (old and new) or old == new:
             return None
         if body[-1][:1] != b" " and last != len(before):  # git wants it to be the end
             return None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import stat
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from swe_env.errors import SandboxError
 from swe_env.sandbox.base import Files
-from swe_env.sandbox.layered import Touched
+from swe_env.sandbox.layered import LayeredFiles, Touched
 
 _SETTINGS = {
     "core.fsmonitor": "false",
@@ -110,9 +111,8 @@ def diff(
     files: Files,
     worktree: str,
     scratch: str,
-    seed: Callable[[str], bool],
+    seed: Callable[[str, bool], bool],
     run: Run,
-    touched: Touched | None = None,
 ) -> str:
     """Git's diff from `base`'s HEAD to the workspace.
 
@@ -122,22 +122,29 @@ def diff(
         worktree: the workspace's path where `run` runs.
         scratch: a private folder there, for the index and new objects.
         seed: empties it and puts a copy of the index of that path there, with its time, by which
-            git tells entries that may have changed unnoticed; False when there is none.
+            git tells entries that may have changed unnoticed, or if told to with one by which all
+            may have; False when there is none.
         run: starts git.
-        touched: all that may have changed; None when that is not known.
 
     Raises:
         SandboxError: git failed; says how.
+        ToolError: the workspace cannot be read.
     """
     git = trusted_git(base, worktree=worktree, scratch=scratch, run=run)
-    git_dir = base / ".git"
+    index = base / ".git" / "index"
+    doubted, known = True, False
+    if isinstance(files, LayeredFiles):
+        touched = files.touched()
+        if not touched.paths and not touched.trees:
+            return ""
+        doubted, known = _hides(touched, files), _all_tracked(touched, files, index)
 
     def begin() -> None:
-        if not seed(f"{git_dir}/index"):
+        if not seed(str(index), doubted):
             git("read-tree", "HEAD")
 
     begin()
-    if touched is not None and _all_known(touched, base, files):
+    if known:
         return _text(git, _DIFF)
     try:
         git("add", "--all", "--", ".")
@@ -147,9 +154,10 @@ def diff(
         whole = False
     if not whole:
         begin()
-        _add_around(git, files, _repositories(files), _special(files))
+        _add_around(git, files)
         output = git(*_STAGED)
-    return _text(git, _STAGED, output)
+    found = _decoded(output)
+    return _text(git, _STAGED) if found is None else found
 
 
 def written(git: Git) -> str:
@@ -157,67 +165,98 @@ def written(git: Git) -> str:
     return _text(git, _STAGED)
 
 
-def _text(git: Git, command: list[str], output: bytes | None = None) -> str:
-    """What a diff command says, or said."""
-    try:
-        return (git(*command) if output is None else output).decode()
-    except UnicodeDecodeError:
+def _text(git: Git, command: list[str]) -> str:
+    """What a diff command says."""
+    found = _decoded(git(*command))
+    if found is None:
         # A text in another encoding: as a binary patch it survives being a string.
         binary = {"diff.default.binary": "true"}
-        return git(*command, settings=binary).decode("utf-8", "replace")
+        found = git(*command, settings=binary).decode("utf-8", "replace")
+    return found
 
 
-def _all_known(touched: Touched, base: Path, files: Files) -> bool:
-    """Whether git compares all that was touched without being told of new files."""
-    return not touched.trees and all(
-        _is_file(base / path) and ((now := files.stat(path)) is None or now.kind == "file")
+def _decoded(output: bytes) -> str | None:
+    try:
+        return output.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _hides(touched: Touched, files: LayeredFiles) -> bool:
+    """Whether an entry has the size and time that it had, whatever it holds now.
+
+    All files of a base have one time, so one moved to another's place may be such.
+    """
+    return any(map(files.passes_for_base, touched.paths)) or any(
+        (files.base / tree).is_dir() for tree in touched.trees
+    )
+
+
+def _all_tracked(touched: Touched, files: LayeredFiles, index: Path) -> bool:
+    """Whether git compares all that may differ without being told to look for new files."""
+    if touched.trees or any(path.rpartition("/")[2] == ".gitignore" for path in touched.paths):
+        return False
+    known = _tracked(index)
+    return all(
+        path in known and ((now := files.lstat(path)) is None or now.kind in ("file", "link"))
         for path in touched.paths
     )
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is a file or a link."""
+def _tracked(index: Path) -> frozenset[str]:
+    """Every path in an index that was written for a base; none for one of another kind."""
     try:
-        mode = path.lstat().st_mode
+        info = index.stat()
     except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+        return frozenset()
+    return _read_index(str(index), (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
 
 
-def _repositories(files: Files) -> list[str]:
-    """Folders below the root that are repositories of their own, the outermost of each nest."""
-    found: list[str] = []
-    for path, entry in files.walk():
-        inner = any(path.startswith(f"{above}/") for above in found)
-        if entry.kind == "dir" and not inner and files.stat(f"{path}/.git") is not None:
-            found.append(path)
-    return found
+@functools.lru_cache(256)
+def _read_index(path: str, _state: tuple[int, ...]) -> frozenset[str]:
+    data = Path(path).read_bytes()
+    kind, version, count = struct.unpack_from(">4sII", data)
+    if (kind, version) != (b"DIRC", 2):
+        return frozenset()
+    found, at = [], 12
+    for _ in range(count):
+        name = data[at + 62 : data.index(b"\0", at + 62)]
+        found.append(os.fsdecode(name))
+        at += (62 + len(name)) // 8 * 8 + 8
+    return frozenset(found)
 
 
-def _special(files: Files) -> list[str]:
-    """FIFOs, sockets and devices."""
-    return [path for path, entry in files.walk() if entry.kind == "other"]
+def _add_around(git: Git, files: Files) -> None:
+    """`git add --all` where it would give up a folder or refuse to go on.
 
-
-def _add_around(git: Git, files: Files, nested: list[str], special: list[str]) -> None:
-    """`git add --all` that takes repositories in the workspace for the folders they are.
-
-    git itself would record such a folder as a submodule and lose what is in it; and where a file
-    became a FIFO it would refuse to go on: the file is gone.
+    A repository in the workspace is taken for the folder that it is: git would record it as a
+    submodule and lose what is in it. A file that became a FIFO, a socket or a device is gone.
     """
-    around = (f":(exclude,literal){path}" for path in (*nested, *special))
-    git("add", "--all", "--", ".", *around)
-    gone = b"\0".join(map(os.fsencode, special))
-    git("update-index", "--force-remove", "-z", "--stdin", stdin=gone)
+    nested: list[str] = []
+    special: set[str] = set()
+    for path, entry in files.walk():
+        inner = any(path.startswith(f"{above}/") for above in nested)
+        if entry.kind == "other":
+            special.add(path)
+        elif entry.kind == "dir" and not inner and files.stat(f"{path}/.git") is not None:
+            nested.append(path)
+    tracked = {os.fsdecode(name) for name in git("ls-files", "-z").split(b"\0") if name}
+    if gone := special & tracked:
+        git("update-index", "--force-remove", "-z", "--stdin", stdin=_lines(gone))
+    if nested:
+        # Exit code 1 says that none is ignored; git refuses to be told around one that is.
+        said = git("check-ignore", "-z", "--stdin", stdin=_lines(nested), most=1)
+        nested = [path for path in nested if os.fsencode(path) not in said.split(b"\0")]
+    git("add", "--all", "--", ".", *(f":(exclude,literal){path}" for path in nested))
     for folder in nested:
-        tracked = set(git("ls-files", "-z", "--", f":(literal){folder}").split(b"\0"))
-        present = {
-            os.fsencode(path)
-            for path, entry in files.walk(folder)
-            if entry.kind in ("file", "link")
-        }
-        names = b"\0".join(sorted((present | tracked) - {b""}))
+        present = {path for path, entry in files.walk(folder) if entry.kind in ("file", "link")}
+        below = {path for path in tracked - gone if path.startswith(f"{folder}/")}
+        names = _lines(present | below)
         git("update-index", "--add", "--remove", "-z", "--stdin", stdin=names)
+
+
+def _lines(paths: Iterable[str]) -> bytes:
+    return b"\0".join(sorted(map(os.fsencode, paths)))
 
 
 def _git() -> str:

@@ -13,7 +13,6 @@ from swe_env.sandbox.base import Files, SandboxSpec
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.diff import Ran, diff
 from swe_env.sandbox.files import DirFiles
-from swe_env.sandbox.layered import Touched
 from swe_env.sandbox.output import Capture
 from swe_env.sandbox.running import Pipes, exit_code, too_large, wait
 from swe_env.sandbox.shell import Shell, ShellResult
@@ -216,9 +215,6 @@ class KeptSandbox:
         """See `Sandbox.diff`."""
         with self._lock:
             self._check()
-            touched = self._touched()
-            if touched is not None and not touched.paths and not touched.trees:
-                return ""
             try:
                 return diff(
                     self.spec.base.absolute(),
@@ -227,19 +223,16 @@ class KeptSandbox:
                     scratch=self._keeper.answer["scratch"],
                     seed=self._seed,
                     run=self._beside,
-                    touched=touched,
                 )
+            except ToolError as error:  # of the workspace's files: nobody called a tool here
+                raise SandboxError(f"The workspace cannot be read: {error}") from error
             finally:
                 self._seed("")
 
-    def _seed(self, index: str) -> bool:
+    def _seed(self, index: str, doubted: bool = False) -> bool:
         """Empty the private folder and put a git index there, if there is one."""
-        answer, _ = self._keeper.call({"op": "scratch", "index": index})
+        answer, _ = self._keeper.call({"op": "scratch", "index": index, "doubted": doubted})
         return bool(answer["seeded"])
-
-    def _touched(self) -> Touched | None:
-        """All that may have changed; None when that is not known."""
-        return None
 
     def _beside(self, argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> Ran:
         """Run a trusted program of this machine on the sandbox's files."""

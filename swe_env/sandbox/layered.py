@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swe_env.errors import ToolError
 from swe_env.sandbox.base import Entry
 from swe_env.sandbox.files import DirFiles, entry_of
 
@@ -71,6 +72,19 @@ class LayeredFiles(DirFiles):
                 return entry_of(path.rpartition("/")[2], os.fstat(fd))
             finally:
                 os.close(fd)
+
+    def passes_for_base(self, path: str) -> bool:
+        """Whether git, which looks at size and second, would take an entry for the base's own."""
+        try:
+            old = (self.base / path).lstat()
+            fd = self._open(path, os.O_PATH | os.O_NOFOLLOW)
+        except (OSError, ToolError):
+            return False
+        try:
+            new = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return (old.st_size, int(old.st_mtime)) == (new.st_size, int(new.st_mtime))
 
     def touched(self) -> Touched:
         """What the upper layer holds, any `.git` apart.

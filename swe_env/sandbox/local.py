@@ -14,7 +14,7 @@ from swe_env.errors import SandboxError
 from swe_env.sandbox.base import WORKDIR, Sandbox, SandboxSpec, Snapshot
 from swe_env.sandbox.client import Keeper
 from swe_env.sandbox.kept import BASE_ENV, KeptSandbox
-from swe_env.sandbox.layered import LayeredFiles, Touched
+from swe_env.sandbox.layered import LayeredFiles
 
 _INSTALL = "apt-get install bubblewrap"
 
@@ -124,9 +124,6 @@ class LocalSandbox(KeptSandbox):
     def _processes(self) -> set[int]:
         with os.scandir(self._keeper.fds[2]) as entries:
             return {int(entry.name) for entry in entries if entry.name.isdigit()}
-
-    def _touched(self) -> Touched:
-        return self._layered.touched()
 
     def _watch(self) -> None:
         """Open the counters that tell which limit struck."""

@@ -12,8 +12,8 @@ _FICLONE = 0x40049409
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
 
 
-def copy_tree(source: int, target: int, without: str = "") -> None:
-    """Copy what is in folder descriptor `source` into `target`, an entry called `without` apart.
+def copy_tree(source: int, target: int) -> None:
+    """Copy what is in folder descriptor `source` into `target`.
 
     Kept: contents (shared blocks where the file system can), modes, times, owners where allowed,
     symbolic links, FIFOs, overlay whiteouts and their extended attributes. Hard links become
@@ -21,8 +21,6 @@ def copy_tree(source: int, target: int, without: str = "") -> None:
     """
     with os.scandir(source) as entries:
         for entry in entries:
-            if entry.name == without:
-                continue
             info = entry.stat(follow_symlinks=False)
             if stat.S_ISREG(info.st_mode):
                 _copy_file(source, target, entry.name, info)

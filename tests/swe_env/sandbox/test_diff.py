@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
+import shutil
+import subprocess
 
 import pytest
 
+from swe_env.errors import SandboxError, ToolError
 from swe_env.repos.commit import commit_all
 from swe_env.sandbox import SandboxSpec, get
 from swe_env.sandbox import diff as module
@@ -29,6 +31,7 @@ def tree(tmp_path):
     (folder / "pkg").mkdir(parents=True)
     for name, text in FILES.items():
         (folder / name).write_bytes(text.encode())
+    (folder / "pkg/twin.py").write_text("z = 8\nw = 9\n")  # as long as a.py
     (folder / "link").symlink_to("a.py")
     (folder / ".gitignore").write_text("*.log\n")
     (folder / "kept.log").write_text("tracked all the same\n")
@@ -58,7 +61,8 @@ def started(monkeypatch):
 def whole(box, monkeypatch):
     """The same diff by adding everything."""
     with monkeypatch.context() as patch:
-        patch.setattr(type(box), "_touched", lambda _: None)
+        patch.setattr(module, "_all_tracked", lambda *_: False)
+        patch.setattr(module, "_hides", lambda *_: True)
         return box.diff()
 
 
@@ -67,7 +71,11 @@ EDITS = [
     "rm -f '{}'; ln -s nowhere '{}'", "rm -f '{}'; ln -s pkg '{}'", "sed -i s/1/3/ '{}'",
     "mv '{}' '{}.new'", "cp -p '{}' copy; rm '{}'; mv copy '{}'", "printf '\\303' >'{}'",
     "rm '{}'; mkdir '{}'; echo >'{}/inner'", "rm '{}'; mkfifo '{}'", "touch '{}'",
-    "echo new >'{}.log'", "git add -f '{}'; git commit -qm mine",
+    "rm -f '{}'; ln -s /etc/passwd '{}'", "rm -f '{}'; ln -s '{}' '{}'",
+    "rm -f '{}'; ln -s ../.. '{}'", "cp -p a.py '{}'", "mv -f pkg/twin.py '{}'",
+    "rm -r pkg; mkfifo pkg; mkdir own; git init -q own", "mkfifo x.log",
+    "git init -q sub.log; echo >sub.log/x", "echo '!x.log' >>.gitignore; echo >x.log",
+    "mv pkg other; mv other pkg", "echo new >'{}.log'", "git add -f '{}'; git commit -qm mine",
 ]  # fmt: skip
 
 
@@ -78,7 +86,8 @@ def test_what_was_touched_gives_the_diff_of_everything(tree, monkeypatch, seed):
     paths = [*FILES, "link", "kept.log", ".gitignore"]
     for _ in range(6):
         path = rng.choice(paths)
-        box.exec(f"test -p '{path}' || {{ {rng.choice(EDITS).replace('{}', path)}; }}")
+        edit = rng.choice(EDITS).replace("{}", path)
+        box.exec(f"test -p '{path}' -o -p a.py || {{ {edit}; }}")
         assert box.diff() == whole(box, monkeypatch)
     box.close()
 
@@ -111,8 +120,52 @@ def test_git_is_asked_no_more_than_it_must_be(tree, started):
     box.close()
 
 
-def test_the_first_git_status_reads_no_file_again(tree):
+@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize(
+    "move",
+    [
+        "cp -p pkg/twin.py a.py",
+        "mv pkg/twin.py a.py",
+        "mv pkg o; mv a.py b; mv b a.py; mv o pkg",
+        "sed -i s/1/3/ a.py; touch -r pkg a.py",
+    ],
+)
+def test_a_change_of_neither_size_nor_time_is_seen(tree, kind, move):
+    box = get(kind)(SandboxSpec(base=tree))
+    box.exec(move)
+    found = box.diff()
+    box.close()
+    changed = tree.with_name("changed")
+    shutil.copytree(tree, changed, symlinks=True)
+    subprocess.run(["sh", "-c", move], cwd=changed, check=True)
+    subprocess.run(["touch", "a.py"], cwd=changed, check=True)
+    expected = subprocess.run(
+        ["git", "diff", "--full-index"], cwd=changed, check=True, capture_output=True, text=True
+    )
+    assert found == expected.stdout
+    assert bool(found) == (not move.startswith("mv pkg o"))
+
+
+def test_a_file_of_the_base_that_its_repository_ignores_is_never_lost(tree):
+    (tree / ".git/info/exclude").write_text("/made.py\n")
+    (tree / "made.py").write_text("x\n")
+    (tree / "mine.py").write_text("x\n")  # not tracked, as in a base of somebody else's
     box = get("local")(SandboxSpec(base=tree))
-    before = hashlib.sha1((tree / ".git/index").read_bytes()).hexdigest()
-    assert before in box.exec("git status >/dev/null; sha1sum .git/index").output
+    box.exec("echo y >>made.py; echo y >>a.py; rm mine.py")
+    assert [line for line in box.diff().splitlines() if line.startswith("+++")] == ["+++ b/a.py"]
+    box.exec("echo y >>mine.py")
+    assert "+++ b/mine.py" in box.diff()
+    box.exec("echo '!made.py' >>.gitignore")
+    assert "+++ b/made.py" in box.diff()
+    box.close()
+
+
+def test_a_workspace_that_cannot_be_read_is_the_machinerys_failure(tree, monkeypatch):
+    def unreadable(_: object) -> None:
+        raise ToolError("There is no .")
+
+    box = get("local")(SandboxSpec(base=tree))
+    monkeypatch.setattr(type(box.files), "touched", unreadable)
+    with pytest.raises(SandboxError, match=r"The workspace cannot be read: There is no \."):
+        box.diff()
     box.close()
