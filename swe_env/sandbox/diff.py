@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from swe_env.errors import SandboxError
+from swe_env.errors import SandboxError, ToolError
 from swe_env.sandbox.base import Files
 from swe_env.sandbox.layered import LayeredFiles, Touched
 
@@ -215,10 +214,9 @@ def _tracked(index: Path) -> frozenset[str]:
 @functools.lru_cache(256)
 def _read_index(path: str, _state: tuple[int, ...]) -> frozenset[str]:
     data = Path(path).read_bytes()
-    kind, version, count = struct.unpack_from(">4sII", data)
-    if (kind, version) != (b"DIRC", 2):
+    if len(data) < 12 or data[:8] != b"DIRC\0\0\0\2":
         return frozenset()
-    found, at = [], 12
+    found, at, count = [], 12, int.from_bytes(data[8:12], "big")
     for _ in range(count):
         name = data[at + 62 : data.index(b"\0", at + 62)]
         found.append(os.fsdecode(name))
@@ -238,7 +236,7 @@ def _add_around(git: Git, files: Files) -> None:
         inner = any(path.startswith(f"{above}/") for above in nested)
         if entry.kind == "other":
             special.add(path)
-        elif entry.kind == "dir" and not inner and files.stat(f"{path}/.git") is not None:
+        elif entry.kind == "dir" and not inner and _is_repository(files, path):
             nested.append(path)
     tracked = {os.fsdecode(name) for name in git("ls-files", "-z").split(b"\0") if name}
     if gone := special & tracked:
@@ -253,6 +251,13 @@ def _add_around(git: Git, files: Files) -> None:
         below = {path for path in tracked - gone if path.startswith(f"{folder}/")}
         names = _lines(present | below)
         git("update-index", "--add", "--remove", "-z", "--stdin", stdin=names)
+
+
+def _is_repository(files: Files, folder: str) -> bool:
+    try:
+        return files.stat(f"{folder}/.git") is not None
+    except ToolError:  # a link out of the workspace
+        return True
 
 
 def _lines(paths: Iterable[str]) -> bytes:

@@ -104,6 +104,16 @@ def test_a_file_that_became_a_fifo_is_gone(tree, kind):
     ]  # fmt: skip
 
 
+def test_a_repository_that_leads_outside_is_a_folder(tree):
+    box = get("local")(SandboxSpec(base=tree))
+    box.exec(
+        "mkdir one two; git init -q one; echo 1 >one/x; ln -s /etc/passwd two/.git; echo >two/y"
+    )
+    names = [line for line in box.diff().splitlines() if line.startswith("+++")]
+    box.close()
+    assert {"+++ b/one/x", "+++ b/two/y"} <= set(names)
+
+
 def test_git_is_asked_no_more_than_it_must_be(tree, started):
     box = get("local")(SandboxSpec(base=tree))
     assert box.diff() == ""
