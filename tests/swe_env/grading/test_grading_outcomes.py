@@ -126,6 +126,32 @@ def test_every_outcome(make_project):
     assert "tests/test_kinds.py:13" in text
 
 
+BROKEN_OFF = """\
+import pathlib
+
+import pytest
+
+runs = pathlib.Path("runs")
+runs.write_text(runs.read_text() + "x" if runs.exists() else "x")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    if len(runs.read_text()) < TIMES:
+        raise SystemError("AST constructor recursion depth mismatch (before=120, after=28)")
+    return report
+"""
+
+
+@pytest.mark.parametrize(("times", "ended"), [(1, True), (3, True), (4, False)])
+def test_a_run_that_the_interpreter_broke_off_is_run_again(make_project, times, ended):
+    run = make_project({"conftest.py": BROKEN_OFF.replace("TIMES", str(times))}).run()
+    assert run.ended is ended
+    assert sorted(run.outcomes.values()) == ([Outcome.PASSED] * 2 if ended else [])
+    assert ended or run.error.startswith("pytest stopped with exit code 3")
+
+
 def test_doctests_are_tests(make_project):
     made = make_project({"docs_of.py": DOCTEST})
     run = made.run("docs_of.py", command="python -m pytest --doctest-modules")
