@@ -206,7 +206,8 @@ def test_a_second_ctrl_c_stops_what_runs_and_the_job_can_be_continued(
     assert time.monotonic() - before < 30
     assert run.returncode == -signal.SIGINT, err
     assert "KeyboardInterrupt" in err
-    assert out == ""
+    # On a busy machine Ray's own process may tell of late heartbeats there, in several lines.
+    assert out == "" or out.startswith("\x1b[33m(raylet)")
     # What ended as the driver left is in the folder, and comes to the buffer when it goes on.
     assert len(stored(store)) <= done(job) < 4
     assert {path.parent for path in job.glob("*/*/lease")} <= begun

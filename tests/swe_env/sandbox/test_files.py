@@ -118,7 +118,8 @@ def test_nothing_blocks_and_nothing_leaks(files):
                 continue
             with pytest.raises(ToolError):
                 call(path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    # Fewer where a collection just closed what an earlier test had left open.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_messages_are_one_sentence_without_host_paths(files):
@@ -160,5 +161,6 @@ def test_a_walk_survives_any_depth_and_what_vanishes_meanwhile(files):
     assert "a/file" in walked
     assert "/".join(["a", *"d" * 150]) in walked
     assert walked[-1] == "b"
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    # Fewer where a collection just closed what an earlier test had left open.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
     subprocess.run(["rm", "-rf", files.path / "a"], check=True)
