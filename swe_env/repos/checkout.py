@@ -143,20 +143,20 @@ def _copy_tree(origin: str, folder: str, changed: Mapping[str, bytes], prefix: s
     Each is written once, in its turn and in the same way: neither links, modes, times nor where
     it lies on the disk tell which file was changed.
     """
-    with os.scandir(origin) as entries:
-        for entry in entries:
-            target, path = f"{folder}/{entry.name}", f"{prefix}{entry.name}"
-            info = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                if entry.name != ".git":
-                    Path(target).mkdir()
-                    _copy_tree(entry.path, target, changed, f"{path}/")
-            elif stat.S_ISLNK(info.st_mode):
-                Path(target).symlink_to(Path(entry.path).readlink())
-            elif stat.S_ISREG(info.st_mode):
-                with open(entry.path, "rb") as old, open(target, "wb") as new:  # noqa: PTH123
-                    shutil.copyfileobj(io.BytesIO(changed[path]) if path in changed else old, new)
-                    os.fchmod(new.fileno(), 0o755 if info.st_mode & 0o100 else 0o644)
+    # Not in the folder's own order: in that a file which git wrote anew may be the last.
+    for entry in sorted(os.scandir(origin), key=lambda entry: entry.name):
+        target, path = f"{folder}/{entry.name}", f"{prefix}{entry.name}"
+        info = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            if entry.name != ".git":
+                Path(target).mkdir()
+                _copy_tree(entry.path, target, changed, f"{path}/")
+        elif stat.S_ISLNK(info.st_mode):
+            Path(target).symlink_to(Path(entry.path).readlink())
+        elif stat.S_ISREG(info.st_mode):
+            with open(entry.path, "rb") as old, open(target, "wb") as new:  # noqa: PTH123
+                shutil.copyfileobj(io.BytesIO(changed[path]) if path in changed else old, new)
+                os.fchmod(new.fileno(), 0o755 if info.st_mode & 0o100 else 0o644)
 
 
 def _fill(source: Source, commit: str, folder: Path) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from swe_env.errors import TaskError
-from swe_env.repos import base, file_diff, head, pristine
-from swe_env.repos.patches import apply_patch, new_file_diff, reverse_patch
+from swe_env.repos import base, checkout, file_diff, head, pristine
+from swe_env.repos.patches import (
+    apply_patch,
+    new_file_diff,
+    plainly_applied,
+    reverse_patch,
+)
 from swe_env.sandbox import SandboxSpec, get
 from swe_env.types import Source, Task
 
@@ -218,3 +223,33 @@ def test_a_changed_folder_is_refused_and_leaves_nothing(tmp_path, cache):
     with pytest.raises(TaskError, match="base patch of t-1 fails"):
         base(task(source, head(pristine(source)), file_diff("mod.py", "y = 1\n", "y = 2\n")))
     assert [p for p in (cache / "bases").iterdir() if p.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_files_are_written_once_each_in_an_order_that_no_patch_changes(tmp_path, monkeypatch, far):
+    """Whether git applies the patch (its hunk is elsewhere than it says) or it is plain."""
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    names = [f"m{number:02}.py" for number in range(20)]
+    for name in reversed(names):
+        (folder / name).write_text("x = 1\n" * 9 + f"y = {name!r}\n" + "z = 3\n" * 9)
+    (folder / "m07.py").chmod(0o600)
+    text = (folder / "m07.py").read_text()
+    patch = file_diff("m07.py", text, text.replace("y =", "why ="))
+    if far:
+        patch = patch.replace("@@ -7,7 +7,7 @@", "@@ -5,7 +5,7 @@")
+    source = Source(kind="folder", location=str(folder))
+    origin = pristine(source)
+    assert (plainly_applied(origin, patch) is None) is far
+    written: list[str] = []
+    copy = shutil.copyfileobj
+
+    def counting(old, new):
+        written.append(Path(new.name).name)
+        copy(old, new)
+
+    monkeypatch.setattr(checkout.shutil, "copyfileobj", counting)
+    made = base(task(source, head(origin), patch))
+    assert "why = 'm07.py'" in (made / "m07.py").read_text()
+    assert written == names
+    assert {(made / name).stat().st_mode & 0o777 for name in names} == {0o644}
