@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from learners.ops.lora import SPLIT_BYTES, lean_weights
 from learners.ops.packing import Layout
 from learners.ops.sequence import unwrap
 
@@ -57,7 +58,8 @@ class KeptAttention:
             return
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        self.keeps = needed_bytes(config, len(layout.ends)) + _SPARE < free
+        needed = needed_bytes(config, len(layout.ends)) + SPLIT_BYTES * lean_weights(unwrap(model))
+        self.keeps = needed + _SPARE < free
 
 
 def checkpoint_settings(model: nn.Module) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 An adapter in float32 on weights in half precision makes peft copy each adapted layer's input to
 float32 and keep the copy for the backward pass, once for each projection. Here the input is kept as
 it is, once however many projections read it. It is widened a block of rows at a time, or on CUDA
-not at all: the adapter is split in two halves of bfloat16 there.
+not at all: the adapter is split in two halves of bfloat16 there, once for all passes between two
+of its changes (`unchanging`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from learners.ops import fused
 from learners.ops.blocks import MM_WIDENS, blocks
+from learners.ops.sequence import unwrap
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import Linear
@@ -32,17 +37,90 @@ def lean_lora(model: nn.Module) -> int:
     """
     from peft.tuners.lora.layer import Linear
 
-    found = 0
+    found, made = 0, _made.setdefault(unwrap(model), _Made())
     for module in model.modules():
         if type(module) is Linear and _plain(module):
             untyped: Any = module
             untyped.forward = types.MethodType(_forward, module)
+            untyped.swe_made = made
             found += 1
     return found
 
 
+def lean_weights(model: nn.Module) -> int:
+    """Weights of the adapters of the layers that `lean_lora` changed."""
+    lean = [module for module in model.modules() if hasattr(module, "swe_made")]
+    return sum(
+        p.numel() for layer in lean for name, p in layer.named_parameters() if "lora_" in name
+    )
+
+
+SPLIT_BYTES = 6
+"""Of each of them on CUDA in bfloat16, within `unchanging`: `Halves`."""
+
+
+@contextlib.contextmanager
+def unchanging(model: nn.Module) -> Iterator[None]:
+    """Within it the model's adapters do not change, and what is made of them is kept.
+
+    On CUDA in bfloat16 that is `SPLIT_BYTES` of each weight, and spares two thirds of the small
+    kernels that split them, for which a step of a small model waits. Elsewhere it does nothing.
+    """
+    made = _made.get(unwrap(model), _Made())
+    made.halves = {}
+    try:
+        yield
+    finally:
+        made.halves = None
+
+
+class Halves(NamedTuple):
+    """An adapter in `fused.stacked_halves`: bfloat16."""
+
+    a: Tensor
+    """Of A, (3 rank, inputs)."""
+    b: Tensor
+    """Of scaling B^T, (3 rank, outputs)."""
+
+
+class _Made:
+    """What was made of a model's adapters since they last changed."""
+
+    def __init__(self) -> None:
+        """Keeps nothing."""
+        self.halves: dict[tuple[nn.Module, str], Halves | None] | None = None
+
+    def __deepcopy__(self, _: Any) -> _Made:
+        """A copied model's layers keep nothing: it is none that `unchanging` knows."""
+        return _Made()
+
+    def of(self, layer: nn.Module, name: str, make: Callable[[], Halves | None]) -> Halves | None:
+        """One layer's adapter of that name."""
+        if self.halves is None:
+            return make()
+        if (layer, name) not in self.halves:
+            self.halves[layer, name] = make()
+        return self.halves[layer, name]
+
+
+_made: weakref.WeakKeyDictionary[nn.Module, _Made] = weakref.WeakKeyDictionary()
+
+
+def halves_of(x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Halves | None:
+    """The adapter's halves where an input like `x` is multiplied by them, else None."""
+    if not _halves_do(x, a):
+        return None
+    return Halves(fused.stacked_halves(a, 1.0), fused.stacked_halves(b.T, scaling))
+
+
 def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    halves: Halves | None = None,
 ) -> Tensor:
     """``x W^T + bias + scaling (x A^T) B^T`` in x's type, the second term in the adapter's.
 
@@ -53,11 +131,13 @@ def lora_linear(
         a: (rank, inputs), of the type in which the adapter is computed (float32).
         b: (outputs, rank), of the same.
         scaling: alpha / rank.
+        halves: `halves_of` these, if that is known already.
 
     Returns:
         (..., outputs); the sum is rounded once. Gradients to `x`, `a` and `b`; differentiable once.
     """
-    found: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
+    halves = halves or halves_of(x, a, b, scaling)
+    found: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scaling, halves)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -71,35 +151,38 @@ class _LoraLinear(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         scaling: float,
+        halves: Halves | None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out = nn.functional.linear(rows, weight, bias)
-        if _halves_do(rows, a):
-            low = _few_columns(rows, fused.stacked_halves(a, 1.0))
-            out.addmm_(low, fused.stacked_halves(b.T, scaling))
+        if halves is not None:
+            low = _few_columns(rows, halves.a)
+            out.addmm_(low, halves.b)
+            ctx.save_for_backward(x, weight, low)
         else:
             low = torch.empty(len(rows), len(a), dtype=a.dtype, device=x.device)
             for at in blocks(rows):
                 torch.mm(rows[at].to(a.dtype), a.T, out=low[at])
             _add_product(out, low, b.T, scaling)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scaling = scaling
+            ctx.save_for_backward(x, weight, low, a, b)
+        ctx.scaling, ctx.halves = scaling, halves
         return out.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
+        x, weight, low, *factors = ctx.saved_tensors
         need_x, need_a, need_b = (ctx.needs_input_grad[at] for at in (0, 3, 4))
         grads, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_x = grads @ weight if need_x else None
-        adapter = _with_halves if _halves_do(rows, a) else _in_blocks
-        grad_a, grad_b = adapter(
-            grads, rows, low, (a, b), (grad_x, need_a, need_b), ctx.scaling
-        )  # fmt: skip
+        wanted, scaling = (grad_x, need_a, need_b), ctx.scaling
+        if ctx.halves is not None:
+            grad_a, grad_b = _with_halves(grads, rows, low, ctx.halves, wanted, scaling)
+        else:
+            grad_a, grad_b = _in_blocks(grads, rows, low, (factors[0], factors[1]), wanted, scaling)
         return (
             grad_x.view_as(x) if grad_x is not None else None,
-            None, None, grad_a, grad_b.T.contiguous() if grad_b is not None else None, None,
+            None, None, grad_a, grad_b.T.contiguous() if grad_b is not None else None, None, None,
         )  # fmt: skip
 
 
@@ -136,15 +219,15 @@ def _with_halves(
     grads: Tensor,
     rows: Tensor,
     low: Tensor,
-    factors: tuple[Tensor, Tensor],
+    halves: Halves,
     wanted: _Wanted,
     scaling: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same by bfloat16 products with float32 sums, `low` as `fused.joined_halves` made it."""
-    (a, b), (grad_x, need_a, need_b) = factors, wanted
-    back = _few_columns(grads, fused.stacked_halves(b.T, scaling))
+    grad_x, need_a, need_b = wanted
+    back = _few_columns(grads, halves.b)
     if grad_x is not None:
-        grad_x.addmm_(back, fused.stacked_halves(a, 1.0))
+        grad_x.addmm_(back, halves.a)
     grad_a = _few_rows(back, rows) if need_a else None
     grad_b = _few_rows(low, grads).mul_(scaling) if need_b else None
     return grad_a, grad_b
@@ -153,14 +236,19 @@ def _with_halves(
 def _few_columns(rows: Tensor, stacked: Tensor) -> Tensor:
     """``rows`` times the transposed matrix whose halves are stacked; joined, (rows, 3 rank)."""
     two = stacked[: len(stacked) // 3 * 2]
-    return fused.joined_halves(torch.mm(rows, two.T, out_dtype=torch.float32))
+    return fused.joined_halves(_wide_product(rows, two.T))
 
 
 def _few_rows(joined: Tensor, rows: Tensor) -> Tensor:
     """The transposed matrix whose halves are joined times `rows`; (rank, width), float32."""
     rank = joined.shape[1] // 3
-    found = torch.mm(joined[:, rank:].T, rows, out_dtype=torch.float32)
+    found = _wide_product(joined[:, rank:].T, rows)
     return found[:rank] + found[rank:]
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """A product of half precision that is not rounded to it; CUDA only."""
+    return torch.mm(left, right, out_dtype=torch.float32)
 
 
 def _halves_do(rows: Tensor, wide: Tensor) -> bool:
@@ -194,6 +282,7 @@ def _halves(wide: Tensor) -> tuple[Tensor, Tensor]:
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In place of peft's."""
     off = self.disable_adapters or self.merged or args or kwargs
+    untyped: Any = self
     base: Any = self.base_layer
     factors_a: Any = self.lora_A
     factors_b: Any = self.lora_B
@@ -206,7 +295,9 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if x.dtype != base.weight.dtype or trained or a.dtype != b.dtype:
         own = type(self).forward(self, x)
     else:
-        own = lora_linear(x, base.weight, base.bias, a, b, self.scaling[names[0]])
+        scaling = self.scaling[names[0]]
+        halves = untyped.swe_made.of(self, names[0], lambda: halves_of(x, a, b, scaling))
+        own = lora_linear(x, base.weight, base.bias, a, b, scaling, halves)
     return own
 
 

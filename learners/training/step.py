@@ -14,6 +14,7 @@ from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.losses import Loss
 from learners.losses.variants import normalized_reward
+from learners.ops.lora import unchanging
 from learners.training.score import Scorer
 from swe_env.errors import ConfigError, SweError
 
@@ -80,23 +81,24 @@ def run_batch(
     entropies, counts = torch.zeros_like(logps), torch.zeros_like(logps, dtype=torch.long)
     references = references.to(device)
     weights = [_weight(objective.loss, sample) for sample in samples]
-    for rows, counted in _my_batches(objective, samples):
-        chosen = [samples[row] for row in rows]
-        before = scorer.shared_tokens
-        sums = scorer([s for sample in chosen for s in sample.sequences], width)
-        live = sums.logps.view(len(rows), width)
-        tokens = sums.num_tokens.view(len(rows), width)
-        sides = live, tokens, references[rows]
-        offered = _offer(objective.loss, objective.settings, chosen, *sides, z0, rows)
-        share = sum(weights[row] for row in rows) / sum(weights)
-        share *= workers.gradient_factor if counted else 0
-        scorer.backward(objective.loss(**offered).loss * share)
-        if not counted or not workers.counts:
-            continue
-        logps[rows] = live.detach()
-        entropies[rows] = sums.entropies.detach().view(len(rows), width)
-        counts[rows] = tokens
-        shared += scorer.shared_tokens - before
+    with unchanging(scorer.model):
+        for rows, counted in _my_batches(objective, samples):
+            chosen = [samples[row] for row in rows]
+            before = scorer.shared_tokens
+            sums = scorer([s for sample in chosen for s in sample.sequences], width)
+            live = sums.logps.view(len(rows), width)
+            tokens = sums.num_tokens.view(len(rows), width)
+            sides = live, tokens, references[rows]
+            offered = _offer(objective.loss, objective.settings, chosen, *sides, z0, rows)
+            share = sum(weights[row] for row in rows) / sum(weights)
+            share *= workers.gradient_factor if counted else 0
+            scorer.backward(objective.loss(**offered).loss * share)
+            if not counted or not workers.counts:
+                continue
+            logps[rows] = live.detach()
+            entropies[rows] = sums.entropies.detach().view(len(rows), width)
+            counts[rows] = tokens
+            shared += scorer.shared_tokens - before
     workers.add(logps, entropies, counts, shared)
     metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)
     metrics["shared_tokens"] = float(shared)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from learners.ops.lora import SPLIT_BYTES
 from learners.ops.packed import layer_windows
 from learners.ops.sequence import output_layer, unwrap
 from learners.training.plan.assumptions import Assumptions
@@ -101,10 +102,12 @@ class Costs:
         Sizes are those of bfloat16; ``dtype = "float32"`` doubles what is not float32 already.
         With P weights of the base, A of the adapter, T tokens computed and L layers:
         weights = 2 P bytes (or QLoRA's, see `weight_bytes`); adapter, gradients and optimizer =
-        4 A, 4 A and 8 A; activations = L inputs of 2 x width x T and what the L layers keep at T
-        beside them (nothing with checkpointing), plus the last norm's input, output and float32
-        copy (8 x width x T). On N GPUs everything but activations is divided by N,
-        and two whole layers in bfloat16 are added (also for full training on one GPU, whose weights
+        4 A, 4 A and 8 A, and 6 for each of A's weights that is split into halves of bfloat16 for
+        the passes between two optimizer steps (whole on every GPU, none in float32); activations =
+        L inputs of 2 x width x T and what the L layers keep at T beside them (nothing with
+        checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). On N
+        GPUs everything but activations and halves is divided by N, and two whole layers in
+        bfloat16 are added (also for full training on one GPU, whose weights
         are float32). Each GPU has a micro-batch of its own.
         """
         assume, counts, share = self.assume, self.counts, 1 / setup.gpus
@@ -120,11 +123,13 @@ class Costs:
             worst += max(layer.kept(batch.tokens) for layer in self.layers)
             kept = inputs
         widened = counts.largest_linear * size if setup.method == "qlora" else 0
+        split = setup.method == "lora" and size == torch.bfloat16.itemsize
         forward = max(layer.forward(batch.tokens) for layer in self.layers)
         logps = self._logps_pass(batch)
         return Memory(
             weights=round(self.weight_bytes(setup.method) * share) + gathered + widened,
-            adapter=round(counts.adapter * assume.trained_bytes * share),
+            adapter=round(counts.adapter * assume.trained_bytes * share)
+            + (counts.split * SPLIT_BYTES if split else 0),
             optimizer=round(trained * assume.optimizer_bytes * share),
             gradients=round(trained * assume.gradient_bytes * share),
             activations=round(kept + 4 * hidden),

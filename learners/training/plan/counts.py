@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from learners.ops.lora import lean_weights
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -32,6 +33,8 @@ class Counts:
     trainable: int
     adapter: int
     """Of `trainable`, what the adapter adds; 0 when every weight is trained."""
+    split: int
+    """Of `adapter`, what `learners.ops.lora` multiplies by in halves of bfloat16 on CUDA."""
     linear: int
     """Weights of ``nn.Linear`` modules without the output layer: what QLoRA quantises."""
     experts: int
@@ -150,6 +153,7 @@ def count(model: nn.Module) -> Counts:
         active=total - round(stacks * (1 - share)),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         adapter=sum(p.numel() for _, p in added),
+        split=lean_weights(model),
         linear=sum(linear),
         experts=stacks,
         largest_linear=max(linear, default=0),

@@ -9,11 +9,12 @@ from learners.ops import pack, packed_logps, prepare, sequence_logps, token_logp
 from learners.ops.keeping import checkpoint_settings
 from learners.ops.kernels import KERNELS
 from learners.ops.lean import gated, rms_norm
-from learners.ops.lora import lora_linear
+from learners.ops.lora import lean_lora, lora_linear, unchanging
 from learners.ops.prefix import grow
 from learners.ops.rotary import _plainly, _rotate
 from tests.learners.models import tiny
 from tests.learners.ops.plain import plain_gated, plain_norm
+from tests.learners.ops.test_lora import adapted
 from tests.learners.ops.test_packed import branches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -116,6 +117,29 @@ def test_lora_keeps_the_adapters_precision():
     )
     far = [apart(*pair) for pair in zip(found, wanted, strict=True)]
     assert max(far) < 4e-3, far  # one rounding to bfloat16: of the result, and of what comes back
+
+
+def test_an_adapter_that_is_split_once_gives_the_same_as_one_split_each_time():
+    model = adapted(torch.bfloat16).to(GPU)
+    lean_lora(model)
+    ids = torch.randint(300, (1, 500), device=GPU)
+
+    def gradients():
+        model.zero_grad()
+        hidden = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+        (hidden.double() ** 2).mean().backward()
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    for _ in range(2):
+        alone = gradients()
+        with unchanging(model):
+            twice = [gradients() for _ in range(2)]
+        for found in twice:
+            assert all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
+        with torch.no_grad():  # an optimizer's step
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

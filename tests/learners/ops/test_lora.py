@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from learners.ops import fused, lora
 from learners.ops.lora import lean_lora, lora_linear
 from tests.learners.models import tiny, tiny_llama
 
@@ -133,3 +134,72 @@ def test_what_is_not_plain_stays_pefts():
     merged = model.merge_and_unload()
     whole = merged.model(input_ids=IDS, use_cache=False).last_hidden_state
     torch.testing.assert_close(whole, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """The way taken on CUDA, its kernels written out; counts how often a factor is split."""
+    made = []
+
+    def stacked(wide, factor):
+        high = (wide * factor).bfloat16()
+        made.append(high)
+        return torch.cat([high, (wide * factor - high).bfloat16(), high])
+
+    def joined(parts):
+        total = parts[:, : parts.shape[1] // 2] + parts[:, parts.shape[1] // 2 :]
+        high = total.bfloat16()
+        return torch.cat([high, high, (total - high).bfloat16()], 1)
+
+    monkeypatch.setattr(lora, "_halves_do", lambda rows, _: rows.dtype == torch.bfloat16)
+    monkeypatch.setattr(lora, "_wide_product", lambda left, right: left.float() @ right.float())
+    monkeypatch.setattr(fused, "stacked_halves", stacked)
+    monkeypatch.setattr(fused, "joined_halves", joined)
+    return made
+
+
+def test_halves_give_what_rows_in_float32_give(split):
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 64).bfloat16(), torch.randn(96, 64).bfloat16() / 8
+    a, b = torch.randn(4, 64) / 8, torch.randn(96, 4) / 2
+    results = []
+    for kind in (torch.bfloat16, torch.float64):
+        wide = torch.float32 if kind == torch.bfloat16 else kind
+        leaves = [x.to(kind), a.to(wide), b.to(wide)]
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        out = lora_linear(leaves[0], weight.to(kind), None, *leaves[1:], 2.0)
+        results.append([out, *torch.autograd.grad(out, leaves, torch.ones_like(out))])
+    assert len(split) == 2  # of A and of B, for both directions
+    for found, wanted in zip(*results, strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < 4e-3  # one rounding to bfloat16
+
+
+def test_an_adapter_is_split_once_between_two_of_its_changes(split):
+    model = adapted(torch.bfloat16)
+    layers = lean_lora(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    _, alone = outcome(model, IDS)
+    assert len(split) == 4 * layers  # forward, and again for the backward pass
+    alone = {name: gradient.clone() for name, gradient in alone.items()}
+    split.clear()
+    with lora.unchanging(model):
+        for _ in range(3):
+            _, gradients = outcome(model, IDS)
+            for name, gradient in gradients.items():
+                assert torch.equal(gradient, alone[name])
+    assert len(split) == 2 * layers
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.mul_(0.5 if "lora_A" in name else 4.0)
+    with lora.unchanging(model):
+        changed, _ = outcome(model, IDS)
+    fresh, _ = outcome(model, IDS)
+    assert torch.equal(changed, fresh)
+    other = copy.deepcopy(model)
+    with lora.unchanging(model):
+        split.clear()
+        outcome(other, IDS)
+        outcome(other, IDS)
+    assert len(split) == 8 * layers  # a copy is another model, whose changes nobody promised
