@@ -19,7 +19,7 @@ from agents.parsing import TextFormat, get_format, parse_reply
 from agents.policies import hub
 from agents.policies.base import BasePolicy, Episode, EpisodeOver
 from agents.policies.openai_server import Server
-from agents.policies.prompting import Prompting
+from agents.policies.prompting import Prompting, check_condense
 from swe_env.errors import ModelError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import INVALID_TOOL, Action, Completion
@@ -44,6 +44,7 @@ class OpenAICompletionsPolicy(BasePolicy):
         top_k: int | None = None,
         max_new_tokens: int = 1024,
         context: int | None = None,
+        condense: float | None = None,
         token_ids: bool = True,
         logprobs: bool = True,
         extra: Mapping[str, Any] | None = None,
@@ -66,6 +67,9 @@ class OpenAICompletionsPolicy(BasePolicy):
             max_new_tokens: Most tokens of one reply.
             context: Most tokens of a prompt and its reply; None to let the server say when it is
                 full.
+            condense: Where a prompt leaves no room for a reply of `max_new_tokens`, replace old
+                observations by a line each until this share of `context` is used; None lets the
+                episode end. Such records form no single sequence, and the learner drops them.
             token_ids: Ask for the sampled ids as vLLM gives them (``return_token_ids``). Without,
                 a record has texts alone.
             logprobs: Ask for the log-probability of every sampled token; recorded only beside ids.
@@ -81,6 +85,7 @@ class OpenAICompletionsPolicy(BasePolicy):
             ConfigError: the package openai is missing, no address or key is known, or the
                 tokenizer or format cannot be had.
         """
+        check_condense(condense, context)
         self._server = Server(
             model, base_url=base_url, api_key=api_key, timeout=timeout, retries=retries,
             prices=prices,
@@ -89,7 +94,7 @@ class OpenAICompletionsPolicy(BasePolicy):
         chosen = get_format(format)
         self._prompting = Prompting(ChatTemplate(self.tokenizer), chosen)
         self._end = self._prompting.chat.end_of_turn
-        self._model, self._context = model, context
+        self._model, self._context, self._condense = model, context, condense
         self._limit, self._token_ids = max_new_tokens, token_ids
         ids = {"return_token_ids": True, "stop_token_ids": [self._end]} if token_ids else {}
         body: dict[str, Any] = {"top_k": top_k, **ids, **(extra or {})}
@@ -112,6 +117,7 @@ class OpenAICompletionsPolicy(BasePolicy):
                 "tokenizer": hub.fingerprint(self.tokenizer),
                 "max_new_tokens": max_new_tokens,
                 **({"context": context} if context else {}),
+                **({"condense": condense} if condense is not None else {}),
                 **self._request,
                 **self._body,
             },
@@ -135,7 +141,9 @@ class OpenAICompletionsPolicy(BasePolicy):
             ModelError: the server did not answer, refused (a first prompt that is too long, too),
                 or answered something else.
         """
-        prompt = self._prompting.prompt(episode)
+        prompt = self._prompting.prompt_within(
+            episode, context=self._context or 0, reply=self._limit, condense=self._condense
+        )
         room = self._context - len(prompt) if self._context else self._limit
         if room < 1:
             raise EpisodeOver("tokens")

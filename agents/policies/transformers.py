@@ -17,7 +17,7 @@ from agents.parsing import TextFormat, get_format, parse_reply
 from agents.parsing.base import call_ends
 from agents.policies import hub
 from agents.policies.base import BasePolicy, Episode, EpisodeOver
-from agents.policies.prompting import Prompting
+from agents.policies.prompting import Prompting, check_condense
 from agents.policies.sampling import Engine, Sampled, Sampling, Stats, can_pack, pack_linear
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
@@ -50,6 +50,7 @@ class TransformersPolicy(BasePolicy):
         top_p: float = 0.8,
         max_new_tokens: int = 1024,
         context: int | None = None,
+        condense: float | None = None,
         max_batch: int = 32,
         cache_tokens: int | None = None,
         dtype: torch.dtype | str | None = None,
@@ -68,6 +69,9 @@ class TransformersPolicy(BasePolicy):
             top_p: Draw among the fewest tokens that hold this probability; 0 or 1 for all.
             max_new_tokens: Most tokens of one reply.
             context: Most tokens of a prompt and its reply; None for what the model was made for.
+            condense: Where a prompt leaves no room for a reply of `max_new_tokens`, replace old
+                observations by a line each until this share of the context is used; None lets the
+                episode end. Such records form no single sequence, and the learner drops them.
             max_batch: Most episodes decoded at once; more wait.
             cache_tokens: Most tokens whose keys and values are kept between turns; None for 2 GiB.
             dtype: Of the weights; None for bfloat16 where it is native, else float32.
@@ -82,6 +86,7 @@ class TransformersPolicy(BasePolicy):
         """
         if max_new_tokens < 1 or max_batch < 1:
             raise ConfigError("max_new_tokens and max_batch must be at least 1.")
+        check_condense(condense, context or 1)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p or 1.0)
         self.format = get_format(format)
         loaded: Any
@@ -98,6 +103,7 @@ class TransformersPolicy(BasePolicy):
         self._prompting = Prompting(self.chat, self.format)
         self.max_new_tokens = max_new_tokens
         self.context = context or int(loaded.config.get_text_config().max_position_embeddings)
+        self.condense = condense
         self._ends = {self.chat.end_of_turn, *_end_tokens(loaded)}
         self._engine = Engine(
             loaded,
@@ -121,6 +127,7 @@ class TransformersPolicy(BasePolicy):
                 "top_p": top_p,
                 "max_new_tokens": max_new_tokens,
                 "context": self.context,
+                **({"condense": condense} if condense is not None else {}),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "merged": bool(adapter and merge),
                 "tokenizer": hub.fingerprint(tokenizer),
@@ -166,8 +173,10 @@ class TransformersPolicy(BasePolicy):
         return self._action(prompt, sampled)
 
     def prompt(self, episode: Episode) -> list[int]:
-        """Token ids the next reply is sampled from (`Prompting.prompt`)."""
-        return self._prompting.prompt(episode)
+        """Token ids the next reply is sampled from (`Prompting.prompt_within`)."""
+        return self._prompting.prompt_within(
+            episode, context=self.context, reply=self.max_new_tokens, condense=self.condense
+        )
 
     def close(self) -> None:
         """Stop sampling; who still waits for a reply gets a `ModelError`."""

@@ -135,6 +135,20 @@ def test_a_full_context_is_a_truncation_that_carries_the_reply(server, folder):
     assert "cut off" in action["arguments"]["reason"]
 
 
+def test_condensing_needs_a_context_that_is_known(server, folder):
+    with pytest.raises(ConfigError, match="give context"):
+        made(server, folder, condense=0.5)
+    view = {"tool": "view", "arguments": {"path": "a.py"}, "message": CALL}
+    state = episode(turn(view, "one " * 400), turn(view, "two"))
+    whole = made(server, folder)._prompting.prompt(state)
+    server.answers = [completion(CALL, [5, 6])] * 2
+    made(server, folder, context=len(whole) + 5, condense=0.9).act(state)
+    made(server, folder, context=len(whole) + 5).act(state)
+    condensed, kept = (asked["prompt"] for asked in server.asked)
+    assert kept == whole
+    assert len(condensed) < len(whole) - 300
+
+
 def test_a_server_that_says_something_else_is_the_machinerys_failure(server, folder):
     server.answers = [
         completion(CALL),

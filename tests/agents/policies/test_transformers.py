@@ -7,6 +7,7 @@ import torch
 
 from agents.policies import hub
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn
+from agents.policies.prompting import CONDENSED
 from agents.policies.transformers import TransformersPolicy
 from swe_env.errors import ConfigError, ModelError
 from swe_env.types import PublicTask
@@ -165,6 +166,47 @@ def test_a_full_context_ends_the_episode_by_name(folder):
         assert cut.stats.generated == 5
         assert len(over.value.action["completion"]["token_ids"]) == 5
         assert len(over.value.action["completion"]["prompt_token_ids"]) == room - 5
+
+
+def test_old_observations_are_condensed_when_a_reply_has_no_room(folder):
+    size = {"dtype": "float32", "device": "cpu", "max_new_tokens": 20, "temperature": 1}
+    with TransformersPolicy(folder, **size) as whole:
+        start, replies = len(whole.prompt(episode())), []
+        state = episode()
+        texts = [f"file {number}: " + "some words of it " * 30 for number in range(5)]
+        for text in texts:
+            action = whole.act(state)
+            replies.append(action["message"])
+            state = after(state, action, text)
+        full = whole.prompt(state)
+        one = len(whole.chat.observation(texts[0]))
+        note = len(whole.chat.observation(CONDENSED.format(len(texts[0]))))
+    context, most = len(full) + 10, len(full) - 3 * (one - note)
+    settings = {"context": context, "condense": (most + 0.5) / context}
+    with TransformersPolicy(folder, **size, **settings) as condensing:
+        assert condensing.agent.settings["condense"] == settings["condense"]
+        shorter = replace(state, turns=state.turns[:4])
+        assert condensing.prompt(shorter) == full[: len(whole.prompt(shorter))]  # there is room
+        ids = condensing.prompt(state)
+        assert ids[:start] == full[:start]
+        assert len(ids) == most
+        said = condensing.tokenizer.decode(ids)
+        assert said.count("[an earlier observation of 518 characters, left out") == 3
+        assert [text in said for text in texts] == [False] * 3 + [True] * 2
+        assert all(reply in said for reply in replies)
+        # The turns behind it go on from what was sampled from.
+        action = condensing.act(state)
+        assert action["completion"]["prompt_token_ids"] == ids
+        following = condensing.prompt(after(state, action))
+        assert following[: len(ids)] == ids
+    with TransformersPolicy(folder, **size, context=context) as plain:
+        assert plain.prompt(state) == full
+
+
+@pytest.mark.parametrize("condense", [0.0, 1.0, -1.0])
+def test_condensing_to_no_share_is_refused(folder, condense):
+    with pytest.raises(ConfigError, match="condense is a share of the context"):
+        TransformersPolicy(folder, condense=condense)
 
 
 def test_a_closed_policy_says_so(policy):
