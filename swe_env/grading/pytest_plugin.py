@@ -393,6 +393,32 @@ def functions():
                         yield ".".join((module_name, name, attribute)), member.__code__
 
 
+ONE_AT_A_TIME = """
+import ast, functools, os, threading
+lock, parsing = threading.RLock(), ast.parse
+
+@functools.wraps(parsing)
+def parse(*arguments, **settings):
+    with lock:
+        return parsing(*arguments, **settings)
+
+ast.parse = parse
+if hasattr(lock, "_at_fork_reinit"):
+    os.register_at_fork(after_in_child=lock._at_fork_reinit)
+"""
+
+
+def parse_one_at_a_time():
+    """Let `ast.parse` wait for another thread's.
+
+    CPython up to 3.12 counts how deep the trees of all threads are together, and two at once, as
+    when the tracebacks of a test and of a thread of its are shown, can end in a SystemError: "AST
+    constructor recursion depth mismatch". It is run by itself: nothing leads from it to here.
+    """
+    if sys.version_info < (3, 13):
+        exec(ONE_AT_A_TIME, {})
+
+
 def load_all():
     """Import the parts of pytest that it would load later, so that `functions` sees them."""
     from _pytest.config import default_plugins
@@ -505,6 +531,7 @@ def main():
             send("no-pytest", text=str(error))
             os._exit(3)
     load_all()
+    parse_one_at_a_time()
     sys.path[0:0] = front
     started = time.time()
     before = dict(functions())

@@ -74,8 +74,9 @@ def plugin_source() -> str:
 
 _INTERNAL_ERROR = 3
 _BROKEN_OFF = "SystemError: AST constructor recursion depth mismatch"
-"""CPython up to 3.12 says so where two threads parse at once, as when tracebacks of a test and of a
-thread of its are shown: then pytest ends in the middle, whatever the tests are worth."""
+"""CPython up to 3.12 says so where two threads parse at once: then pytest ends in the middle,
+whatever the tests are worth. The plugin makes `ast.parse` wait; this is for code that goes past
+it."""
 _TRIES = 3
 
 

@@ -279,6 +279,7 @@ def main():
     kinds = {"unittest": UnittestReporter, "sympy": SympyReporter}
     reporter = kinds[settings["kind"]](send, honest, support["read"])
     reporter.prepare()
+    support["parse_one_at_a_time"]()
     before = dict(functions(reporter.prefixes))
     front = [os.getcwd()] if settings["cwd_first"] else []
     search = os.environ.pop("SWE_ENV_PYTHONPATH", "")

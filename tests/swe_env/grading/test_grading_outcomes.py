@@ -152,6 +152,65 @@ def test_a_run_that_the_interpreter_broke_off_is_run_again(make_project, times, 
     assert ended or run.error.startswith("pytest stopped with exit code 3")
 
 
+PARSING = """\
+import ast
+import gc
+import os
+import threading
+import time
+
+
+def test_threads_parse_at_once():
+    wrong = []
+
+    def parse():
+        for _ in range(40):
+            try:
+                ast.parse("x = [1, 2, (3, 4)]\\n" * 100)
+            except SystemError as error:
+                wrong.append(error)
+
+    def pause(*_):  # where CPython 3.11 can change threads in the middle of a tree
+        time.sleep(0.0001)
+
+    gc.callbacks.append(pause)
+    threads = [threading.Thread(target=parse) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.callbacks.remove(pause)
+    assert not wrong
+
+
+def test_a_fork_can_parse():
+    begun, done = threading.Event(), threading.Event()
+
+    def parse():
+        begun.set()
+        while not done.is_set():
+            ast.parse("x = 1\\n" * 500)
+
+    thread = threading.Thread(target=parse)
+    thread.start()
+    begun.wait()
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            ast.parse("x = 1")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    thread.join()
+"""
+
+
+def test_threads_that_parse_at_once_do_not_break_the_run_off(make_project):
+    run = make_project({"tests/test_parse.py": PARSING}).run("tests/test_parse.py")
+    assert run.ended, run.error
+    assert set(run.outcomes.values()) == {Outcome.PASSED}, run.details
+
+
 def test_doctests_are_tests(make_project):
     made = make_project({"docs_of.py": DOCTEST})
     run = made.run("docs_of.py", command="python -m pytest --doctest-modules")

@@ -7,6 +7,7 @@ import pytest
 from swe_env.errors import ConfigError, GradingError
 from swe_env.grading.unit_runner import parse_command
 from swe_env.types import Outcome
+from tests.swe_env.grading.test_grading_outcomes import PARSING
 
 KINDS = """\
 import unittest
@@ -113,6 +114,23 @@ def test_a_module_that_cannot_be_imported_is_an_error_and_others_still_run(make_
     assert run.outcomes[bad] == Outcome.ERROR
     assert "nowhere_at_all" in run.details[bad]
     assert run.outcomes["tests.test_ok.TestKinds.test_passes"] == Outcome.PASSED
+
+
+PARSING_HERE = f"""\
+import unittest
+
+{PARSING}
+
+class TestParsing(unittest.TestCase):
+    def test_threads(self):
+        test_threads_parse_at_once()
+"""
+
+
+def test_threads_that_parse_at_once_do_not_fail(make_project):
+    files = {"tests/__init__.py": "", "tests/test_parse.py": PARSING_HERE}
+    run = make_project(files).run("tests/test_parse.py", command=UNITTEST, runner="unittest")
+    assert list(run.outcomes.values()) == [Outcome.PASSED], run.details
 
 
 @pytest.fixture
