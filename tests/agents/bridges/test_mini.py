@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -163,8 +164,8 @@ def test_a_toolset_without_bash_is_refused(shop_task):
         MiniEnvironment(env, flow=FLOW)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("minisweagent") is not None, reason="installed")
-def test_without_mini_swe_agent_it_says_what_to_install(env):
+def test_without_mini_swe_agent_it_says_what_to_install(env, monkeypatch):
+    monkeypatch.setitem(sys.modules, "minisweagent.exceptions", None)
     with pytest.raises(ConfigError, match="pip install"):
         MiniEnvironment(env)
 
