@@ -30,6 +30,9 @@ from swe_env.replay.buffer import ReplayBuffer
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Observation, Task
 
+_ADDED = frozenset({"cost", "failures", "invalid"})
+"""Limits that the configurations of older jobs do not name."""
+
 
 def run_rollouts(
     policy: Policy | PolicySpec,
@@ -210,7 +213,10 @@ def _config(
 
 def limits(budget: Budget) -> dict[str, Any]:
     """An episode's budget as a job's configuration has it."""
-    found = asdict(budget)
-    if not found["cost"]:
-        del found["cost"]  # as in jobs that were begun before there was one
-    return found
+    usual = Budget()
+    return {
+        name: value
+        for name, value in asdict(budget).items()
+        # As in jobs that were begun before there were these.
+        if name not in _ADDED or value != getattr(usual, name)
+    }

@@ -36,6 +36,10 @@ class Budget:
     """The same call and answer (or two in alternation) this often in a row: ``stuck``."""
     errors: int = 8
     """Turns in a row that failed with the same words: ``stuck``."""
+    failures: int = 30
+    """Turns in a row that failed, whatever the words (tests and commands, too): ``stuck``."""
+    invalid: int = 8
+    """Malformed replies and empty calls in a row, each answered by what is wrong: ``stuck``."""
 
     def __post_init__(self) -> None:
         refuse_negative("An episode's budget", self)
@@ -240,7 +244,13 @@ class _Run:
             return "cost"
         if budget.seconds and elapsed >= budget.seconds:
             return "time"
-        stuck = is_stuck(self.turns, repeats=budget.repeats, errors=budget.errors)
+        stuck = is_stuck(
+            self.turns,
+            repeats=budget.repeats,
+            errors=budget.errors,
+            failures=budget.failures,
+            invalid=budget.invalid,
+        )
         return "stuck" if stuck else ""
 
     def _count(self, action: Action, *, steps: int = 1) -> None:
