@@ -110,11 +110,10 @@ class Attempts:
         if not self.leases.claim(lease):
             return None
         try:
-            found = self.folder.result(*item)
+            trajectory = self.folder.finished(*item)
+            found = None if trajectory is None else AttemptResult.of(trajectory)
             lines: list[str] = []
-            if found is not None and not found.failure:
-                trajectory = self.folder.trajectory(*item)
-            else:
+            if trajectory is None or trajectory.failure:
                 found, trajectory = None, play(lines)
             with self.leases.committing(lease) as ours:
                 if not ours:
