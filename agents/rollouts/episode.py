@@ -14,10 +14,10 @@ import gymnasium as gym
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn, well_formed
 from agents.rollouts.budget import Meter, refuse_negative
 from agents.rollouts.stuck import is_stuck
-from swe_env.errors import InfrastructureError, PolicyError, TaskError
+from swe_env.errors import ConfigError, InfrastructureError, PolicyError, ReplayError, TaskError
 from swe_env.replay.trajectory import Trajectory
 from swe_env.types import Action, Failure, Observation
-from swe_env.wrappers.record import RecordTrajectory
+from swe_env.wrappers.record import CRASH, RecordTrajectory
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def run_episode(
     """Run one episode and give its record back; `env` is left open.
 
     A failure of the machinery (environment, model) is a trajectory with `failure`, of kind
-    ``crash`` when it was an exception that the environment should not have raised; a policy that
-    breaks is truncated as ``policy``, graded, and its error kept in
-    ``provenance["policy_error"]``.
+    ``crash`` when it was an exception that should not have been raised, by the environment or by
+    whatever begins an episode; a policy that breaks is truncated as ``policy``, graded, and its
+    error kept in ``provenance["policy_error"]``.
 
     Args:
         env: an environment with SWEEnv's surface; its recorder is put around it here.
@@ -102,6 +102,8 @@ def run_episode(
 
     Raises:
         Stopped: `stop` said so.
+        ConfigError: a setting is wrong, for this episode and every other.
+        ReplayError: what a branch's first steps gave was not what was recorded.
     """
     return _Run(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
@@ -146,6 +148,13 @@ class _Run:
             kind = error.kind if isinstance(error, InfrastructureError) else "task"
             self.log(f"reset failed: {error}")
             return self._without_episode(Failure(kind=kind, message=str(error)))
+        except (ConfigError, ReplayError):
+            raise  # wrong for the whole job
+        except Exception as error:
+            logger.exception("The episode of %s could not begin.", self.instance_id)
+            message = f"{type(error).__name__}: {error}"
+            self.log(f"reset failed: {message}")
+            return self._without_episode(Failure(kind=CRASH, message=message))
         self.started = time.monotonic()
         try:
             self._play(recorder, first)

@@ -237,6 +237,36 @@ def test_an_environment_that_breaks_is_one_bad_rollout_not_the_end(tmp_path):
     assert (report.failures, len(report.scored)) == ({"crash": 1}, 2)
 
 
+def test_an_episode_that_cannot_begin_is_one_bad_rollout_not_the_end(tmp_path):
+    class Broken(GuessEnv):
+        def reset(self, **options):
+            if options["options"]["instance_id"] == "guess/1":
+                raise RuntimeError("bug in the reset")
+            return super().reset(**options)
+
+    tasks = make_tasks(3)
+    report = run_rollouts(
+        Guesser(), tasks, out=tmp_path / "a", make_env=lambda: Broken(tasks), retries=0
+    )
+    assert (report.failures, len(report.scored)) == ({"crash": 1}, 2)
+    record = load_trajectory(tmp_path / "a" / "guess%2F1" / "0" / "trajectory.json.zst")
+    assert record.failure.message == "RuntimeError: bug in the reset"
+
+
+@pytest.mark.parametrize("error", [KeyError("no such tool"), ConfigError("the format needs tools")])
+def test_a_prompt_that_breaks_is_a_crash_and_a_wrong_setting_ends_the_job(tmp_path, error):
+    class Prompts(Guesser):
+        def system_prompt(self, tools):
+            raise error
+
+    if isinstance(error, ConfigError):
+        with pytest.raises(ConfigError, match="the format needs tools"):
+            roll(tmp_path, make_tasks(2), Prompts())
+    else:
+        report = roll(tmp_path, make_tasks(2), Prompts(), retries=0)
+        assert report.failures == {"crash": 2}
+
+
 class Same(Guesser):
     def __init__(self, numbers):
         self.numbers = numbers
