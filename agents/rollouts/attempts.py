@@ -163,6 +163,8 @@ class Attempts:
                 meter=self.meter,
             )
             failure = trajectory.failure
+            if failure is not None and self.stop.is_set():
+                raise Stopped  # what ended the run may be what failed
             if failure is None or failure.kind in LASTING_FAILURES or trial == plan.retries:
                 return trajectory
             log.warning("%s: %s; trying again.", item[0], failure.message)

@@ -60,8 +60,8 @@ def run_rollouts(
     one folder share the work. The first Ctrl-C lets running episodes end, the second stops them.
 
     Args:
-        policy: who acts; called from many threads. With Ray a `PolicySpec` is made once in each
-            worker, and an object is pickled.
+        policy: who acts; called from many threads. A `PolicySpec` is made here, and closed at the
+            end; with Ray it is made once in each worker, and an object is pickled.
         tasks: a task source or the tasks themselves.
         attempts: episodes per task, or of each task by its ``instance_id``; may be raised when a
             job is continued.
@@ -112,7 +112,7 @@ def run_rollouts(
                 stale_after=stale_after,
                 record=buffer is not None,
             )
-            stack.callback(crew.close)
+        stack.callback(crew.close)
         config = _config(crew.agent, tasks, loaded, attempts, seed, env_kwargs, budget)
         folder.configure(config, growing=frozenset({"attempts"}))
         leases = Leases(folder.path, stale_after=stale_after)

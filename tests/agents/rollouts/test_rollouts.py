@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.policies import PolicySpec
 from agents.policies.base import EpisodeOver
 from agents.rollouts import Budget, attempt_seed, run_episode, run_rollouts
 from agents.rollouts.job import load_trajectory, to_toml
@@ -265,6 +266,21 @@ def test_a_prompt_that_breaks_is_a_crash_and_a_wrong_setting_ends_the_job(tmp_pa
     else:
         report = roll(tmp_path, make_tasks(2), Prompts(), retries=0)
         assert report.failures == {"crash": 2}
+
+
+class Closable(Guesser):
+    closed = 0
+
+    def close(self):
+        Closable.closed += 1
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_policy_that_was_made_for_the_run_is_closed_with_it(tmp_path, monkeypatch, made):
+    monkeypatch.setattr(Closable, "closed", 0)
+    policy = PolicySpec(f"{__name__}:Closable") if made else Closable()
+    roll(tmp_path, make_tasks(1), policy)
+    assert Closable.closed == made
 
 
 class Same(Guesser):
