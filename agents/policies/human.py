@@ -25,6 +25,9 @@ Ctrl-D             stop here; what was changed is graded"""
 class HumanPolicy(BasePolicy):
     """A person plays: each turn shows the answer and reads a call; one episode at a time."""
 
+    interactive = True
+    """Talks with who sits at the terminal: `swe run` then shows nothing of its own there."""
+
     def __init__(self, source: TextIO | None = None, shown: TextIO | None = None) -> None:
         """Read calls from `source` (standard input) and write to `shown` (standard error)."""
         self._source = source or sys.stdin

@@ -110,11 +110,10 @@ class Attempts:
         if not self.leases.claim(lease):
             return None
         try:
-            found = self.folder.result(*item)
+            trajectory = self.folder.finished(*item)
+            found = None if trajectory is None else AttemptResult.of(trajectory)
             lines: list[str] = []
-            if found is not None and not found.failure:
-                trajectory = self.folder.trajectory(*item)
-            else:
+            if trajectory is None or trajectory.failure:
                 found, trajectory = None, play(lines)
             with self.leases.committing(lease) as ours:
                 if not ours:
@@ -164,6 +163,8 @@ class Attempts:
                 meter=self.meter,
             )
             failure = trajectory.failure
+            if failure is not None and self.stop.is_set():
+                raise Stopped  # what ended the run may be what failed
             if failure is None or failure.kind in LASTING_FAILURES or trial == plan.retries:
                 return trajectory
             log.warning("%s: %s; trying again.", item[0], failure.message)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from agents.rollouts import options
+
 
 def register(app: typer.Typer) -> None:
     """Mount this module's command."""
@@ -21,31 +23,43 @@ def branch(
     policy: Annotated[str, typer.Option(help="Policy: a name or package.module:Class.")],
     out: Annotated[Path, typer.Option(help="The job's folder; run again to continue it.")],
     into: Annotated[
-        str | None, typer.Option(help="Buffer to append to. [default: OUT/buffer]")
+        str | None, typer.Option(help="Buffer to append to.", show_default="OUT/buffer")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Task source. [default: the recorded one]")
+        str | None, typer.Option(help="Task source.", show_default="the recorded one")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Branches in flight.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
-    policy_option: Annotated[
-        list[str] | None, typer.Option("--policy-option", "-p", help="NAME=VALUE, repeatable.")
+    workers: options.Workers = 8,
+    seed: options.Seed = 0,
+    policy_option: options.PolicyOption = None,
+    max_tokens: options.MaxTokens = 0,
+    max_seconds: options.MaxSeconds = 0.0,
+    max_cost: options.MaxCost = 0.0,
+    repeats: options.Repeats = None,
+    errors: options.Errors = None,
+    failures: options.Failures = None,
+    invalid: options.Invalid = None,
+    job_steps: options.JobSteps = 0,
+    job_tokens: options.JobTokens = 0,
+    job_seconds: options.JobSeconds = 0.0,
+    job_cost: options.JobCost = 0.0,
+    retries: options.Retries = 2,
+    cpu_slots: Annotated[
+        int | None, typer.Option(min=1, help="Environments working at once.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Sampled tokens per branch; 0: any.")] = 0,
-    max_seconds: Annotated[float, typer.Option(help="Seconds per branch; 0: any.")] = 0.0,
     sandbox: Annotated[
-        str | None, typer.Option(help="Where to run. [default: as recorded]")
+        str | None, typer.Option(help="Where to run.", show_default="as recorded")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Continue a recorded episode N times from its state after step K; again, to go on."""
     from agents.policies import make_policy
     from agents.rollouts.branching import find_trajectory, run_branches
+    from agents.rollouts.budget import JobBudget
     from agents.rollouts.commands import finish, parse_options
-    from agents.rollouts.episode import Budget
     from agents.rollouts.progress import LiveProgress
     from swe_env.tasks import find, load
 
+    person = options.plays_here(policy)
     parent = find_trajectory(buffer, trajectory)
     report = run_branches(
         parent,
@@ -55,10 +69,24 @@ def branch(
         task=find(load(tasks), parent.instance_id) if tasks else None,
         out=out,
         buffer=into or out / "buffer",
-        workers=workers,
+        workers=1 if person else workers,
         seed=seed,
-        budget=Budget(tokens=max_tokens, seconds=max_seconds),
+        budget=options.episode_budget(
+            max_tokens,
+            max_seconds,
+            max_cost,
+            person=person,
+            repeats=repeats,
+            errors=errors,
+            failures=failures,
+            invalid=invalid,
+        ),
+        job_budget=JobBudget(
+            steps=job_steps, tokens=job_tokens, seconds=job_seconds, cost=job_cost
+        ),
+        retries=retries,
+        cpu_slots=cpu_slots,
         sandbox=sandbox,
-        progress=LiveProgress(policy),
+        progress=None if person else LiveProgress(policy),
     )
     finish(report, json)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from agents.rollouts import options
 from agents.rollouts.report import RolloutReport
 from swe_env.errors import ConfigError, InfrastructureError
 from swe_env.replay.trajectory import Trajectory
@@ -33,45 +34,47 @@ def run(
     tasks: Annotated[str, typer.Option(help="Task source: quickstart:train, jsonl:PATH, …")],
     out: Annotated[Path, typer.Option(help="The job's folder; run again to continue it.")],
     attempts: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Episodes in flight.")] = 1,
+    workers: options.Workers = 1,
     buffer: Annotated[
         str | None, typer.Option(help="Replay buffer to append to: a folder or an fsspec URL.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
-    policy_option: Annotated[
-        list[str] | None, typer.Option("--policy-option", "-p", help="NAME=VALUE, repeatable.")
-    ] = None,
+    seed: options.Seed = 0,
+    policy_option: options.PolicyOption = None,
     env_option: Annotated[
         list[str] | None, typer.Option("--env-option", "-e", help="NAME=VALUE, repeatable.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Sampled tokens per episode; 0: any.")] = 0,
-    max_seconds: Annotated[float, typer.Option(help="Seconds per episode; 0: any.")] = 0.0,
-    max_cost: Annotated[float, typer.Option(help="Dollars per episode; 0: any.")] = 0.0,
-    job_steps: Annotated[int, typer.Option(help="Steps of the whole job; 0: any.")] = 0,
-    job_tokens: Annotated[int, typer.Option(help="Sampled tokens of the whole job; 0: any.")] = 0,
-    job_seconds: Annotated[float, typer.Option(help="Seconds of this run; 0: any.")] = 0.0,
-    job_cost: Annotated[float, typer.Option(help="Dollars of the whole job; 0: any.")] = 0.0,
-    retries: Annotated[int, typer.Option(min=0, help="Trials after infrastructure failures.")] = 2,
+    max_tokens: options.MaxTokens = 0,
+    max_seconds: options.MaxSeconds = 0.0,
+    max_cost: options.MaxCost = 0.0,
+    repeats: options.Repeats = None,
+    errors: options.Errors = None,
+    failures: options.Failures = None,
+    invalid: options.Invalid = None,
+    job_steps: options.JobSteps = 0,
+    job_tokens: options.JobTokens = 0,
+    job_seconds: options.JobSeconds = 0.0,
+    job_cost: options.JobCost = 0.0,
+    retries: options.Retries = 2,
     cpu_slots: Annotated[
         int | None, typer.Option(min=1, help="Environments working at once; with Ray in a worker.")
     ] = None,
     executor: Annotated[str, typer.Option(help="threads, or ray for many machines.")] = "threads",
     ray_address: Annotated[
-        str | None, typer.Option(help="The Ray cluster. [default: what ray.init() finds]")
+        str | None, typer.Option(help="The Ray cluster.", show_default="what ray.init() finds")
     ] = None,
     ray_episodes: Annotated[
-        int | None, typer.Option(min=1, help="Episodes in flight in a Ray worker. [default: 8]")
+        int | None,
+        typer.Option(min=1, help="Episodes in flight in a Ray worker.", show_default="8"),
     ] = None,
     ray_gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of a Ray worker. [default: 0]")
+        float | None, typer.Option(min=0, help="GPUs of a Ray worker.", show_default="0")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Run a policy on tasks, several attempts each; the same command again continues."""
     from agents.policies import PolicySpec
     from agents.rollouts.budget import JobBudget
     from agents.rollouts.engine import run_rollouts
-    from agents.rollouts.episode import Budget
     from agents.rollouts.on_ray import RayExecutor
     from agents.rollouts.progress import LiveProgress
 
@@ -83,24 +86,34 @@ def run(
             f"--ray-{next(iter(given))} is for --executor ray; this job runs in threads."
         )
     ray = RayExecutor(**given)  # type: ignore[arg-type]
+    person = not on_ray and options.plays_here(policy)
     # Ray prints its cluster's messages on stdout, where only the report belongs.
     with redirect_stdout(sys.stderr) if on_ray else nullcontext():
         report = run_rollouts(
             PolicySpec(policy, parse_options(policy_option or ())),
             tasks,
             attempts=attempts,
-            workers=workers,
+            workers=1 if person else workers,
             out=out,
             buffer=buffer,
             env_kwargs=parse_options(env_option or ()),
             seed=seed,
-            budget=Budget(tokens=max_tokens, seconds=max_seconds, cost=max_cost),
+            budget=options.episode_budget(
+                max_tokens,
+                max_seconds,
+                max_cost,
+                person=person,
+                repeats=repeats,
+                errors=errors,
+                failures=failures,
+                invalid=invalid,
+            ),
             job_budget=JobBudget(
                 steps=job_steps, tokens=job_tokens, seconds=job_seconds, cost=job_cost
             ),
             retries=retries,
             cpu_slots=cpu_slots,
-            progress=LiveProgress(policy),
+            progress=None if person else LiveProgress(policy),
             executor=ray if on_ray else executor,
         )
     finish(report, json)
@@ -120,7 +133,7 @@ def finish(report: RolloutReport, json: bool) -> None:
 
 _Source = Annotated[str, typer.Argument(help="Buffer (folder or URL), or a .json(l) file.")]
 _Tasks = Annotated[str, typer.Option(help="The task source that the trajectories were run on.")]
-_Sandbox = Annotated[str | None, typer.Option(help="Where to run. [default: as recorded]")]
+_Sandbox = Annotated[str | None, typer.Option(help="Where to run.", show_default="as recorded")]
 _Id = Annotated[str, typer.Option("--id", help="Only the trajectory whose id starts so.")]
 
 
@@ -269,6 +282,8 @@ def summary(report: RolloutReport) -> str:
     lines = [f"{report.resolved} of {scored} scored attempts resolved{share}."]
     if report.truncations:
         lines.append("Cut off by: " + _listed(report.truncations) + ".")
+    if report.invalid:
+        lines.append(f"Malformed replies: {report.invalid}.")
     if report.failures:
         lines.append("Not scored, infrastructure failures: " + _listed(report.failures) + ".")
     if report.skipped:

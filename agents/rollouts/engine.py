@@ -30,6 +30,9 @@ from swe_env.replay.buffer import ReplayBuffer
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Observation, Task
 
+_ADDED = frozenset({"cost", "failures", "invalid"})
+"""Limits that the configurations of older jobs do not name."""
+
 
 def run_rollouts(
     policy: Policy | PolicySpec,
@@ -57,8 +60,8 @@ def run_rollouts(
     one folder share the work. The first Ctrl-C lets running episodes end, the second stops them.
 
     Args:
-        policy: who acts; called from many threads. With Ray a `PolicySpec` is made once in each
-            worker, and an object is pickled.
+        policy: who acts; called from many threads. A `PolicySpec` is made here, and closed at the
+            end; with Ray it is made once in each worker, and an object is pickled.
         tasks: a task source or the tasks themselves.
         attempts: episodes per task, or of each task by its ``instance_id``; may be raised when a
             job is continued.
@@ -109,7 +112,7 @@ def run_rollouts(
                 stale_after=stale_after,
                 record=buffer is not None,
             )
-            stack.callback(crew.close)
+        stack.callback(crew.close)
         config = _config(crew.agent, tasks, loaded, attempts, seed, env_kwargs, budget)
         folder.configure(config, growing=frozenset({"attempts"}))
         leases = Leases(folder.path, stale_after=stale_after)
@@ -210,7 +213,10 @@ def _config(
 
 def limits(budget: Budget) -> dict[str, Any]:
     """An episode's budget as a job's configuration has it."""
-    found = asdict(budget)
-    if not found["cost"]:
-        del found["cost"]  # as in jobs that were begun before there was one
-    return found
+    usual = Budget()
+    return {
+        name: value
+        for name, value in asdict(budget).items()
+        # As in jobs that were begun before there were these.
+        if name not in _ADDED or value != getattr(usual, name)
+    }

@@ -14,10 +14,10 @@ import gymnasium as gym
 from agents.policies.base import Episode, EpisodeOver, Policy, Turn, well_formed
 from agents.rollouts.budget import Meter, refuse_negative
 from agents.rollouts.stuck import is_stuck
-from swe_env.errors import InfrastructureError, PolicyError, TaskError
+from swe_env.errors import ConfigError, InfrastructureError, PolicyError, ReplayError, TaskError
 from swe_env.replay.trajectory import Trajectory
 from swe_env.types import Action, Failure, Observation
-from swe_env.wrappers.record import RecordTrajectory
+from swe_env.wrappers.record import CRASH, RecordTrajectory
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ class Budget:
     """The same call and answer (or two in alternation) this often in a row: ``stuck``."""
     errors: int = 8
     """Turns in a row that failed with the same words: ``stuck``."""
+    failures: int = 30
+    """Turns in a row that failed, whatever the words (tests and commands, too): ``stuck``."""
+    invalid: int = 8
+    """Malformed replies and empty calls in a row, each answered by what is wrong: ``stuck``."""
 
     def __post_init__(self) -> None:
         refuse_negative("An episode's budget", self)
@@ -78,9 +82,9 @@ def run_episode(
     """Run one episode and give its record back; `env` is left open.
 
     A failure of the machinery (environment, model) is a trajectory with `failure`, of kind
-    ``crash`` when it was an exception that the environment should not have raised; a policy that
-    breaks is truncated as ``policy``, graded, and its error kept in
-    ``provenance["policy_error"]``.
+    ``crash`` when it was an exception that should not have been raised, by the environment or by
+    whatever begins an episode; a policy that breaks is truncated as ``policy``, graded, and its
+    error kept in ``provenance["policy_error"]``.
 
     Args:
         env: an environment with SWEEnv's surface; its recorder is put around it here.
@@ -98,6 +102,8 @@ def run_episode(
 
     Raises:
         Stopped: `stop` said so.
+        ConfigError: a setting is wrong, for this episode and every other.
+        ReplayError: what a branch's first steps gave was not what was recorded.
     """
     return _Run(
         env, policy, instance_id, attempt, seed, budget or Budget(), gate or nullcontext(),
@@ -142,6 +148,13 @@ class _Run:
             kind = error.kind if isinstance(error, InfrastructureError) else "task"
             self.log(f"reset failed: {error}")
             return self._without_episode(Failure(kind=kind, message=str(error)))
+        except (ConfigError, ReplayError):
+            raise  # wrong for the whole job
+        except Exception as error:
+            logger.exception("The episode of %s could not begin.", self.instance_id)
+            message = f"{type(error).__name__}: {error}"
+            self.log(f"reset failed: {message}")
+            return self._without_episode(Failure(kind=CRASH, message=message))
         self.started = time.monotonic()
         try:
             self._play(recorder, first)
@@ -240,7 +253,13 @@ class _Run:
             return "cost"
         if budget.seconds and elapsed >= budget.seconds:
             return "time"
-        stuck = is_stuck(self.turns, repeats=budget.repeats, errors=budget.errors)
+        stuck = is_stuck(
+            self.turns,
+            repeats=budget.repeats,
+            errors=budget.errors,
+            failures=budget.failures,
+            invalid=budget.invalid,
+        )
         return "stuck" if stuck else ""
 
     def _count(self, action: Action, *, steps: int = 1) -> None:

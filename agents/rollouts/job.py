@@ -6,6 +6,7 @@ The trajectory is written last and by rename, so an attempt whose trajectory is 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tomllib
 import uuid
@@ -22,7 +23,10 @@ from agents.rollouts.report import AttemptResult
 from swe_env.errors import ConfigError, ReplayError
 from swe_env.replay.trajectory import Trajectory
 
+log = logging.getLogger(__name__)
+
 TRAJECTORY = "trajectory.json.zst"
+REPORT = "report.json"
 IDENTITY = ".id"
 
 
@@ -45,7 +49,7 @@ class JobFolder:
         file = self.path / IDENTITY
         with FileLock(self.path / ".config.lock"):
             if not file.exists():
-                _replace(file, uuid.uuid4().hex.encode())
+                _replace(file, uuid.uuid4().hex.encode(), durable=True)
         return file.read_text()
 
     def configure(self, config: Mapping[str, Any], *, growing: frozenset[str]) -> None:
@@ -68,15 +72,44 @@ class JobFolder:
                         f"{self.path} holds a job with another configuration ({', '.join(wrong)} "
                         "differ): use the same settings to continue it, or another --out folder."
                     )
-            _replace(file, text.encode())
+            _replace(file, text.encode(), durable=True)
 
     def result(self, instance_id: str, attempt: int) -> AttemptResult | None:
-        """The result of a finished attempt, or None."""
+        """The result of a finished attempt, or None; so too where its report is damaged."""
         folder = self.attempt(instance_id, attempt)
         if not (folder / TRAJECTORY).exists():
             return None
-        document = msgspec.json.decode((folder / "report.json").read_bytes())
-        return msgspec.convert(document["result"], AttemptResult)
+        try:
+            document = msgspec.json.decode((folder / REPORT).read_bytes(), type=_Report)
+        except (FileNotFoundError, msgspec.MsgspecError) as error:
+            log.warning("%s is damaged (%s).", folder / REPORT, error)
+            return None
+        return document.result
+
+    def finished(self, instance_id: str, attempt: int) -> Trajectory | None:
+        """The trajectory of a finished attempt, or None; the caller holds the attempt's lease.
+
+        A damaged one (a power cut) is set aside, and the attempt is not finished; a damaged report
+        is written anew.
+
+        Raises:
+            ReplayError: the trajectory cannot be read, or is of another version.
+        """
+        file = self.attempt(instance_id, attempt) / TRAJECTORY
+        if not file.exists():
+            return None
+        try:
+            trajectory = load_trajectory(file)
+        except ReplayError as error:
+            if not isinstance(error.__cause__, zstandard.ZstdError | msgspec.MsgspecError):
+                raise
+            aside = file.with_name(f"{file.name}.damaged")
+            file.replace(aside)
+            log.error("%s It is now %s, and the attempt is done again.", error, aside.name)
+            return None
+        if self.result(instance_id, attempt) is None:
+            _replace(file.with_name(REPORT), _report(trajectory))
+        return trajectory
 
     def trajectory(self, instance_id: str, attempt: int) -> Trajectory:
         """The trajectory of a finished attempt.
@@ -86,7 +119,7 @@ class JobFolder:
         """
         return load_trajectory(self.attempt(instance_id, attempt) / TRAJECTORY)
 
-    def save(self, trajectory: Trajectory, log: str) -> AttemptResult:
+    def save(self, trajectory: Trajectory, lines: str) -> AttemptResult:
         """Write everything about one attempt; finished when this returns.
 
         Raises:
@@ -97,13 +130,28 @@ class JobFolder:
         folder.mkdir(parents=True, exist_ok=True)
         # A trial that the machinery failed may have left one: no report may stand beside it.
         (folder / TRAJECTORY).unlink(missing_ok=True)
-        result = AttemptResult.of(trajectory)
-        document = {"result": result, "report": trajectory.report, "failure": trajectory.failure}
-        (folder / "log").write_text(log)
+        (folder / "log").write_text(lines)
         (folder / "patch.diff").write_text(trajectory.patch, newline="")
-        _replace(folder / "report.json", msgspec.json.format(msgspec.json.encode(document)))
-        _replace(folder / TRAJECTORY, zstandard.ZstdCompressor().compress(body))
-        return result
+        _replace(folder / REPORT, _report(trajectory))
+        _replace(folder / TRAJECTORY, zstandard.ZstdCompressor().compress(body), durable=True)
+        return AttemptResult.of(trajectory)
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    """``report.json``."""
+
+    result: AttemptResult
+    report: Any
+    failure: Any
+
+
+def _report(trajectory: Trajectory) -> bytes:
+    document = _Report(
+        result=AttemptResult.of(trajectory),
+        report=trajectory.report,
+        failure=trajectory.failure,
+    )
+    return msgspec.json.format(msgspec.json.encode(document))
 
 
 def _encoded(trajectory: Trajectory) -> bytes:
@@ -173,7 +221,12 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [name]
 
 
-def _replace(file: Path, data: bytes) -> None:
+def _replace(file: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file by rename; `durable`: it is on the disk before it has its name."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as opened:
+        opened.write(data)
+        if durable:
+            opened.flush()
+            os.fsync(opened.fileno())
     temporary.replace(file)

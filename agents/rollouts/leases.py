@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,10 +87,15 @@ class Leases:
 
     def _stale(self, path: Path) -> bool:
         try:
-            age = time.time() - path.stat().st_mtime
+            age = self._now() - path.stat().st_mtime
         except FileNotFoundError:
             return False  # just released: the next round finds out what came of it
         return age > self._stale_after or _is_dead(_read(path).partition(" ")[0])
+
+    def _now(self) -> float:
+        """The time by the clock that stamps the leases: the file system's, maybe not ours."""
+        self._lock_path.touch()
+        return self._lock_path.stat().st_mtime
 
     def _renew(self) -> None:
         while not self._closed.wait(self._stale_after / 4):

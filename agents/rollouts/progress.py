@@ -1,19 +1,27 @@
-"""What a run tells about itself while it goes on: a protocol, silence, a live line on stderr."""
+"""What a run tells about itself while it goes on: a protocol, silence, a table on stderr."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from typing import Any, Protocol
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
 
+from agents.rollouts.budget import Meter
 from agents.rollouts.report import AttemptResult
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
 
 
 class Progress(Protocol):
-    """Told what happens in a run; calls never overlap."""
+    """Told what happens in a run; two of these calls never overlap, but for `draining`."""
 
-    def start(self, *, total: int) -> None:
-        """The run begins."""
+    def start(self, *, total: int, meter: Meter) -> None:
+        """The run begins; `meter` counts what its episodes use, while they run."""
         ...
 
     def update(self, result: AttemptResult, *, skipped: bool) -> None:
@@ -21,7 +29,10 @@ class Progress(Protocol):
         ...
 
     def draining(self) -> None:
-        """No new episode begins; the running ones end."""
+        """No new episode begins; the running ones end.
+
+        Called by a signal's handler, so maybe in the middle of another call: it takes no lock.
+        """
         ...
 
     def close(self) -> None:
@@ -32,7 +43,7 @@ class Progress(Protocol):
 class NoProgress:
     """Says nothing."""
 
-    def start(self, *, total: int) -> None:
+    def start(self, *, total: int, meter: Meter) -> None:
         """Nothing."""
 
     def update(self, result: AttemptResult, *, skipped: bool) -> None:
@@ -46,52 +57,113 @@ class NoProgress:
 
 
 class LiveProgress:
-    """A bar on stderr: done, resolved, failures by kind, tokens a second, time left."""
+    """On stderr: attempts, resolved, failures by kind, tokens a second, time left.
 
-    def __init__(self, title: str = "rollouts") -> None:
-        self._title = title
-        self._counts: Counter[str] = Counter()
-        self._tokens = 0
+    A terminal shows a live table; anything else gets a line now and then, and a last one.
 
-    def start(self, *, total: int) -> None:
-        """Show the bar."""
+    Args:
+        title: stands above the table and before each line.
+        every: seconds between two lines.
+        clock: seconds that pass.
+    """
+
+    def __init__(
+        self,
+        title: str = "rollouts",
+        *,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title, self._every, self._clock = title, every, clock
+        self._lock = threading.Lock()
+        self._done = self._skipped = self._resolved = 0
+        self._failures: Counter[str] = Counter()
+        self._ending = False
+        self._closed = threading.Event()
+        self._live: Live | None = None
+        self._teller: threading.Thread | None = None
+
+    def start(self, *, total: int, meter: Meter) -> None:
+        """Show the table, or begin to tell."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.live import Live
 
-        self._began = time.monotonic()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task: Any = self._bar.add_task(self._title, total=total, detail="")
-        self._bar.start()
+        self._total, self._meter = total, meter
+        self._began, self._before = self._clock(), meter.tokens
+        self._console = Console(stderr=True)
+        if self._console.is_terminal:
+            self._live = Live(
+                console=self._console, get_renderable=self._table, refresh_per_second=2
+            )
+            self._live.start()
+        else:
+            self._teller = threading.Thread(target=self._tell, name="progress", daemon=True)
+            self._teller.start()
 
     def update(self, result: AttemptResult, *, skipped: bool) -> None:
         """Count one attempt."""
-        self._counts["resolved"] += result.resolved
-        self._counts["skipped"] += skipped
-        if result.failure:
-            self._counts[f"failed: {result.failure}"] += 1
-        if not skipped:
-            self._tokens += result.tokens
-        self._bar.update(self._task, advance=1, detail=self._detail())
+        with self._lock:
+            self._done += 1
+            self._skipped += skipped
+            self._resolved += result.resolved
+            if result.failure:
+                self._failures[result.failure] += 1
 
     def draining(self) -> None:
         """Say that the run is ending."""
-        self._bar.update(self._task, description="ending (Ctrl-C again stops at once)")
+        self._ending = True
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
-        self._bar.stop()
+        """Leave the last state there."""
+        self._closed.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._teller is not None:
+            self._teller.join()
+            self._print()
 
-    def _detail(self) -> str:
-        parts = [f"{self._counts['resolved']} resolved"]
-        parts += [f"{n} {name}" for name, n in self._counts.items() if n and name != "resolved"]
-        if self._tokens:
-            parts.append(f"{self._tokens / (time.monotonic() - self._began):.0f} tokens/s")
-        return ", ".join(parts)
+    def figures(self) -> dict[str, str]:
+        """What is shown, by name."""
+        with self._lock:
+            done, skipped, resolved = self._done, self._skipped, self._resolved
+            failures = dict(self._failures)
+        elapsed = self._clock() - self._began
+        scored, played = done - sum(failures.values()), done - skipped
+        left = _time(elapsed / played * (self._total - done)) if played else "?"
+        before = {"finished before": str(skipped)} if skipped else {}
+        return {
+            "attempts": f"{done}/{self._total}",
+            **before,
+            "resolved": f"{resolved} ({resolved / scored:.0%})" if scored else "0",
+            "failures": " ".join(f"{kind} {n}" for kind, n in failures.items()) or "0",
+            "tokens/s": f"{(self._meter.tokens - self._before) / max(elapsed, 0.001):.0f}",
+            "elapsed": _time(elapsed),
+            "left": left,
+        }
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        figures = self.figures()
+        table = Table(*figures, title=self._heading(), title_justify="left", box=box.SIMPLE)
+        table.add_row(*figures.values())
+        return table
+
+    def _heading(self) -> str:
+        return (
+            f"{self._title} (ending; Ctrl-C again stops at once)" if self._ending else self._title
+        )
+
+    def _tell(self) -> None:
+        while not self._closed.wait(self._every):
+            self._print()
+
+    def _print(self) -> None:
+        told = ", ".join(f"{name} {value}" for name, value in self.figures().items())
+        line = f"{self._heading()}: {told}"
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

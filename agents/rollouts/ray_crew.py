@@ -68,6 +68,8 @@ class Member:
     """It has its policy and takes attempts."""
     busy: int = 0
     """Attempts it has."""
+    alone: bool = False
+    """The one that it has may kill it: it gets no other beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +136,13 @@ class Crew:
 
     def free(self) -> Member | None:
         """The worker with the fewest attempts, if one can take more."""
-        free = [m for m in self.members if m.up and m.busy < self._episodes]
+        free = [m for m in self.members if m.up and not m.alone and m.busy < self._episodes]
         return min(free, key=lambda member: member.busy, default=None)
 
-    def attempt(self, member: Member, item: Item, given_up: str) -> None:
-        """Have the worker do an attempt (see `Worker.attempt`)."""
+    def attempt(self, member: Member, item: Item, given_up: str, *, alone: bool) -> None:
+        """Have the worker do an attempt (see `Worker.attempt`); `alone`: none beside it."""
         member.busy += 1
+        member.alone = alone
         method = member.actor.attempt.options(concurrency_group="attempts")
         self.calls[method.remote(item, given_up)] = Call(member, "attempt", item)
 
@@ -163,6 +166,7 @@ class Crew:
             call = self.calls.pop(ref)
             if call.method == "attempt":
                 call.member.busy -= 1
+                call.member.alone = False
             yield call, self._get(ref)
 
     def dismiss(self) -> None:

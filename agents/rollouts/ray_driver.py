@@ -79,12 +79,15 @@ class Driver:
             if member is None or (taken := job.take()) is None:
                 return
             due, item = taken
-            if due > time.monotonic():  # and so are all behind it
+            deaths = self._deaths[item]
+            suspect = 0 < deaths <= self._retries
+            # Not due yet, and so are all behind it; or it waits for a worker to itself.
+            if due > time.monotonic() or (suspect and member.busy):
                 job.todo.appendleft(taken)
                 return
-            deaths = self._deaths[item]
             why = f"{deaths} Ray workers died while they had this attempt."
-            self._crew.attempt(member, item, why if deaths > self._retries else "")
+            given_up = why if deaths > self._retries else ""
+            self._crew.attempt(member, item, given_up, alone=suspect)
 
     def _take(self) -> None:
         """Wait a moment for answers and act on them."""

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from swe_env.replay.trajectory import Trajectory
+from swe_env.types import INVALID_TOOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,14 @@ class AttemptResult:
     seconds: float = 0.0
     cost: float = 0.0
     """Dollars that the policy's server took, as far as it is known."""
+    invalid: int = 0
+    """Malformed replies: steps that called nothing and were answered by what is wrong."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> AttemptResult:
         """The result of a trajectory."""
         own = trajectory.own_steps
+        calls = [call for step in own for call in step.tool_calls[:1]]
         usage = trajectory.provenance.get("usage", {})
         return cls(
             instance_id=trajectory.instance_id,
@@ -47,11 +51,12 @@ class AttemptResult:
             finished=trajectory.finished,
             truncation=trajectory.truncation,
             failure=trajectory.failure.kind if trajectory.failure else "",
-            steps=sum(bool(step.tool_calls) for step in own),
+            steps=len(calls),
             tokens=sum(len(step.metrics.completion_token_ids) for step in own if step.metrics)
             or usage.get("completion_tokens", 0),
             seconds=float(trajectory.provenance.get("seconds", 0.0)),
             cost=float(usage.get("cost", 0.0)),
+            invalid=sum(call.function_name == INVALID_TOOL for call in calls),
         )
 
 
@@ -90,6 +95,11 @@ class RolloutReport:
         """Scored attempts that a limit cut off, by limit."""
         return _count([result.truncation for result in self.scored])
 
+    @property
+    def invalid(self) -> int:
+        """Malformed replies in the scored attempts."""
+        return sum(result.invalid for result in self.scored)
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """instance_id → (scored attempts, resolved ones): what pass@k is estimated from."""
         found: dict[str, tuple[int, int]] = {}
@@ -106,6 +116,7 @@ class RolloutReport:
             "resolved": self.resolved,
             "failures": self.failures,
             "truncations": self.truncations,
+            "invalid": self.invalid,
         }
         return sums | data
 

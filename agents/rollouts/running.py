@@ -46,7 +46,7 @@ class Job:
         """Have `executor` do what is not done yet."""
         started = time.monotonic()
         self._find_finished()
-        self.progress.start(total=len(self.items))
+        self.progress.start(total=len(self.items), meter=self.meter)
         for item in self.items:
             if item in self._results:
                 self.progress.update(self._results[item], skipped=True)

@@ -21,7 +21,7 @@ class Threads:
     """Does a job's open attempts, each thread with an environment of its own.
 
     Args:
-        policy: who acts; a `PolicySpec` is made here.
+        policy: who acts; a `PolicySpec` is made here, and what was made is closed.
         plan: what the attempts have in common.
         make_env: makes a thread's environment.
         workers: threads.
@@ -39,6 +39,7 @@ class Threads:
         cpu_slots: int | None = None,
         start: Callable[[], Start] | None = None,
     ) -> None:
+        self._made = isinstance(policy, PolicySpec)
         self._policy = policy.make() if isinstance(policy, PolicySpec) else policy
         self.agent = self._policy.agent
         self._plan, self._make_env, self._start = plan, make_env, start
@@ -59,7 +60,10 @@ class Threads:
         _Crew(attempts, self._make_env, job).run(min(self._workers, len(job.todo)))
 
     def close(self) -> None:
-        """Nothing: the threads end with the job."""
+        """Close the policy, if it was made here; the threads end with the job."""
+        close = getattr(self._policy, "close", None)
+        if self._made and close is not None:
+            close()
 
 
 class _Crew:

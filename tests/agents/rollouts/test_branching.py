@@ -271,6 +271,8 @@ def test_the_command_branches_prints_and_continues(parent, shop_task, tmp_path):
     assert shown.exit_code == 0, (shown.output, shown.exception)
     assert json.loads(shown.stdout)["scored"] == 1
     assert "1 attempts were finished before" in call("--n", "2").stdout
+    assert "budget of steps is spent" in call("--n", "3", "--job-steps", "2").stdout
+    assert r"(budget.cost differ)" in str(call("--n", "3", "--max-cost", "1").exception)
     found = list(ReplayBuffer(tmp_path / "job" / "buffer"))
     assert [t.branch.parent for t in found] == [record.trajectory_id] * 2
     assert [len(t.own_steps) for t in found] == [1, 1]

@@ -1,4 +1,5 @@
 import json
+import tomllib
 
 import pytest
 import typer
@@ -39,6 +40,30 @@ def test_rays_options_without_ray_are_refused(tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.parametrize("policy", ["scripted", "human"])
+def test_limits_of_going_round_in_circles_are_options_and_a_person_has_none(
+    shop_task, tmp_path, policy
+):
+    dump([shop_task], tmp_path / "tasks.jsonl")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    arguments = ["run", "--policy", policy, "--tasks", f"jsonl:{tmp_path}/tasks.jsonl"]
+    arguments += ["--out", str(tmp_path / "job"), "-e", "sandbox=process", "--errors", "5"]
+    if policy == "scripted":
+        arguments += ["-p", "actions=[]"]
+    shown = CliRunner().invoke(app, arguments, input="view path=shop.py\n" * 9)
+    assert shown.exit_code == 0, shown.output
+    budget = tomllib.loads((tmp_path / "job" / "config.toml").read_text())["budget"]
+    stuck = {name: budget.get(name) for name in ("repeats", "errors", "failures", "invalid")}
+    if policy == "human":
+        assert stuck == {"repeats": 0, "errors": 5, "failures": 0, "invalid": 0}
+        assert "91 steps left" in shown.stderr  # the same call nine times is a person's right
+        assert "human" in shown.stdout
+    else:  # what is as ever is not written, so that older jobs go on
+        assert stuck == {"repeats": 4, "errors": 5, "failures": None, "invalid": None}
+
+
 def test_options_are_json_or_words():
     assert parse_options(["a=0.5", "b=[1]", "c=word", "d=x=y"]) == {
         "a": 0.5, "b": [1], "c": "word", "d": "x=y",
@@ -50,7 +75,7 @@ def test_options_are_json_or_words():
 def test_the_summary_keeps_failures_out_of_the_score():
     results = [
         AttemptResult(instance_id="a", attempt=0, trajectory_id="1", resolved=True, finished=True),
-        AttemptResult(instance_id="a", attempt=1, trajectory_id="2", truncation="steps"),
+        AttemptResult(instance_id="a", attempt=1, trajectory_id="2", truncation="steps", invalid=3),
         AttemptResult(
             instance_id="b", attempt=0, trajectory_id="3", truncation="failure", failure="sandbox"
         ),
@@ -59,6 +84,7 @@ def test_the_summary_keeps_failures_out_of_the_score():
     assert text.splitlines() == [
         "1 of 2 scored attempts resolved (50.0%).",
         "Cut off by: steps 1.",
+        "Malformed replies: 3.",
         "Not scored, infrastructure failures: sandbox 1.",
         "Interrupted: run the same command again to continue.",
         "Results are in job.",

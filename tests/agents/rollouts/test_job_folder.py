@@ -1,5 +1,6 @@
 """A job's folder holds a report and the trajectory it belongs to, whatever was there before."""
 
+import json
 import math
 import os
 import time
@@ -7,6 +8,7 @@ import tomllib
 from dataclasses import replace
 
 import pytest
+import zstandard
 
 import agents.rollouts.job as job_module
 from agents.rollouts import Budget, run_episode, run_rollouts
@@ -38,10 +40,10 @@ def test_a_kill_while_a_retried_failure_is_saved_leaves_it_to_be_tried_again(
     assert failed.failures == {"sandbox": 1}
     real = job_module._replace
 
-    def dying(file, data):
+    def dying(file, data, **options):
         if file.name == write:
             raise Killed
-        real(file, data)
+        real(file, data, **options)
 
     with monkeypatch.context() as death:
         death.setattr(job_module, "_replace", dying)
@@ -78,6 +80,55 @@ def test_what_is_there_is_left_where_a_record_cannot_be_stored(tmp_path):
     with pytest.raises(ReplayError, match="cannot be stored"):
         folder.save(replace(before, reward=math.inf), "")
     assert folder.trajectory(TASK.instance_id, 0) == before
+
+
+ZEROES = bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        pytest.param("report.json", b"", id="report-empty"),
+        pytest.param("report.json", ZEROES, id="report-zeroes"),
+        pytest.param("report.json", b'{"result": {}}', id="report-other"),
+        pytest.param("report.json", None, id="report-gone"),
+        pytest.param("trajectory.json.zst", b"", id="trajectory-empty"),
+        pytest.param("trajectory.json.zst", ZEROES, id="trajectory-zeroes"),
+    ],
+)
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_finished_attempt_with_a_damaged_file_does_not_end_the_job(
+    tmp_path, caplog, name, data, stored
+):
+    """What a power cut leaves: empty files and zeroes; the record is stored once in any case."""
+    job, store = tmp_path / "job", tmp_path / "buffer"
+    (before,) = roll(job, buffer=store if stored else None).results
+    file = JobFolder(job).attempt(TASK.instance_id, 0) / name
+    if data is None:
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    (result,) = roll(job, buffer=store).results
+    assert result.trajectory_id == before.trajectory_id
+    assert ReplayBuffer(store).column("id").tolist() == [before.trajectory_id]
+    known = stored and name == "trajectory.json.zst"  # report and record say it all
+    assert known or str(file) in caplog.text
+    aside = file.with_name(f"{file.name}.damaged")
+    assert aside.exists() == (name == "trajectory.json.zst" and not stored)
+    assert roll(job, buffer=store).skipped == 1
+    if not known:
+        assert JobFolder(job).trajectory(TASK.instance_id, 0).trajectory_id == before.trajectory_id
+        assert JobFolder(job).result(TASK.instance_id, 0) == result
+
+
+def test_a_record_of_another_version_is_no_damage(tmp_path):
+    roll(tmp_path)
+    file = JobFolder(tmp_path).attempt(TASK.instance_id, 0) / "trajectory.json.zst"
+    newer = json.dumps({"schema_version": 99}).encode()
+    file.write_bytes(zstandard.ZstdCompressor().compress(newer))
+    with pytest.raises(ReplayError, match="schema version 99"):
+        roll(tmp_path, buffer=tmp_path / "buffer")
+    assert file.exists()
 
 
 def test_no_two_tasks_share_a_folder(tmp_path):

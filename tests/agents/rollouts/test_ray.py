@@ -268,6 +268,16 @@ def test_an_attempt_that_kills_its_workers_is_a_failure_and_the_others_go_on(clu
     assert failed.failure.message == "2 Ray workers died while they had this attempt."
 
 
+def test_an_attempt_that_kills_its_worker_takes_no_neighbour_along(cluster, tmp_path):
+    """Four in one worker: the others are still at work whenever it dies."""
+    report = roll(
+        tmp_path / "job", make_tasks(4), PolicySpec(f"{HERE}:Fatal"), retries=1, workers=4,
+        env={"delay": 1.0}, executor=RayExecutor(address=cluster.address, episodes=4),
+    )  # fmt: skip
+    assert report.failures == {"worker": 1}
+    assert [r.instance_id for r in report.scored] == ["guess/0", "guess/2", "guess/3"]
+
+
 def test_the_jobs_budget_is_that_of_all_workers(cluster, tmp_path):
     job = {"attempts": 6, "buffer": tmp_path / "b"}
     first = roll(
