@@ -82,7 +82,8 @@ def compact(
     """Join small shards into large ones, in order.
 
     Many writers leave many small shards, each of which costs a file and, on an object store, a
-    request. Up to 128 make one. Shards that hold damage are left to `repair`.
+    request. Up to 128 make one. Shards known to hold damage are left to `repair`; damage that is
+    only met while a shard is copied is set aside as `repair` does it.
 
     Args:
         buffer: the buffer; other processes may read it and append to it meanwhile.
