@@ -1,9 +1,14 @@
-"""200 SIGKILLs at random moments into eight writers and the compactions beside them; writes JSON.
+"""200 SIGKILLs into eight writers at work, and into the compactions beside them; writes JSON.
 
-Every writer logs the id and SHA-256 of each record once its `append` has returned. Meanwhile the
-index is deleted, cut or garbled, compactions run and half of them are killed too. Afterwards every
-logged record must be in the buffer once, byte for byte; the only damage may be unfinished tails,
-which `repair` takes out. Exit code 1 if anything is amiss.
+A third of the kills come at any moment, a third within an `append`, a third within its write to the
+shard: a writer announces where it is in shared memory, and the kill follows a few random
+microseconds later. The next to be killed appends without pause, the others now and then. Every
+writer logs the id and SHA-256 of each record (20 to 80 KB) once its `append` has returned.
+Meanwhile the index is deleted, cut or garbled, compactions run and half of them are killed too.
+
+Afterwards every logged record must be in the buffer once, byte for byte. There may also be what a
+kill came between: a whole record that was not logged yet, or a torn tail, which `compact` and
+`repair` set aside. Exit code 1 if anything is amiss.
 
     python benchmarks/buffer_faults.py --kills 200 --out benchmarks/results/buffer_faults.json
 """
@@ -13,12 +18,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import mmap
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +40,7 @@ from swe_env.replay import (
     repair,
 )
 from swe_env.replay.frames import pack
+from swe_env.replay.storage import Appender, LocalStorage
 
 
 def main() -> None:
@@ -57,14 +65,17 @@ def storm(folder: Path, kills: int, count: int, seed: int) -> dict[str, Any]:
     rng, begin = random.Random(seed), time.monotonic()
     logs, path = folder / "logs", folder / "buffer"
     logs.mkdir()
-    writers = [fork(lambda k=k: write(path, logs, f"w{k}")) for k in range(count)]
-    started, compactions, killed_compactions = count, 0, 0
+    stages = mmap.mmap(-1, count + 1)
+    writers = [fork(lambda k=k: write(path, logs, f"w{k}", stages, k)) for k in range(count)]
+    started, compactions, killed_compactions, killed = count, 0, 0, Counter[str]()
     for kill in range(kills):
-        time.sleep(rng.random() * 0.1)
         victim = rng.randrange(count)
+        stages[-1] = victim
+        killed[await_stage(kill % 3, stages, victim, rng)] += 1
         stop(writers[victim])
+        stages[-1] = NOBODY
         name = f"w{started}"
-        writers[victim] = fork(lambda name=name: write(path, logs, name))
+        writers[victim] = fork(lambda v=victim, name=name: write(path, logs, name, stages, v))
         started += 1
         if kill % 10 == 5:
             spoil(path / "index", rng)
@@ -80,6 +91,7 @@ def storm(folder: Path, kills: int, count: int, seed: int) -> dict[str, Any]:
     for writer in writers:
         stop(writer)
     return {
+        "killed": dict(killed),
         "compactions": compactions,
         "compactions_killed": killed_compactions,
         **compare(path, acknowledged(logs)),
@@ -90,8 +102,7 @@ def storm(folder: Path, kills: int, count: int, seed: int) -> dict[str, Any]:
 def compare(path: Path, wanted: dict[str, str]) -> dict[str, Any]:
     """What is missing, twice or different; before and after `repair`."""
     shards = len(list(path.glob("*.zst")))
-    damages = ReplayBuffer(path).verify()
-    unexplained = [str(d) for d in damages if "unfinished" not in d.reason]
+    unexplained = [str(d) for d in ReplayBuffer(path).verify() if "unfinished" not in d.reason]
     compact(ReplayBuffer(path))
     repair(ReplayBuffer(path))
     (path / "index").unlink(missing_ok=True)
@@ -103,34 +114,88 @@ def compare(path: Path, wanted: dict[str, str]) -> dict[str, Any]:
         "acknowledged": len(wanted),
         "found": len(ids),
         "unacknowledged_but_whole": len(there.keys() - wanted.keys()),
+        "torn_tails": len(list(path.glob("damaged-*.bin"))),
         "lost": sorted(wanted.keys() - there.keys()),
         "doubled": len(ids) - len(there),
         "changed": sorted(i for i in wanted.keys() & there.keys() if wanted[i] != there[i]),
-        "torn_tails": len(damages) - len(unexplained),
         "unexplained": unexplained,
         "shards_before": shards,
         "shards_after": len(list(path.glob("*.zst"))),
     }
 
 
-def write(path: Path, logs: Path, name: str) -> None:
+STAGES = ("outside append", "in append", "in its write")
+"""What a writer announces by number in its place; the last place holds who is killed next."""
+NOBODY = 255
+
+
+def await_stage(stage: int, stages: mmap.mmap, victim: int, rng: random.Random) -> str:
+    """Wait for a random moment, in that stage of the victim's work unless it is 0; where it is."""
+    if stage == 0:
+        time.sleep(rng.random() * 0.05)
+    else:
+        give_up = time.monotonic() + 10
+        while stages[victim] != stage and time.monotonic() < give_up:
+            pass
+        moment = time.perf_counter() + rng.random() * (1e-3, 5e-5)[stage - 1]
+        while time.perf_counter() < moment:
+            pass
+    return STAGES[stages[victim]]
+
+
+class Announced:
+    """The end of a shard that says when it is written to."""
+
+    def __init__(self, inner: Appender, stages: mmap.mmap, place: int) -> None:
+        self._inner, self._stages, self._place = inner, stages, place
+
+    def append(self, data: bytes) -> int:
+        self._stages[self._place] = 2
+        offset = self._inner.append(data)
+        self._stages[self._place] = 1
+        return offset
+
+    def sync(self) -> None:
+        self._inner.sync()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class AnnouncedStorage(LocalStorage):
+    """A folder whose new files are `Announced`."""
+
+    def __init__(self, path: Path, stages: mmap.mmap, place: int) -> None:
+        super().__init__(str(path))
+        self._stages, self._place = stages, place
+
+    def create(self, name: str) -> Appender:
+        return Announced(super().create(name), self._stages, self._place)
+
+
+def write(path: Path, logs: Path, name: str, stages: mmap.mmap, place: int) -> None:
     """Append until killed; a line of the log is written only after `append` has returned."""
     parent, rng = os.getppid(), random.Random(name)
+    stages[place] = 0
     log = os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     buffer = ReplayBuffer(path)
+    buffer.storage = AnnouncedStorage(path, stages, place)
     for attempt in range(10**9):
         if os.getppid() != parent:
             return  # the benchmark itself was killed
-        time.sleep(rng.random() * 0.02)  # keeps the buffer small; most kills still hit work
+        if stages[-1] != place:
+            time.sleep(rng.random() * 0.2)  # keeps the buffer small
         trajectory = record(name, attempt)
         sha = digest(pack(trajectory)[1])
+        stages[place] = 1
         identity = buffer.append(trajectory)
+        stages[place] = 0
         os.write(log, f"{identity} {sha}\n".encode())
 
 
 def record(name: str, attempt: int) -> Trajectory:
     rng = random.Random(f"{name}:{attempt}")
-    text = "".join(rng.choices("abcdefgh \n", k=rng.randrange(200, 20_000)))
+    text = rng.randbytes(rng.randrange(10_000, 40_000)).hex()
     return Trajectory(
         instance_id=name,
         agent=Agent(name="storm"),

@@ -182,7 +182,10 @@ def regrade(
     """
     from agents.rollouts import again
     from swe_env.replay import ReplayBuffer
+    from swe_env.replay.storage import open_storage
 
+    if out is not None and open_storage(out).url == open_storage(source).url:
+        raise ConfigError(f"--out {out} is the source, which stays as it is: give another buffer.")
     changed = 0
     counts = _Counts()
     with ReplayBuffer(out) if out is not None else nullcontext() as buffer:

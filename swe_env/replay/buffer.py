@@ -299,7 +299,10 @@ class ReplayBuffer(Records):
                 offset = self._appender.append(b"".join(data for _, data in records))
             except OSError as error:
                 self._appender = None  # its end is unknown: the next record gets a new shard
-                raise ReplayError(f"The shard {self._shard} was lost: {error}.") from error
+                raise ReplayError(
+                    f"The shard {self._shard} of {self.path} was lost: {error.strerror}; the next "
+                    "append begins another."
+                ) from error
             for row, data in records:
                 self._pending.append(Entry(row, self._shard, offset, len(data)))
                 offset += len(data)

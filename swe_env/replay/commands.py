@@ -168,8 +168,8 @@ def import_(
 ) -> None:
     """Append the trajectories of SWE-agent, mini-swe-agent or R2E-Gym that are not there yet."""
     from swe_env.replay.buffer import ReplayBuffer
+    from swe_env.replay.imports.add import add
     from swe_env.replay.imports.read import Imported, read, read_verdicts
-    from swe_env.replay.upkeep import add
 
     report = Imported()
     known = read_verdicts(verdicts) if verdicts is not None else None

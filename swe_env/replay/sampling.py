@@ -38,7 +38,8 @@ def without_replacement(
     if groups is None:
         return order
     rounds = _occurrence(groups[order])
-    return order[np.lexsort((rng.random(len(order)), rounds))]
+    shuffled = rng.permutation(len(order))
+    return order[shuffled[_stable_order(rounds[shuffled])]]
 
 
 def with_replacement(
@@ -115,11 +116,10 @@ def record_weights(
 
 def group_codes(columns: list[npt.NDArray[Any]]) -> Codes:
     """One number per distinct combination of the columns' values."""
-    codes = np.zeros(len(columns[0]), np.intp)
-    for column in columns:
-        values, inverse = np.unique(column, return_inverse=True)
-        codes = codes * len(values) + inverse
-        codes = np.unique(codes, return_inverse=True)[1]  # small again, so that it cannot overflow
+    codes, *more = [np.unique(column, return_inverse=True)[1] for column in columns]
+    for column in more:  # numbered anew each time, so that they cannot overflow
+        pairs = codes * (column.max(initial=0) + 1) + column
+        codes = np.unique(pairs, return_inverse=True)[1]
     return codes
 
 
@@ -145,10 +145,15 @@ def checked_weights(values: npt.ArrayLike, size: int) -> Floats:
 
 def _occurrence(codes: Codes) -> Codes:
     """For each element how many equal ones come before it."""
-    order = np.argsort(codes, kind="stable")
+    order = _stable_order(codes)
     ordered = codes[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(codes) else order
     lengths = np.diff(np.r_[starts, len(codes)])
     found = np.empty(len(codes), np.intp)
     found[order] = np.arange(len(codes)) - np.repeat(starts, lengths)
     return found
+
+
+def _stable_order(codes: Codes) -> Codes:
+    """Where they stand, sorted; numbers that fit in 16 bits are sorted by radix."""
+    return np.argsort(codes.astype(np.min_scalar_type(codes.max(initial=0))), kind="stable")

@@ -7,6 +7,7 @@ file system.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -34,6 +35,7 @@ class Appender(Protocol):
 
         Raises:
             ReplayError: the bytes could not be written; says why.
+            OSError: the file is lost: nothing can be appended to it any more.
         """
         ...
 
@@ -78,7 +80,11 @@ class Storage(Protocol):
         ...
 
     def create(self, name: str) -> Appender:
-        """Create a file to append to; it must not exist."""
+        """Create a file to append to; it must not exist.
+
+        Raises:
+            ReplayError: it could not be created; says why.
+        """
         ...
 
     def scratch(self) -> str:
@@ -202,8 +208,14 @@ class LocalStorage:
 
     def create(self, name: str) -> Appender:
         """Create a file to append to; it must not exist."""
-        os.makedirs(self.url, exist_ok=True)  # noqa: PTH103
-        return _LocalAppender(self._path(name))
+        path = self._path(name)
+        try:
+            os.makedirs(self.url, exist_ok=True)  # noqa: PTH103
+            return _LocalAppender(path)
+        except OSError as error:
+            raise ReplayError(
+                f"The shard {path} could not be created: {error.strerror}."
+            ) from error
 
     def scratch(self) -> str:
         """Path in the folder, hidden from readers, for a file that `publish` will move in."""
@@ -250,12 +262,7 @@ class _LocalAppender:
         self._path = path
         self._descriptor = -1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        try:
-            self._descriptor = os.open(path, flags, 0o644)
-        except OSError as error:
-            raise ReplayError(
-                f"The shard {path} could not be created: {error.strerror}."
-            ) from error
+        self._descriptor = os.open(path, flags, 0o644)
         with contextlib.suppress(OSError):  # no locks here: then `claim` gives nobody the right
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._end = 0
@@ -270,6 +277,7 @@ class _LocalAppender:
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            gone = not _is_at(self._descriptor, self._path)
         except BaseException as error:  # Ctrl-C between two writes must not leave half a record
             os.ftruncate(self._descriptor, start)
             if not isinstance(error, OSError):
@@ -278,6 +286,9 @@ class _LocalAppender:
                 f"A record could not be appended to {self._path}: {error.strerror}; "
                 "nothing of it was kept."
             ) from error
+        if gone:
+            os.ftruncate(self._descriptor, start)
+            raise FileNotFoundError(errno.ENOENT, "it was deleted or moved", self._path)
         self._end = start + len(data)
         return start
 

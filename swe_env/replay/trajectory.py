@@ -71,7 +71,8 @@ class Agent:
     adapter: str = ""
     """Path and content hash of the adapter on top of the model, or empty."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Sampling parameters, text format, system prompt id: whatever changes the behaviour."""
+    """Sampling parameters, system prompt id: whatever changes the behaviour. ``format`` names the
+    text format in which its messages hold the calls; without it they stand apart from the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 
 from swe_env.errors import ReplayError
 from swe_env.replay.buffer import ReplayBuffer, new_shard
-from swe_env.replay.frames import Damage, Row, check, pack, preface, scan
+from swe_env.replay.frames import Damage, Row, check, preface, scan
 from swe_env.replay.storage import Claim
-from swe_env.replay.trajectory import Trajectory
 from swe_env.replay.view import Records
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,8 @@ def compact(
     """Join small shards into large ones, in order.
 
     Many writers leave many small shards, each of which costs a file and, on an object store, a
-    request. Up to 128 make one. Shards that hold damage are left to `repair`.
+    request. Up to 128 make one. Shards known to hold damage are left to `repair`; damage that is
+    only met while a shard is copied is set aside as `repair` does it.
 
     Args:
         buffer: the buffer; other processes may read it and append to it meanwhile.
@@ -128,25 +128,6 @@ def merge(into: ReplayBuffer, sources: Iterable[Records], *, deduplicate: bool =
     for source in sources:
         into.extend_packed(_copies(source, seen, done))
     return done
-
-
-def add(into: ReplayBuffer, trajectories: Iterable[Trajectory]) -> Merged:
-    """Append trajectories, but those whose id is there already."""
-    done = Merged()
-    into.extend_packed(_new(trajectories, set(into.column("id").tolist()), done))
-    return done
-
-
-def _new(
-    trajectories: Iterable[Trajectory], seen: set[str], done: Merged
-) -> Iterator[tuple[Row, bytes]]:
-    for row, data in map(pack, trajectories):
-        if row.id in seen:
-            done.duplicates += 1
-            continue
-        seen.add(row.id)
-        done.copied += 1
-        yield row, data
 
 
 def _copies(source: Records, seen: set[str] | None, done: Merged) -> Iterator[tuple[Row, bytes]]:

@@ -12,16 +12,17 @@ Message = dict[str, Any]
 """``{"role", "content"}``, with ``tool_calls`` where the call is not part of the text."""
 
 APART = "apart"
-"""Value of ``agent.settings["calls"]`` in records whose messages don't spell their calls out."""
+"""Value of ``agent.settings["calls"]`` in records that name a text format for their calls and
+whose messages don't hold them."""
 
 
 def messages(trajectory: Trajectory) -> list[Message]:
     """The conversation, up to the last thing the assistant said.
 
-    A policy that writes its calls as text has them in the message already, and its observations are
-    user messages. Where the message is empty or the record says that calls stand apart from it
-    (function calling, scripts, imported records), they become ``tool_calls`` and the observation a
-    ``tool`` message. A reply in which no call could be read is text that a user answers.
+    A policy that writes its calls in a text format (``agent.settings["format"]`` names it) has them
+    in the message already, and its observations are user messages. All other calls stand apart from
+    the message: they become ``tool_calls`` and the observation a ``tool`` message. A reply in which
+    no call could be read is text that a user answers.
     """
     found: list[Message] = []
     for step in trajectory.steps:
@@ -80,13 +81,9 @@ def same_start(chosen: Trajectory, rejected: Trajectory) -> list[Message]:
 def _calls_apart(trajectory: Trajectory, step: Step) -> bool:
     if not step.tool_calls or step.tool_calls[0].function_name == INVALID_TOOL:
         return False
-    agent = trajectory.agent
-    return (
-        not step.message
-        or agent.name == "scripted"
-        or agent.settings.get("calls") == APART
-        or agent.settings.get("format") == "tools"
-    )
+    settings = trajectory.agent.settings
+    in_text = settings.get("calls") != APART and settings.get("format", "tools") != "tools"
+    return not (in_text and step.message)
 
 
 def _said(step: Step, apart: bool) -> Message:

@@ -106,6 +106,13 @@ def test_nothing_to_look_at_is_no_success(recorded, command, name):
     assert "no replay buffer at" in str(shown.exception)
 
 
+@pytest.mark.parametrize("written", ["{}/buffer/", "file://{}/buffer"])
+def test_regraded_records_do_not_go_to_their_source(recorded, command, written):
+    place = written.format(recorded[0])
+    shown = command("regrade", f"{recorded[0]}/buffer", "--out", place)
+    assert f"--out {place} is the source" in str(shown.exception)
+
+
 def test_a_buffers_url_is_a_source(recorded, command):
     shown = command("replay", f"file://{recorded[0]}/buffer")
     assert shown.stdout.endswith("2 of 2 came out the same.\n"), shown.output

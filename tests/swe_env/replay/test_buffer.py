@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -227,6 +228,25 @@ def test_an_integer_reward_has_the_id_it_reads_back_with(tmp_path):
     buffer = ReplayBuffer(tmp_path)
     identity = buffer.append(dataclasses.replace(make_trajectory(), reward=1))
     assert buffer[0].trajectory_id == identity
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, lambda path: path.rename(f"{path}-moved")])
+def test_an_append_into_a_folder_that_is_gone_is_refused(tmp_path, lose):
+    buffer = ReplayBuffer(tmp_path / "buffer")
+    buffer.append(make_trajectory("lost", 0))
+    lose(tmp_path / "buffer")
+    with pytest.raises(ReplayError, match="was lost: it was deleted or moved; the next append"):
+        buffer.append(make_trajectory("refused", 0))
+    buffer.append(make_trajectory("kept", 0))
+    assert [t.instance_id for t in ReplayBuffer(tmp_path / "buffer")] == ["kept"]
+    moved = ReplayBuffer(tmp_path / "buffer-moved")
+    assert [t.instance_id for t in moved] in ([], ["lost"])
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ReplayError, match="could not be created: File exists"):
+        ReplayBuffer(tmp_path / "link").append(make_trajectory())
 
 
 def test_a_shard_that_shrank_behind_the_index_is_read_again(folder, trajectories):

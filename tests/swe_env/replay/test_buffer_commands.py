@@ -215,6 +215,48 @@ def test_what_is_imported_again_is_left_out_and_counted(tmp_path):
     assert "duplicates: 2\n" in swe("import", runs, buffer)
 
 
+def test_a_folder_that_has_grown_gives_only_what_is_new_numbered_on(tmp_path):
+    def attempts():
+        return [(t.attempt, t.steps[1].message) for t in ReplayBuffer(tmp_path / "buffer")]
+
+    def grow(place, issue):
+        (tmp_path / place).mkdir(parents=True)
+        data = mini_2()
+        data["messages"][1]["content"] = issue
+        (tmp_path / place / "t.traj.json").write_text(json.dumps(data))
+
+    grow("runs/a", "first")
+    grow("runs/c", "second")
+    swe("import", tmp_path / "runs", tmp_path / "buffer")
+    grow("runs/b", "third")
+    grow("more", "fourth")
+    grow("copy", "fourth")
+    added = [(0, "first"), (1, "second"), (2, "third"), (3, "fourth")]
+    for folder, duplicates, there in (
+        ("runs", 2, added[:3]),
+        ("runs", 3, added[:3]),
+        ("more", 0, added),
+        ("copy", 1, added),
+    ):
+        report = swe("import", tmp_path / folder, tmp_path / "buffer", "--json")
+        assert (report["duplicates"], attempts()) == (duplicates, there)
+
+
+def test_a_verdict_given_later_is_added_under_the_same_number(tmp_path):
+    for place in ("runs/a", "runs/b"):  # equal to the byte and yet two attempts
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "t.traj.json").write_text(json.dumps(mini_2()))
+    (tmp_path / "report.json").write_text('{"resolved_ids": ["t"]}')
+    graded = ("--verdicts", tmp_path / "report.json")
+    duplicates = [
+        swe("import", tmp_path / "runs", tmp_path / "buffer", *more, "--json")["duplicates"]
+        for more in ((), graded, graded, ())
+    ]
+    assert duplicates == [0, 0, 2, 2]
+    found = [(t.attempt, t.report is not None) for t in ReplayBuffer(tmp_path / "buffer")]
+    assert found == [(0, False), (1, False), (0, True), (1, True)]
+
+
 def test_the_card_says_what_is_in_the_buffer(folder, tmp_path):
     out = tmp_path / "card" / "README.md"
     swe("card", folder, "--out", out, "--title", "Proof")

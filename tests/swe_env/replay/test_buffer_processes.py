@@ -1,6 +1,7 @@
 """The buffer under real processes: many writers at once, and writers killed at any moment."""
 
 import json
+import mmap
 import os
 import random
 import signal
@@ -22,19 +23,57 @@ def expected(name, attempt):
     return make_trajectory(name, attempt, text=f"{name} {attempt} " * 400)
 
 
-def start(folder, name, count):
-    """Fork a writer; the ids that its `append` returned go to a file, one a line."""
+def large(name, attempt):
+    """As long as a real record, and nothing that compresses well."""
+    text = random.Random(f"{name} {attempt}").randbytes(20_000).hex()
+    return make_trajectory(name, attempt, text=text)
+
+
+def start(folder, name, count, record=expected, writing=None):
+    """Fork a writer; the ids that its `append` returned go to a file, one a line.
+
+    The first byte of `writing` is 1 while it is within a large write.
+    """
     process = os.fork()
     if process:
         return process
     try:
+        if writing is not None:
+            announce_writes(writing)
         log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         buffer = ReplayBuffer(folder)
         for attempt in range(count):
-            identity = buffer.append(expected(name, attempt))
+            identity = buffer.append(record(name, attempt))
             os.write(log, f"{identity}\n".encode())
     finally:
         os._exit(0)
+
+
+def announce_writes(writing):
+    write = os.write
+
+    def announced(descriptor, data):
+        writing[0] = len(data) > 1_000
+        done = write(descriptor, data)
+        writing[0] = 0
+        return done
+
+    os.write = announced
+
+
+def await_write(writing, moment):
+    """Wait until the writer is within a write, for ten seconds, and `moment` seconds longer."""
+    give_up = time.monotonic() + 10
+    while not writing[0] and time.monotonic() < give_up:
+        pass
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + moment:
+        pass
+
+
+def stop(writer):
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
 
 
 def acknowledged_by(folder, name):
@@ -70,26 +109,34 @@ def test_a_forked_child_writes_its_own_shard(tmp_path):
 
 
 def test_sigkill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
-    """Forty writers are killed while they write; what their `append` returned is all there."""
+    """Half of forty writers die within a write; what their `append` returned is all there."""
     rng, names = random.Random(0), []
     for batch in range(20):
-        writers = {f"w{batch}-{k}": start(tmp_path, f"w{batch}-{k}", 10**6) for k in range(2)}
-        for writer in writers.values():
-            time.sleep(rng.random() * 0.04)
-            os.kill(writer, signal.SIGKILL)
-            os.waitpid(writer, 0)
-        names += writers
+        one, other, writing = f"w{batch}-0", f"w{batch}-1", mmap.mmap(-1, 1)
+        writers = [
+            start(tmp_path, one, 10**6, large),
+            start(tmp_path, other, 10**6, large, writing),
+        ]
+        time.sleep(rng.random() * 0.04)
+        stop(writers[0])
+        await_write(writing, rng.random() * 5e-5)
+        stop(writers[1])
+        names += [one, other]
     buffer = ReplayBuffer(tmp_path)
     groups = buffer.group_by_task()
+    unacknowledged = 0
     assert sum(len(acknowledged_by(tmp_path, name)) for name in names) > 100
     for name in names:
         ids = acknowledged_by(tmp_path, name)
         rows = list(groups[name].rows()) if name in groups else []
         assert [row.id for row in rows[: len(ids)]] == ids
         assert len(rows) <= len(ids) + 1  # written and not yet acknowledged
+        unacknowledged += len(rows) - len(ids)
         found = list(groups[name]) if name in groups else []
-        assert found == [expected(name, attempt) for attempt in range(len(rows))]
-    assert all("unfinished" in damage.reason for damage in buffer.verify())
+        assert found == [large(name, attempt) for attempt in range(len(rows))]
+    torn = buffer.verify()
+    assert all("unfinished" in damage.reason for damage in torn)
+    assert unacknowledged + len(torn)  # some kills did come between
     (tmp_path / "index").unlink(missing_ok=True)
     assert len(ReplayBuffer(tmp_path)) == len(buffer)
 

@@ -4,13 +4,27 @@ import json
 import pytest
 
 from swe_env.errors import ConfigError
-from swe_env.replay import Agent, Metrics, Step, StepObservation, ToolCall
-from swe_env.replay.export import atif, messages, preds, trl_kto, trl_preference, trl_sft
+from swe_env.replay import Agent, Metrics, ReplayBuffer, Step, StepObservation, ToolCall
+from swe_env.replay.export import (
+    FORMATS,
+    atif,
+    messages,
+    preds,
+    trl_kto,
+    trl_preference,
+    trl_sft,
+    write,
+)
 from swe_env.types import INVALID_TOOL
 from tests.swe_env.replay.conftest import make_trajectory
 
 ISSUE = {"role": "user", "content": "the issue"}
 TOOL = {"type": "function", "function": {"name": "view"}}
+CALL = {"type": "function", "function": {"name": "view", "arguments": {"path": "a.py"}}}
+
+
+def said(text):
+    return {"role": "assistant", "content": text, "tool_calls": [CALL]}
 
 
 def test_predictions_are_one_a_task():
@@ -26,7 +40,7 @@ def test_predictions_are_one_a_task():
 
 def test_a_conversation_ends_with_the_assistant():
     one = make_trajectory(text="look")
-    assert messages(one) == [ISSUE, {"role": "assistant", "content": "look"}]
+    assert messages(one) == [ISSUE, said("look")]
     again = dataclasses.replace(one.steps[1], step_id=3, message="again")
     longer = dataclasses.replace(one, steps=(*one.steps, again))
     assert [m["content"] for m in messages(longer)] == ["the issue", "look", "1 é\n2", "again"]
@@ -50,7 +64,8 @@ def conversation_of(agent):
     [
         Agent(name="openai", settings={"format": "tools"}),
         Agent(name="scripted", settings={"actions": []}),
-        Agent(name="mini-swe-agent", settings={"calls": "apart"}),
+        Agent(name="r2e-gym", settings={"calls": "apart", "format": "r2e"}),
+        Agent(name="Mine"),
     ],
 )
 def test_a_call_beside_a_thought_is_a_tool_call(agent):
@@ -77,12 +92,25 @@ def test_a_call_that_the_text_spells_out_is_not_written_twice():
     assert "tools" not in row
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("minari", "preds")])
+def test_no_export_loses_the_call_of_an_agent_that_names_no_format(tmp_path, kind):
+    with ReplayBuffer(tmp_path / "buffer") as buffer:
+        for attempt, text in enumerate(("good", "bad")):
+            one = make_trajectory("t", attempt, resolved=not attempt, text=text)
+            buffer.append(dataclasses.replace(one, agent=Agent(name="Mine")))
+    out = tmp_path / "out"
+    write(buffer, kind, out)
+    text = "".join(file.read_text() for file in (out.iterdir() if out.is_dir() else [out]))
+    exported = 1 if kind.endswith("sft") else 2
+    assert text.replace("\\", "").count('"a.py"') == exported
+
+
 def test_preference_rows_share_the_first_state():
     good, bad = make_trajectory(resolved=True, text="good"), make_trajectory(text="bad")
     assert trl_preference(good, bad) == {
         "prompt": [ISSUE],
-        "chosen": [{"role": "assistant", "content": "good"}],
-        "rejected": [{"role": "assistant", "content": "bad"}],
+        "chosen": [said("good")],
+        "rejected": [said("bad")],
     }
     prompted = dataclasses.replace(
         bad, steps=(Step(step_id=1, source="system", message="Be brief."), *bad.steps)
@@ -96,7 +124,7 @@ def test_preference_rows_share_the_first_state():
 def test_kto_rows_need_a_verdict():
     row = trl_kto(make_trajectory(resolved=True, text="good"))
     assert row["label"] is True
-    assert row["completion"] == [{"role": "assistant", "content": "good"}]
+    assert row["completion"] == [said("good")]
     with pytest.raises(ConfigError, match="no verdict"):
         trl_kto(make_trajectory(failure="sandbox"))
 

@@ -39,6 +39,19 @@ def test_successes_and_failures_come_equally_often(uneven):
     assert 160 < sum(t.resolved for t in many) < 240
 
 
+@pytest.mark.parametrize("groups", [3, 70_000])
+def test_each_group_gives_one_before_any_gives_two(groups):
+    codes = np.random.default_rng(0).integers(groups, size=100_000)
+    order = without_replacement(np.random.default_rng(1), len(codes), groups=codes)
+    assert sorted(order) == list(range(len(codes)))
+    met = Counter()
+    rounds = []
+    for code in codes[order].tolist():
+        rounds.append(met[code])
+        met[code] += 1
+    assert rounds == sorted(rounds)
+
+
 def test_weights_decide_how_likely_a_record_is(uneven):
     assert all(t.resolved for t in uneven.sample(5, seed=0, weight="reward"))
     with pytest.raises(ConfigError, match="Cannot sample 6 of 5"):

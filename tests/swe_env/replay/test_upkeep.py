@@ -117,6 +117,17 @@ def test_a_double_is_not_dropped_for_a_damaged_record(tmp_path):
     assert [t.trajectory_id for t in ReplayBuffer(tmp_path)] == ids
 
 
+def test_damage_met_while_shards_are_joined_is_set_aside(tmp_path):
+    write(tmp_path, "a", 1)
+    (first,) = tmp_path.glob("*.zst")
+    kept = write(tmp_path, "b", 1)
+    first.write_bytes(first.read_bytes()[:-3] + b"bad")  # a body: its header says nothing of it
+    done = compact(ReplayBuffer(tmp_path))
+    assert [(d.shard, d.offset) for d in done.damages] == [(first.name, 0)]
+    assert (tmp_path / f"damaged-{first.name.partition('.')[0]}-0.bin").exists()
+    assert [t.trajectory_id for t in ReplayBuffer(tmp_path)] == kept
+
+
 def test_a_shard_in_use_is_left_alone(tmp_path):
     write(tmp_path, "a", 2)
     write(tmp_path, "b", 2)
