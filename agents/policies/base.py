@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 
-from swe_env.errors import PolicyError
+from swe_env.errors import ModelError, PolicyError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Observation, PublicTask, Task
 
@@ -88,6 +88,24 @@ class EpisodeOver(Exception):
         super().__init__(truncation)
         self.truncation = truncation
         self.action = None if action is None else well_formed(action)
+
+
+def context_full(turns: int, said: str) -> EpisodeOver | ModelError:
+    """What ends an episode whose prompt the model's context does not hold.
+
+    Where no turn was taken yet no agent has filled the context: a limit is wrong, which is the
+    machinery's failure and no verdict.
+
+    Args:
+        turns: those of the episode so far.
+        said: how long the prompt is, and the context.
+    """
+    if turns:
+        return EpisodeOver("tokens")
+    return ModelError(
+        f"The first prompt is too long already ({said}): lower max_new_tokens, or give the model a "
+        "longer context."
+    )
 
 
 class BasePolicy:
