@@ -3,15 +3,17 @@ import pytest
 from agents.policies import BasePolicy, make_policy, policies
 from agents.policies.base import Episode, EpisodeOver, Policy
 from swe_env.errors import ConfigError
+from swe_env.tools import toolset
 from swe_env.types import Task
 
-TOOL = {"type": "function", "function": {"name": "view", "parameters": {"properties": {}}}}
+PATH = {"path": {"type": "string"}}
+TOOL = {"type": "function", "function": {"name": "view", "parameters": {"properties": PATH}}}
 
 
 def an_episode(**more):
     task = Task(instance_id="t", repo="r", base_commit="0", problem_statement="The parser fails")
     first = {"text": "see src/a.py", "tool": "", "exit_code": 0, "steps_left": 9}
-    return Episode(task=task.public(), first=first, tools=[TOOL], **more)
+    return Episode(task=task.public(), first=first, **{"tools": [TOOL], **more})
 
 
 class Own(BasePolicy):
@@ -57,3 +59,25 @@ def test_random_calls_depend_on_the_seed_alone():
     drawn = [policy.act(an_episode(seed=seed)) for seed in range(20)]
     assert drawn == [policy.act(an_episode(seed=seed)) for seed in range(20)]
     assert {action["tool"] for action in drawn} == {"view"}
+
+
+@pytest.mark.parametrize(
+    ("tools", "drawn"),
+    [
+        ("default", {"view", "search", "submit"}),
+        ("r2e", {"file_editor", "search", "finish"}),
+        (["bash", "submit"], {"submit"}),
+        (["edit", "view"], {"view"}),
+    ],
+)
+def test_random_calls_are_valid_calls_of_the_tools_offered(tools, drawn):
+    offered = toolset(tools)
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered.schemas}
+    found = set()
+    for seed in range(40):
+        action = make_policy("random").act(an_episode(seed=seed, tools=offered.schemas))
+        parameters = schemas[action["tool"]]
+        assert set(parameters["required"]) <= action["arguments"].keys()
+        assert action["arguments"].keys() <= parameters["properties"].keys()
+        found.add(action["tool"])
+    assert found == drawn
