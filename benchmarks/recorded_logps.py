@@ -5,7 +5,11 @@ flight at once, so that a reply's tokens were computed in batches that rows join
 record is then encoded as the learner encodes it (`learners.data.encode`) and its log-probabilities
 computed in one pass (`learners.ops`). The exit code is 1 when two differ by more than 1e-3.
 
-    python benchmarks/recorded_logps.py runs/synth/*/tasks.jsonl --out FILE
+    python benchmarks/recorded_logps.py quickstart:heldout --each 4 --attempts 2 --out FILE
+
+plays eight episodes of up to ten turns. No episode is cut for going in circles, as small models do.
+`--adapter learners/experiments/data/smollm2-swe-sft` has SmolLM2 write real calls; it is added into
+the weights on both sides.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 
 from agents.policies import hub
 from agents.policies.transformers import TransformersPolicy
-from agents.rollouts import run_rollouts
+from agents.rollouts import Budget, run_rollouts
 from learners.data import encode
 from learners.ops import token_logps
 from swe_env import tasks as sources
@@ -34,10 +38,12 @@ MOST = 1e-3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="+", help="tasks.jsonl files; the first task of each")
+    parser.add_argument("tasks", nargs="+", help="tasks.jsonl files or task sources")
+    parser.add_argument("--each", type=int, default=4, help="most tasks of each of them")
     parser.add_argument("--model", default=hub.SMOLLM2)
+    parser.add_argument("--adapter", type=Path)
     parser.add_argument("--attempts", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--reply", type=int, default=80, help="most tokens of a reply")
     parser.add_argument("--workers", type=int, default=8, help="episodes in flight")
     parser.add_argument("--sandbox", default="auto")
@@ -55,10 +61,12 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Play, encode, compute again, compare."""
-    tasks = [sources.load(f"jsonl:{path}")[0] for path in options.tasks]
+    specs = [f"jsonl:{spec}" if Path(spec).is_file() else spec for spec in options.tasks]
+    tasks = [task for spec in specs for task in sources.load(spec)[: options.each]]
     with TransformersPolicy(
-        options.model, max_new_tokens=options.reply, dtype=options.dtype, device="cpu"
-    ) as policy:
+        options.model, options.adapter, max_new_tokens=options.reply, dtype=options.dtype,
+        device="cpu", merge=True if options.adapter else None,
+    ) as policy:  # fmt: skip
         run_rollouts(
             policy,
             tasks,
@@ -67,14 +75,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             out=folder / "job",
             buffer=folder / "buffer",
             env_kwargs={"sandbox": options.sandbox, "max_episode_steps": options.steps},
+            budget=Budget(repeats=0, errors=0),
         )
+    model: Any
     model, tokenizer = hub.load(options.model, dtype=options.dtype, device="cpu")
+    if options.adapter:
+        model = hub.with_adapter(model, options.adapter, merge=True)
     with ReplayBuffer(folder / "buffer") as buffer:
-        records = list(buffer)
+        records = [record for record in buffer if record.agent_steps]
     differences = [difference(record, model, tokenizer) for record in records]
     apart = torch.cat(differences)
     return {
         "model": str(options.model),
+        "adapter": str(options.adapter or ""),
+        "tasks": len({record.instance_id for record in records}),
         "dtype": options.dtype,
         "episodes": len(records),
         "turns": sum(len(record.agent_steps) for record in records),

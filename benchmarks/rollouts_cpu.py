@@ -1,11 +1,12 @@
-"""Generated tokens/s of the `transformers` policy against one-at-a-time `generate`; prints JSON.
+"""Generated tokens/s of the `transformers` policy's engine against one-at-a-time `generate`.
 
-Both sides play the same episodes: a system prompt and an issue, then `--turns` replies with an
-observation after each, every reply of exactly `--reply` tokens. The policy plays `--episodes` at
+Both sides play the same made-up episodes: a system prompt and an issue, then `--turns` replies with
+an observation after each, every reply of exactly `--reply` tokens: no reply ends by itself, and
+none is read for its call. The engine plays `--episodes` at
 once; the baseline plays them one after another and reads the whole history again each turn, as a
 loop around transformers' `generate` does. Rounds alternate, so that both see the same machine;
 the ratio is the median over rounds, by the clock and by processor time (which other programs on
-the machine disturb less).
+the machine disturb less). Prints JSON.
 
     python benchmarks/rollouts_cpu.py --episodes 8 --out benchmarks/results/rollouts_cpu.json
 """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 
-from swe_env.errors import PolicyError
+from swe_env.errors import ModelError, PolicyError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Observation, PublicTask, Task
 
@@ -80,10 +81,31 @@ class EpisodeOver(Exception):
         """Name the limit; `action` is a last reply that was cut off and called nothing.
 
         Its message and tokens are recorded as the last step, which has no call.
+
+        Raises:
+            PolicyError: `action` is malformed (see `well_formed`).
         """
         super().__init__(truncation)
         self.truncation = truncation
-        self.action = action
+        self.action = None if action is None else well_formed(action)
+
+
+def context_full(turns: int, said: str) -> EpisodeOver | ModelError:
+    """What ends an episode whose prompt the model's context does not hold.
+
+    Where no turn was taken yet no agent has filled the context: a limit is wrong, which is the
+    machinery's failure and no verdict.
+
+    Args:
+        turns: those of the episode so far.
+        said: how long the prompt is, and the context.
+    """
+    if turns:
+        return EpisodeOver("tokens")
+    return ModelError(
+        f"The first prompt is too long already ({said}): lower max_new_tokens, or give the model a "
+        "longer context."
+    )
 
 
 class BasePolicy:
@@ -108,14 +130,14 @@ class BasePolicy:
 def well_formed(action: object) -> Action:
     """What a policy gave, once it is known to be an action that can be taken and recorded.
 
-    A message or completion of None counts as left out.
+    None counts as left out, within `completion` and `usage` too.
 
     Raises:
         PolicyError: it is none; says what is wrong with it.
     """
     if not isinstance(action, Mapping):
         raise PolicyError(f"The policy gave a {type(action).__name__} for an action: {_FORM}.")
-    kept = {key: value for key, value in action.items() if value is not None}
+    kept = _given(action)
     for name, kind in _FIELDS.items():
         if name in kept and not isinstance(kept[name], kind):
             raise PolicyError(
@@ -130,13 +152,27 @@ def well_formed(action: object) -> Action:
         json.dumps(kept["arguments"], allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The action cannot be written as JSON: {error}.") from error
-    _check_sampled(kept.get("completion", {}))
+    if "completion" in kept:
+        kept["completion"] = _sampled(_given(kept["completion"]))
+    if "usage" in kept:
+        kept["usage"] = _used(_given(kept["usage"]))
     return cast(Action, kept)
 
 
-def _check_sampled(completion: Mapping[str, Any]) -> None:
-    """Raise a PolicyError for tokens that no record could hold."""
-    ids, logprobs = completion.get("token_ids") or (), completion.get("logprobs") or ()
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _sampled(completion: dict[str, Any]) -> dict[str, Any]:
+    """The completion; a PolicyError for tokens that no record could hold."""
+    for name in ("token_ids", "prompt_token_ids", "logprobs"):
+        if not isinstance(completion.get(name, []), (list, tuple)):
+            kind = type(completion[name]).__name__
+            raise PolicyError(f"The action's {name} are of type {kind}: give a list of numbers.")
+    for name in ("token_ids", "prompt_token_ids"):
+        if name in completion:
+            completion[name] = _ids(name, completion[name])
+    ids, logprobs = completion.get("token_ids", ()), completion.get("logprobs", ())
     if logprobs and len(logprobs) != len(ids):
         raise PolicyError(
             f"The action's completion has {len(logprobs)} logprobs for {len(ids)} token_ids: give "
@@ -148,8 +184,32 @@ def _check_sampled(completion: Mapping[str, Any]) -> None:
                 f"Log-probability {place} of the action's completion is {value!r}, not a finite "
                 "number."
             )
+    return completion
 
 
+def _ids(name: str, values: Sequence[Any]) -> list[int]:
+    try:
+        ids = [operator.index(value) for value in values]
+    except TypeError as error:
+        raise PolicyError(f"The action's {name} are no list of whole numbers: {error}.") from error
+    if ids and not 0 <= min(ids) <= max(ids) < _VOCABULARY:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise PolicyError(f"The action's {name} hold {wrong}, which is no token's id.")
+    return ids
+
+
+def _used(usage: dict[str, Any]) -> dict[str, Any]:
+    """The usage; a PolicyError for what cannot be added up."""
+    for name, amount in usage.items():
+        if type(amount) not in (int, float) or not 0 <= amount < math.inf:
+            raise PolicyError(
+                f"The action's usage has {amount!r} for {name}, not a finite number from 0."
+            )
+    return usage
+
+
+_VOCABULARY = 1 << 31
+"""No model has more token ids."""
 _FIELDS = {
     "tool": str,
     "arguments": Mapping,

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from agents.parsing.base import describe_tools
@@ -14,8 +14,8 @@ from agents.policies.base import BasePolicy, Episode, EpisodeOver
 from swe_env.types import Action
 
 _HELP = """\
-TOOL KEY=VALUE …   a call; quote values as in a shell
-TOOL KEY=<<END …   the value is the lines that follow, up to a line END
+TOOL VALUE …       a call: values in the order of the tool's arguments, quoted as in a shell
+TOOL KEY=VALUE …   the same by name; KEY=<<END: the lines that follow, up to a line END
 ! COMMAND          a shell command
 {"tool": …}        a call as JSON
 ?                  this help and the tools
@@ -45,7 +45,7 @@ class HumanPolicy(BasePolicy):
             if not episode.turns:
                 self._say(f"\n{_HELP}\n\n{describe_tools(episode.tools)}")
             while True:
-                self._say(f"[{episode.observation['steps_left']} steps left]> ", end="")
+                self._say(_prompt(episode), end="")
                 line = self._source.readline()
                 if not line:
                     raise EpisodeOver("human")
@@ -66,32 +66,42 @@ class HumanPolicy(BasePolicy):
         if line in ("", "?"):
             return None
         schemas = {tool["function"]["name"]: tool["function"] for tool in tools}
-        if line.startswith("!"):
-            shell = "bash" if "bash" in schemas else "execute_bash"
-            return Action(tool=shell, arguments={"command": line[1:].strip()})
+        words: list[str] = []
+        arguments: dict[str, Any] = {}
         if line.startswith("{"):
-            found = json.loads(line)
-            if not isinstance(found.get("tool"), str):
-                raise ValueError('The call has no "tool".')
-            return Action(tool=found["tool"], arguments=dict(found.get("arguments", {})))
-        name, *words = shlex.split(line)
+            name, arguments = _written(line)
+        elif line.startswith("!"):
+            name, key = ("bash", "command") if "bash" in schemas else ("execute_bash", "cmd")
+            arguments = {key: line[1:].strip()}
+        else:
+            name, *words = shlex.split(line)
         if name not in schemas:
             raise ValueError(f"There is no tool {name!r}: {', '.join(schemas)}.")
-        kinds = schemas[name].get("parameters", {}).get("properties", {})
-        return Action(tool=name, arguments=dict(self._argument(word, kinds) for word in words))
+        return Action(tool=name, arguments=arguments | self._arguments(words, schemas[name]))
 
-    def _argument(self, word: str, kinds: dict[str, Any]) -> tuple[str, Any]:
-        key, found, value = word.partition("=")
-        if not found:
-            raise ValueError(f"{word!r} is not KEY=VALUE.")
-        if value.startswith("<<") and len(value) > 2:
-            return key, self._lines(value[2:])
-        if kinds.get(key, {}).get("type") == "string":
-            return key, value
+    def _arguments(self, words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a line's words, by name or in the order of the tool's parameters."""
+        kinds = schema.get("parameters", {}).get("properties", {})
+        arguments: dict[str, Any] = {}
+        for word in words:
+            key, named, value = word.partition("=")
+            if not named or key not in kinds:
+                left = [name for name in kinds if name not in arguments]
+                if not left:
+                    raise ValueError(f"{word!r} is one value too many.")
+                key, value = left[0], word
+            arguments[key] = self._value(value, kinds[key])
+        return arguments
+
+    def _value(self, text: str, kind: Mapping[str, Any]) -> Any:
+        if text.startswith("<<") and len(text) > 2:
+            return self._lines(text[2:])
+        if kind.get("type") == "string":
+            return text
         try:
-            return key, json.loads(value)
+            return json.loads(text)
         except json.JSONDecodeError:
-            return key, value
+            return text
 
     def _lines(self, end: str) -> str:
         lines: list[str] = []
@@ -102,3 +112,20 @@ class HumanPolicy(BasePolicy):
     def _say(self, text: str, end: str = "\n") -> None:
         self._shown.write(text + end)
         self._shown.flush()
+
+
+def _prompt(episode: Episode) -> str:
+    seen = episode.observation
+    failed = f"exit code {seen['exit_code']}, " if seen["exit_code"] else ""
+    return f"[{failed}{seen['steps_left']} steps left]> "
+
+
+def _written(line: str) -> tuple[str, dict[str, Any]]:
+    """The tool and arguments of a call that was typed as JSON."""
+    found = json.loads(line)
+    if not isinstance(found.get("tool"), str):
+        raise ValueError('The call has no "tool".')
+    arguments = found.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise ValueError('The "arguments" are no JSON object.')
+    return found["tool"], arguments

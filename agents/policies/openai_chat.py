@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agents.parsing import TextFormat, get_format, parse_reply
 from agents.parsing.base import ParseError, read_json
 from agents.policies.base import BasePolicy, Episode, Turn
-from agents.policies.openai_server import Server
+from agents.policies.openai_server import Server, finite, whole
 from swe_env.errors import ModelError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import INVALID_TOOL, Action, Completion
@@ -30,6 +30,8 @@ _SYSTEM = (
     "after a short thought, and submit when you are done."
 )
 _NO_CALL = "The reply calls no tool. Make one tool call in each turn; submit when you are done."
+_EMPTY = "(empty reply)"
+"""Sent back for a reply without text or call: several servers refuse an empty message."""
 
 
 class OpenAIPolicy(BasePolicy):
@@ -53,8 +55,8 @@ class OpenAIPolicy(BasePolicy):
         token_ids: bool = False,
         extra: Mapping[str, Any] | None = None,
         prices: Sequence[float] | None = None,
-        timeout: float = 600.0,
-        retries: int = 5,
+        timeout: float = 300.0,
+        retries: int = 3,
     ) -> None:
         """Make a client; nothing is asked before the first turn.
 
@@ -74,8 +76,9 @@ class OpenAIPolicy(BasePolicy):
                 the unmodified model's (vLLM: ``--logprobs-mode raw_logprobs``, its default).
             extra: More fields of the request's body.
             prices: Dollars for a million tokens of prompt and of reply, for budgets.
-            timeout: Seconds for one request.
-            retries: How often a request is sent again after a passing failure (`Server`).
+            timeout: Seconds for one request: longer than the longest reply takes.
+            retries: How often a request is sent again after a passing failure (`Server`). A server
+                that hangs has failed after ``timeout * (retries + 1)``, 20 minutes.
 
         Raises:
             ConfigError: the package openai is missing, or no address or key is known.
@@ -128,23 +131,31 @@ class OpenAIPolicy(BasePolicy):
             ModelError: the server did not answer, refused (a first prompt that is too long, too),
                 or answered something else.
         """
-        request: dict[str, Any] = dict(self._request)
+        request: dict[str, Any] = {**self._request, "messages": self.messages(episode)}
         if self._format is None:
             request["tools"] = list(episode.tools)
         answer = self._server.ask(
             lambda: self._server.client.chat.completions.create(
                 model=self._model,
-                messages=self.messages(episode),
                 seed=(episode.seed + len(episode.turns)) % (1 << 31),
                 extra_body=self._body,
                 **request,
             ),
             turns=len(episode.turns),
         )
-        action = self._read(answer)
-        if completion := self._completion(answer):
+        with self._server.reading():
+            choice = answer.choices[0]
+            text, call = _said(choice.message)
+            completion, usage = self._completion(answer), self._server.usage(answer)
+        if self._format is not None:
+            action = parse_reply(self._format, text)
+        else:
+            action = _action(call, text)
+        if action["tool"] == INVALID_TOOL and choice.finish_reason == "length":
+            action["arguments"] = {"reason": "The reply was cut off: write less before the call."}
+        if completion:
             action["completion"] = completion
-        if usage := self._server.usage(answer):
+        if usage:
             action["usage"] = usage
         return action
 
@@ -163,28 +174,18 @@ class OpenAIPolicy(BasePolicy):
         text = action.get("message", "")
         if self._format is not None:
             return [
-                {"role": "assistant", "content": _written(self._format, action)},
+                {"role": "assistant", "content": _some(_written(self._format, action))},
                 {"role": "user", "content": seen},
             ]
         if action["tool"] == INVALID_TOOL:
-            return [{"role": "assistant", "content": text}, {"role": "user", "content": seen}]
+            said = {"role": "assistant", "content": _some(text)}
+            return [said, {"role": "user", "content": seen}]
         function = {"name": action["tool"], "arguments": json.dumps(action["arguments"])}
         call = {"id": call_id, "type": "function", "function": function}
         return [
             {"role": "assistant", "content": text, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": call_id, "content": seen},
         ]
-
-    def _read(self, answer: ChatCompletion) -> Action:
-        choice = answer.choices[0]
-        text = choice.message.content or ""
-        if self._format is not None:
-            action = parse_reply(self._format, text)
-        else:
-            action = _call(choice.message.tool_calls, text)
-        if action["tool"] == INVALID_TOOL and choice.finish_reason == "length":
-            action["arguments"] = {"reason": "The reply was cut off: write less before the call."}
-        return action
 
     def _completion(self, answer: ChatCompletion) -> Completion | None:
         """Ids and log-probabilities, when the server gave both sides exactly."""
@@ -198,33 +199,52 @@ class OpenAIPolicy(BasePolicy):
                 "The server gives no token ids: start it with a version that knows "
                 "return_token_ids (vLLM 0.10.2 or later), or leave token_ids out."
             )
-        found = Completion(token_ids=list(ids), prompt_token_ids=list(prompt))
+        found = Completion(token_ids=whole(ids), prompt_token_ids=whole(prompt))
         said = choice.logprobs.content if choice.logprobs else None
         if said and len(said) == len(ids):
-            found["logprobs"] = [float(token.logprob) for token in said]
+            found["logprobs"] = finite([token.logprob for token in said])
         elif said:
             log.warning("%d log-probabilities for %d tokens: left out.", len(said), len(ids))
         return found
 
 
-def _call(calls: Sequence[Any] | None, text: str) -> Action:
-    """The first of the reply's calls; one a turn is taken, the others are as if never made.
+def _some(text: str) -> str:
+    return text if text.strip() else _EMPTY
+
+
+def _said(message: Any) -> tuple[str, tuple[str, str] | None]:
+    """The reply's text, and its first call: a name, and arguments as they were written.
+
+    One call a turn is taken, the others are as if never made.
+    """
+    text = message.content or ""
+    call: tuple[str, str] | None = None
+    if message.tool_calls:
+        function = message.tool_calls[0].function
+        call = function.name, function.arguments or "{}"
+    for part in (text, *(call or ())):
+        if not isinstance(part, str):
+            raise TypeError(f"{part!r} where a text belongs")
+    return text, call
+
+
+def _action(call: tuple[str, str] | None, text: str) -> Action:
+    """The call as an action.
 
     One that cannot be read goes into the message as text, so that the model sees what it wrote.
     """
-    if not calls:
+    if call is None:
         return Action(tool=INVALID_TOOL, arguments={"reason": _NO_CALL}, message=text)
-    function = calls[0].function
+    name, written = call
     try:
-        arguments = read_json(function.arguments or "{}")
+        arguments = read_json(written)
         if not isinstance(arguments, dict):
             raise ParseError(f"a {type(arguments).__name__}")
     except ParseError as error:
-        given = function.arguments[:200]
-        reason = f"The arguments of {function.name} are no JSON object ({error}): {given}"
-        said = f"{text}\n{function.name} {function.arguments}".lstrip()
+        reason = f"The arguments of {name} are no JSON object ({error}): {written[:200]}"
+        said = f"{text}\n{name} {written}".lstrip()
         return Action(tool=INVALID_TOOL, arguments={"reason": reason}, message=said)
-    return Action(tool=function.name, arguments=arguments, message=text)
+    return Action(tool=name, arguments=arguments, message=text)
 
 
 def _written(text_format: TextFormat, action: Action) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ChatTemplate
 from agents.parsing import TextFormat, get_format, parse_reply
 from agents.policies import hub
-from agents.policies.base import BasePolicy, Episode, EpisodeOver
-from agents.policies.openai_server import Server
+from agents.policies.base import BasePolicy, Episode, EpisodeOver, context_full
+from agents.policies.openai_server import Server, finite, whole
 from agents.policies.prompting import Prompting, check_condense
 from swe_env.errors import ModelError
 from swe_env.replay.trajectory import Agent
@@ -49,8 +49,8 @@ class OpenAICompletionsPolicy(BasePolicy):
         logprobs: bool = True,
         extra: Mapping[str, Any] | None = None,
         prices: Sequence[float] | None = None,
-        timeout: float = 600.0,
-        retries: int = 5,
+        timeout: float = 300.0,
+        retries: int = 3,
         chat_template: str | Path | None = None,
     ) -> None:
         """Load the tokenizer and make a client; nothing is asked before the first turn.
@@ -77,8 +77,9 @@ class OpenAICompletionsPolicy(BasePolicy):
                 default).
             extra: More fields of the request's body.
             prices: Dollars for a million tokens of prompt and of reply, for budgets.
-            timeout: Seconds for one request.
-            retries: How often a request is sent again after a passing failure (`Server`).
+            timeout: Seconds for one request: longer than the longest reply takes.
+            retries: How often a request is sent again after a passing failure (`Server`). A server
+                that hangs has failed after ``timeout * (retries + 1)``, 20 minutes.
             chat_template: In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file.
 
         Raises:
@@ -144,19 +145,20 @@ class OpenAICompletionsPolicy(BasePolicy):
         prompt = self._prompting.prompt_within(
             episode, context=self._context or 0, reply=self._limit, condense=self._condense
         )
+        turns = len(episode.turns)
         room = self._context - len(prompt) if self._context else self._limit
         if room < 1:
-            raise EpisodeOver("tokens")
+            raise context_full(turns, f"{len(prompt)} tokens, a context of {self._context}")
         answer = self._server.ask(
             lambda: self._server.client.completions.create(
                 model=self._model,
                 prompt=prompt,
                 max_tokens=min(self._limit, room),
-                seed=(episode.seed + len(episode.turns)) % (1 << 31),
+                seed=(episode.seed + turns) % (1 << 31),
                 extra_body=self._body,
                 **self._request,
             ),
-            turns=len(episode.turns),
+            turns=turns,
         )
         action = self._read(answer, prompt)
         cut = answer.choices[0].finish_reason == "length"
@@ -167,18 +169,19 @@ class OpenAICompletionsPolicy(BasePolicy):
         return action
 
     def _read(self, answer: Answer, prompt: list[int]) -> Action:
-        completion = self._completion(answer, prompt)
-        if completion is None:
-            text = self._text(answer)
-        else:
-            ids = completion["token_ids"]
-            said = ids[:-1] if ids[-1] == self._end else ids
-            text = str(self.tokenizer.decode(said, skip_special_tokens=False))
+        with self._server.reading():
+            completion, usage = self._completion(answer, prompt), self._server.usage(answer)
+            if completion is None:
+                text = self._text(answer)
+            else:
+                ids = completion["token_ids"]
+                said = ids[:-1] if ids[-1] == self._end else ids
+                text = str(self.tokenizer.decode(said, skip_special_tokens=False))
         action = parse_reply(self._prompting.format, text)
         action["message"] = text
         if completion is not None:
             action["completion"] = completion
-        if usage := self._server.usage(answer):
+        if usage:
             action["usage"] = usage
         return action
 
@@ -188,6 +191,8 @@ class OpenAICompletionsPolicy(BasePolicy):
         stop = self._prompting.format.stop
         stopped = stop and getattr(choice, "stop_reason", None) == stop
         text = choice.text or ""
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} where a text belongs")
         return text + stop if stopped and not text.endswith(stop) else text
 
     def _completion(self, answer: Answer, prompt: list[int]) -> Completion | None:
@@ -206,10 +211,10 @@ class OpenAICompletionsPolicy(BasePolicy):
                 f"The server sampled from another prompt ({len(taken)} tokens) than it was given "
                 f"({len(prompt)}): check that it adds and cuts nothing."
             )
-        found = Completion(token_ids=list(ids), prompt_token_ids=prompt)
+        found = Completion(token_ids=whole(ids), prompt_token_ids=prompt)
         said = choice.logprobs.token_logprobs if choice.logprobs else None
         if said and len(said) == len(ids):
-            found["logprobs"] = [float(value) for value in said]
+            found["logprobs"] = finite(said)
         elif said:
             raise ModelError(
                 f"The server gave {len(said)} log-probabilities for {len(ids)} tokens."

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from agents.policies.base import EpisodeOver
+from agents.policies.base import context_full
 from swe_env.errors import ConfigError, ModelError
 from swe_env.types import Usage
 
-_CONTEXT = (
-    "context_length",
-    "context length",
+if TYPE_CHECKING:
+    import openai
+
+_FULL = (
+    "context_length",  # OpenAI
+    "context length",  # OpenAI, vLLM, SGLang
     "maximum context",
-    "context window",
-    "max_model_len",
+    "max_model_len",  # vLLM
+    "maximum model length",
+    "input length",  # SGLang
+    "context size",  # llama.cpp
+    "context window",  # llama-cpp-python, LiteLLM
+    "contextwindow",
+    "context limit",
+    "`inputs` must have less than",  # TGI
+    "`inputs` tokens + `max_new_tokens` must be",
+    "prompt is too long",  # Anthropic
+    "maximum number of tokens allowed",  # Gemini
+    "maximum prompt length",  # xAI
+    "reduce the length of the messages",  # Groq
 )
+"""In lower case, what servers say of a conversation that is too long."""
+_REFUSED = (400, 422)
+"""Statuses under which they say it."""
+_TOO_LARGE = 413
+_BROKEN = ("error", "abort", "network_error")
+"""Reasons to finish that are the server's failure (OpenRouter's, vLLM's and SGLang's, Z.ai's)."""
+_CONNECT = 10.0
+"""Seconds until an address that does not answer counts as dead."""
 T = TypeVar("T")
 
 
@@ -28,8 +52,9 @@ class Server:
         base_url: the server's address, up to ``/v1``; None for ``OPENAI_BASE_URL``.
         api_key: None for ``OPENAI_API_KEY``; servers of one's own take anything.
         timeout: seconds for one request.
-        retries: how often a request is sent again, with growing pauses, after a time-out, a lost
-            connection, a rate limit or a server's error.
+        retries: how often a request is sent again after a time-out, a lost connection, a rate limit
+            or a server's error: after the pause that the server asks for (``Retry-After``, up to
+            two minutes), else after growing ones of up to 8 s.
         prices: dollars for a million tokens of prompt and of reply; None where nothing is paid.
 
     Raises:
@@ -63,7 +88,10 @@ class Server:
         self._prices = _checked(prices)
         self._model = model
         self.client = openai.OpenAI(
-            base_url=base_url, api_key=key, timeout=timeout, max_retries=retries
+            base_url=base_url,
+            api_key=key,
+            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT)),
+            max_retries=retries,
         )
 
     def ask(self, request: Callable[[], T], *, turns: int) -> T:
@@ -83,23 +111,56 @@ class Server:
         where = self.client.base_url
         try:
             answer = request()
-        except openai.BadRequestError as error:
-            if any(words in str(error).lower() for words in _CONTEXT):
-                if turns:
-                    raise EpisodeOver("tokens") from error
-                raise ModelError(
-                    f"The server refuses the first prompt already ({_say(error)}): lower "
-                    "max_new_tokens, or serve the model with a longer context."
-                ) from error
-            raise ModelError(f"The server refused the request: {_say(error)}.") from error
+        except openai.APIStatusError as error:
+            if _is_full(error):
+                raise context_full(turns, _say(error)) from error
+            raise ModelError(f"The server at {where} refused: {_say(error)}.") from error
+        except openai.APITimeoutError as error:
+            raise ModelError(
+                f"The model {self._model!r} at {where} did not answer in time, asked "
+                f"{self.client.max_retries + 1} times: look at the server, or raise timeout."
+            ) from error
         except openai.OpenAIError as error:
             raise ModelError(
                 f"The model {self._model!r} at {where} did not answer ({_say(error)}): check the "
                 "address, the key and the server's log."
             ) from error
-        if not getattr(answer, "choices", None):
-            raise ModelError(f"The server at {where} answered without a choice.")
+        except ValueError as error:  # of JSON that was cut off, which the SDK lets through
+            raise self._unreadable(error) from error
+        self._check(answer, turns)
         return answer
+
+    def _check(self, answer: object, turns: int) -> None:
+        """Raise what `ask` does for an answer that is a failure under status 200."""
+        choices, said = getattr(answer, "choices", None), getattr(answer, "error", None)
+        if said and any(words in str(said).lower() for words in _FULL):
+            raise context_full(turns, str(said))
+        if not choices:
+            why = f" ({said})" if said else ""
+            raise ModelError(
+                f"The server at {self.client.base_url} answered without a choice{why}."
+            )
+        if (reason := getattr(choices[0], "finish_reason", None)) in _BROKEN:
+            said = getattr(choices[0], "error", None) or said or reason
+            raise ModelError(f"The server at {self.client.base_url} broke off its reply: {said}.")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While an answer is taken apart: what has another form than it should is its fault.
+
+        Raises:
+            ModelError: something in the answer is missing or of another type.
+        """
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"The server at {self.client.base_url} gave an answer that cannot be read "
+            f"({type(error).__name__}: {error}): look at its log, or at a proxy before it."
+        )
 
     def usage(self, answer: Any) -> Usage | None:
         """Tokens that an answer took, as the server counts them, and what they cost."""
@@ -116,6 +177,28 @@ class Server:
             )
             found["cost"] = sum(price * tokens for price, tokens in paid) / 1e6
         return found
+
+
+def whole(ids: Sequence[Any]) -> list[int]:
+    """An answer's token ids; raises within `Server.reading` what is none."""
+    if wrong := [value for value in ids if type(value) is not int]:
+        raise TypeError(f"{wrong[0]!r} for a token id")
+    return list(ids)
+
+
+def finite(logprobs: Sequence[Any]) -> list[float]:
+    """An answer's log-probabilities; raises within `Server.reading` what is none."""
+    found = [float(value) for value in logprobs]
+    if wrong := [value for value in found if not math.isfinite(value)]:
+        raise ValueError(f"{wrong[0]} for a log-probability")
+    return found
+
+
+def _is_full(error: openai.APIStatusError) -> bool:
+    """Whether the server refuses a conversation for its length."""
+    said = f"{error} {error.response.text}".lower()
+    known = error.status_code in _REFUSED and any(words in said for words in _FULL)
+    return known or error.status_code == _TOO_LARGE
 
 
 def _checked(prices: Sequence[float] | None) -> tuple[float, float] | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from agents.parsing import TextFormat, get_format
 from agents.policies.base import BasePolicy, Episode
+from agents.policies.dialect import offered, parameters, playable
 from agents.policies.goldedits import Edit, enclosing, gold_edits, patched_paths
-from swe_env.errors import PolicyError, TaskError
+from swe_env.errors import ConfigError, PolicyError, TaskError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action, Task
 
@@ -25,7 +26,7 @@ _LONG = 60
 """Lines of a function beyond which it is viewed by range."""
 
 Call = tuple[str, dict[str, Any], str]
-"""(tool, arguments, reasoning)"""
+"""(tool of the default ones, arguments, reasoning)"""
 
 
 class OraclePolicy(BasePolicy):
@@ -33,7 +34,8 @@ class OraclePolicy(BasePolicy):
 
     Routes look at the place by name, by line range, or after a search, or edit directly when the
     issue itself shows the lines; then they edit, may run the tests, and submit. A patch that exact
-    edits cannot make goes through ``git apply`` in the shell.
+    edits cannot make goes through ``git apply`` in the shell, and so does every patch where `edit`
+    is not offered. R2E's tools are called by their own names; what is not offered is left out.
 
     Args:
         text_format: how messages are written (`agents.parsing`).
@@ -68,7 +70,12 @@ class OraclePolicy(BasePolicy):
         return Agent(name="oracle", settings=settings)
 
     def system_prompt(self, tools: Sequence[dict[str, Any]]) -> str:
-        """The text format's, the same that a model trained on these episodes gets."""
+        """The text format's, the same that a model trained on these episodes gets.
+
+        Raises:
+            ConfigError: the gold patch cannot be made and submitted with these tools.
+        """
+        _check(tools)
         return self._format.system_prompt(tools)
 
     def act(self, episode: Episode) -> Action:
@@ -79,7 +86,8 @@ class OraclePolicy(BasePolicy):
         """
         if episode.answer is None or not episode.answer.patch:
             raise PolicyError(f"The oracle needs the gold patch of {episode.task.instance_id}.")
-        tool, arguments, message = self._next(episode, episode.answer)
+        name, given, message = self._next(episode, episode.answer)
+        tool, arguments = offered(name, given, episode.tools) or (name, given)
         action = Action(tool=tool, arguments=arguments, message=message)
         return Action(tool=tool, arguments=arguments, message=self._format.render(action))
 
@@ -89,13 +97,13 @@ class OraclePolicy(BasePolicy):
         failed = next(
             (
                 k
-                for k, turn in enumerate(episode.turns)
-                if turn.action["tool"] == "edit" and turn.observation["exit_code"]
+                for k, (call, turn) in enumerate(zip(plan, episode.turns, strict=False))
+                if call[0] == "edit" and turn.observation["exit_code"]
             ),
             None,
         )
         if failed is not None:
-            plan = plan[: failed + 1] + _through_shell(task.patch) + self._ending(episode)
+            plan = plan[: failed + 1] + self._through_shell(episode, task)
         if done and plan[done - 1][0] == "bash" and episode.observation["exit_code"]:
             raise PolicyError(
                 f"The gold patch of {task.instance_id} could not be applied: "
@@ -104,36 +112,56 @@ class OraclePolicy(BasePolicy):
         if done >= len(plan):
             raise PolicyError(f"The submission of {task.instance_id} did not end the episode.")
         tool, arguments, message = plan[done]
-        if tool == "submit" and episode.turns[-1].action["tool"] == "run_tests":
+        if tool == "submit" and done and plan[done - 1][0] == "run_tests":
             message = "The tests pass." if episode.observation["exit_code"] == 0 else "It is fixed."
         return tool, arguments, message
 
     def _plan(self, episode: Episode, task: Task) -> list[Call]:
+        can = playable(episode.tools)
         base = _base_files(task)
-        edits = gold_edits(task.patch, base)
+        edits = gold_edits(task.patch, base) if "edit" in can else None
         if edits is None:
-            return _through_shell(task.patch) + self._ending(episode)
+            return self._through_shell(episode, task)
         rng = random.Random(f"route {episode.seed}")
         route = rng.choice(self._routes)
         issue = episode.first["text"]
+        symbols = "symbol" in parameters(episode.tools).get("view", ())
         plan: list[Call] = []
         for edit in edits:
             if edit.old_str and not (route == "direct" and _shown(edit.old_str, issue)):
-                plan += _look(edit, base[edit.path], route, rng)
+                plan += _look(edit, base[edit.path], route, rng, symbols)
             plan.append(_edit_call(edit))
-        return plan + self._ending(episode)
+        return [call for call in plan if call[0] in can] + self._ending(episode)
+
+    def _through_shell(self, episode: Episode, task: Task) -> list[Call]:
+        if "bash" not in playable(episode.tools):
+            raise PolicyError(
+                f"The gold patch of {task.instance_id} cannot be made by edits alone, and no shell "
+                "is offered: offer bash, or execute_bash."
+            )
+        return [_apply(task.patch), *self._ending(episode)]
 
     def _ending(self, episode: Episode) -> list[Call]:
         rng = random.Random(f"ending {episode.seed}")
         submit: Call = ("submit", {}, "The fix is in.")
-        if rng.random() >= self._tests:
+        if rng.random() >= self._tests or "run_tests" not in playable(episode.tools):
             return [submit]
         targets = {"targets": self._targets} if self._targets else {}
         return [("run_tests", targets, "Check the fix."), submit]
 
 
-def _look(edit: Edit, text: str, route: str, rng: random.Random) -> list[Call]:
-    """The calls that bring the edit's lines to sight."""
+def _check(tools: Sequence[dict[str, Any]]) -> None:
+    can = playable(tools)
+    if "submit" not in can or not can & {"edit", "bash"}:
+        names = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+        raise ConfigError(
+            f"The policy 'oracle' cannot solve a task with the tools offered ({names}): offer "
+            "submit, and edit or bash, or R2E's."
+        )
+
+
+def _look(edit: Edit, text: str, route: str, rng: random.Random, symbols: bool) -> list[Call]:
+    """The calls that bring the edit's lines to sight; `symbols` says that `view` finds by name."""
     symbol = enclosing(text, edit.line)
     name = symbol[0].rpartition(".")[2] if symbol else ""
     calls: list[Call] = []
@@ -142,7 +170,8 @@ def _look(edit: Edit, text: str, route: str, rng: random.Random) -> list[Call]:
     last_changed = edit.line + edit.old_str.count("\n")
     short = symbol is not None and symbol[2] - symbol[1] < _LONG and last_changed <= symbol[2]
     if symbol and short and route != "view_range":
-        calls.append(("view", {"path": edit.path, "symbol": symbol[0]}, f"Look at {name}."))
+        place = {"symbol": symbol[0]} if symbols else {"view_range": [symbol[1], symbol[2]]}
+        calls.append(("view", {"path": edit.path, **place}, f"Look at {name}."))
         return calls
     total = text.count("\n") + 1
     first = max(1, edit.line - rng.randint(3, 8))
@@ -163,7 +192,7 @@ def _edit_call(edit: Edit) -> Call:
     return "edit", arguments, message
 
 
-def _through_shell(patch: str) -> list[Call]:
+def _apply(patch: str) -> Call:
     """The whole patch at once, on files put back to their first state."""
     mark = "END_OF_PATCH"
     while mark in patch:
@@ -172,7 +201,7 @@ def _through_shell(patch: str) -> list[Call]:
     restore = f"git checkout -q HEAD -- {paths} && " if paths else ""
     body = patch if patch.endswith("\n") else f"{patch}\n"
     command = f"{restore}git apply --whitespace=nowarn - <<'{mark}'\n{body}{mark}"
-    return [("bash", {"command": command}, "Apply the change as a patch.")]
+    return "bash", {"command": command}, "Apply the change as a patch."
 
 
 def _shown(passage: str, text: str) -> bool:

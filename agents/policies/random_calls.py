@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agents.policies.base import BasePolicy, Episode
+from agents.policies.dialect import offered, playable
+from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
 from swe_env.types import Action
 
 _PATH = re.compile(r"[\w./-]+\.\w+")
 _WORD = re.compile(r"[A-Za-z_]\w{3,}")
-_READING = frozenset({"view", "search", "run_tests"})
+_READING = {"view": ("path",), "search": ("path", "query"), "run_tests": ()}
+"""Tool → arguments that are drawn for it."""
 
 
 class RandomPolicy(BasePolicy):
@@ -32,21 +36,42 @@ class RandomPolicy(BasePolicy):
         """Name and settings."""
         return Agent(name="random", settings={"submit": self._submit, "tests": self._tests})
 
+    def system_prompt(self, tools: Sequence[dict[str, Any]]) -> str:
+        """None.
+
+        Raises:
+            ConfigError: there is nothing to look around with, nor a way to submit.
+        """
+        self._can(tools)
+        return ""
+
     def act(self, episode: Episode) -> Action:
-        """A reading call, or now and then the submission."""
+        """A reading call, or now and then the submission.
+
+        Raises:
+            ConfigError: there is nothing to look around with, nor a way to submit.
+        """
         rng = random.Random(f"{episode.seed} {len(episode.turns)}")
-        schemas = {tool["function"]["name"]: tool["function"] for tool in episode.tools}
-        reading = sorted(_READING & schemas.keys() - (set() if self._tests else {"run_tests"}))
-        if "submit" in schemas and (rng.random() < self._submit or not reading):
-            return Action(tool="submit", arguments={}, message="")
-        name = rng.choice(reading)
-        properties = schemas[name].get("parameters", {}).get("properties", {})
-        arguments = {
-            key: value
-            for key in ("path", "query")
-            if key in properties and (value := _draw(key, episode, rng)) is not None
-        }
-        return Action(tool=name, arguments=arguments, message="")
+        can = self._can(episode.tools)
+        reading = sorted(can - {"submit"})
+        if "submit" in can and (rng.random() < self._submit or not reading):
+            name, drawn = "submit", {}
+        else:
+            name = rng.choice(reading)
+            values = [(key, _draw(key, episode, rng)) for key in _READING[name]]
+            drawn = {key: value for key, value in values if value is not None}
+        tool, arguments = offered(name, drawn, episode.tools) or (name, drawn)
+        return Action(tool=tool, arguments=arguments, message="")
+
+    def _can(self, tools: Sequence[Mapping[str, Any]]) -> set[str]:
+        wanted = {"submit", *_READING} - (set() if self._tests else {"run_tests"})
+        if can := wanted & playable(tools):
+            return can
+        names = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+        raise ConfigError(
+            f"The policy 'random' can play none of the tools offered ({names}): offer view, search "
+            "or submit, or R2E's."
+        )
 
 
 def _draw(key: str, episode: Episode, rng: random.Random) -> Any:

@@ -16,7 +16,7 @@ from agents.chat import ChatTemplate
 from agents.parsing import TextFormat, get_format, parse_reply
 from agents.parsing.base import call_ends
 from agents.policies import hub
-from agents.policies.base import BasePolicy, Episode, EpisodeOver
+from agents.policies.base import BasePolicy, Episode, EpisodeOver, context_full
 from agents.policies.prompting import Prompting, check_condense
 from agents.policies.sampling import Engine, Sampled, Sampling, Stats, can_pack, pack_linear
 from swe_env.errors import ConfigError
@@ -157,12 +157,13 @@ class TransformersPolicy(BasePolicy):
         Raises:
             EpisodeOver: the context is full (``tokens``), before or within the reply, which it
                 then carries.
-            ModelError: the model failed, or the policy is closed.
+            ModelError: the model failed, the policy is closed, or the first prompt is too long.
         """
         prompt = self.prompt(episode)
         room = self.context - len(prompt)
         if room < 1:
-            raise EpisodeOver("tokens")
+            said = f"{len(prompt)} tokens, a context of {self.context}"
+            raise context_full(len(episode.turns), said)
         sampled = self._engine.generate(
             prompt,
             limit=min(self.max_new_tokens, room),

@@ -240,9 +240,9 @@ class RecordTrajectory(
 
     def _metrics(self, completion: Completion | None) -> Metrics | None:
         """The turn's tokens, its prompt as an increment on what came before (see `Metrics`)."""
-        if not completion or "token_ids" not in completion:
+        if not completion or completion.get("token_ids") is None:
             return None
-        prompt = tuple(int(token) for token in completion.get("prompt_token_ids", ()))
+        prompt = tuple(int(token) for token in completion.get("prompt_token_ids") or ())
         tokens = tuple(int(token) for token in completion["token_ids"])
         shared = common_prefix(self._context, prompt)
         self._context = prompt + tokens
@@ -250,7 +250,7 @@ class RecordTrajectory(
             prompt_prefix=shared,
             prompt_token_ids=prompt[shared:],
             completion_token_ids=tokens,
-            logprobs=tuple(float(value) for value in completion.get("logprobs", ())),
+            logprobs=tuple(float(value) for value in completion.get("logprobs") or ()),
         )
 
     def _abandon(self, truncation: str, error: BaseException | None = None) -> None:

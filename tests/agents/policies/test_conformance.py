@@ -78,6 +78,8 @@ TOKENS = {"token_ids": [1, 2], "prompt_token_ids": [1], "logprobs": [-1.0, -2.0]
         (given({**LOOK, "completion": {**TOKENS, "logprobs": [-1.0]}}), "1 logprobs for 2"),
         (given({**LOOK, "completion": {**TOKENS, "logprobs": [-1.0, 0.5]}}), "above 0"),
         (given({**LOOK, "completion": {"token_ids": [1]}}), "no prompt_token_ids"),
+        (given({**LOOK, "completion": {"token_ids": None}}), "no token_ids"),
+        (given({**LOOK, "usage": {"completion_tokens": "9"}}), "completion_tokens"),
     ],
 )
 def test_a_broken_promise_is_named(policy, promise):

@@ -124,9 +124,12 @@ def test_without_ids_the_text_is_the_turn(server, folder):
 
 
 def test_a_full_context_is_a_truncation_that_carries_the_reply(server, folder):
+    later = episode(turn({"tool": "view", "arguments": {}, "message": CALL}, "1: x = 1"))
     size = len(made(server, folder)._prompting.prompt(episode()))
-    with pytest.raises(EpisodeOver, match="tokens"):
+    with pytest.raises(ModelError, match="first prompt is too long"):
         made(server, folder, context=size).act(episode())
+    with pytest.raises(EpisodeOver, match="tokens"):
+        made(server, folder, context=size).act(later)
     server.answers = [completion("I thi", [5, 6], finish="length")] * 2
     with pytest.raises(EpisodeOver, match="tokens") as over:
         made(server, folder, context=size + 2).act(episode())
@@ -154,11 +157,16 @@ def test_a_server_that_says_something_else_is_the_machinerys_failure(server, fol
         completion(CALL),
         completion(CALL, [1], [9, 9]),
         completion(CALL, [1, 2], None, [-1.0]),
+        completion(CALL, [1], None, [None]),
+        completion(CALL, ["a"]),
         (500, {"error": {"message": "CUDA out of memory"}}),
         (400, {"error": {"message": "maximum context length is 9 tokens"}}),
     ]
     policy = made(server, folder)
-    for words in ("no token ids", "another prompt", "1 log-probabilities for 2", "out of memory"):
+    for words in (
+        "no token ids", "another prompt", "1 log-probabilities for 2", "cannot be read",
+        "'a' for a token id", "out of memory",
+    ):  # fmt: skip
         with pytest.raises(ModelError, match=words):
             policy.act(episode())
     with pytest.raises(EpisodeOver, match="tokens"):

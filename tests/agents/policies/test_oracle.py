@@ -8,6 +8,7 @@ from agents.policies import make_policy
 from agents.policies.oracle import ROUTES
 from agents.rollouts import run_episode, run_rollouts
 from swe_env.env import SWEEnv
+from swe_env.errors import ConfigError
 from tests.conftest import BAD, GOOD, unified
 
 NEW = "--- /dev/null\n+++ b/extra.py\n@@ -0,0 +1,2 @@\n+def extra():\n+    return 1\n"
@@ -29,9 +30,9 @@ def lines_of(patch):
 
 @pytest.fixture
 def episode(shop_task):
-    def run(patch, seed=0, text_format="r2e", **options):
+    def run(patch, seed=0, text_format="r2e", tools="default", **options):
         task = dataclasses.replace(shop_task, patch=patch)
-        env = SWEEnv([task], sandbox="process")
+        env = SWEEnv([task], sandbox="process", tools=tools)
         try:
             policy = make_policy("oracle", text_format=text_format, **options)
             return run_episode(env, policy, instance_id=task.instance_id, seed=seed)
@@ -54,6 +55,44 @@ def test_every_route_resolves_with_the_gold_patch(episode, shop_task, route, tex
     assert lines_of(trajectory.patch) == lines_of(shop_task.patch)
     assert all(step.observation.exit_code == 0 for step in trajectory.agent_steps)
     assert calls(trajectory)[-1] == "submit"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_it_plays_r2es_tools_by_their_names(episode, shop_task, route):
+    patch = unified("shop.py", BAD, TWICE) + NEW
+    trajectory = episode(patch, routes=[route], text_format="r2e-gym", tools="r2e", tests=1.0)
+    assert trajectory.finished
+    assert lines_of(trajectory.patch) == lines_of(patch)
+    assert all(step.observation.exit_code == 0 for step in trajectory.agent_steps)
+    assert (
+        {"file_editor", "finish"} <= set(calls(trajectory)) <= {"file_editor", "finish", "search"}
+    )
+
+
+def test_without_an_edit_tool_the_patch_goes_through_the_shell(episode, shop_task):
+    trajectory = episode(shop_task.patch, tools=["bash", "submit"])
+    assert trajectory.resolved
+    assert calls(trajectory) == ["bash", "submit"]
+
+
+def test_a_patch_that_needs_a_shell_says_so(episode, shop_task):
+    patch = shop_task.patch + "diff --git a/a b/b\nrename from a\nrename to b\n"
+    trajectory = episode(patch, tools=["view", "edit", "submit"])
+    assert "no shell is offered" in trajectory.provenance["policy_error"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tools"),
+    [("oracle", ["view", "submit"]), ("oracle", ["edit"]), ("random", ["bash"])],
+)
+def test_tools_that_it_cannot_play_are_refused_before_anything_is_played(
+    shop_task, tmp_path, policy, tools
+):
+    with pytest.raises(ConfigError, match=r"tools offered \(.*\): offer"):
+        run_rollouts(
+            make_policy(policy), [shop_task], out=tmp_path / "job",
+            env_kwargs={"sandbox": "process", "tools": tools},
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

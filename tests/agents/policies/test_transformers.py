@@ -157,8 +157,10 @@ def test_a_full_context_ends_the_episode_by_name(folder):
     size = {"dtype": "float32", "device": "cpu"}
     with TransformersPolicy(folder, context=100, **size) as small:
         assert len(small.prompt(episode())) > 100
-        with pytest.raises(EpisodeOver, match="tokens"):
+        with pytest.raises(ModelError, match=r"first prompt is too long already.* of 100"):
             small.act(episode())
+        with pytest.raises(EpisodeOver, match="tokens"):
+            small.act(after(episode(), {"tool": "view", "arguments": {}}))
         room = len(small.prompt(episode())) + 5
     with TransformersPolicy(folder, context=room, max_new_tokens=50, **size) as cut:
         with pytest.raises(EpisodeOver, match="tokens") as over:

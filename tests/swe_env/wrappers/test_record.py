@@ -128,6 +128,17 @@ def test_prompts_are_kept_as_increments(buffer):
     assert record.agent_steps[0].metrics.logprobs == (-1.0, -0.5)
 
 
+def test_tokens_of_none_are_no_tokens(buffer):
+    env = RecordTrajectory(Echo(), buffer, agent=AGENT)
+    env.reset(seed=0)
+    env.step(say("a", completion={"token_ids": None}))
+    env.step(say("stop", completion={"token_ids": [9], "prompt_token_ids": None, "logprobs": None}))
+    (record,) = buffer
+    first, second = (step.metrics for step in record.agent_steps)
+    assert first is None
+    assert (second.completion_token_ids, second.prompt_token_ids, second.logprobs) == ((9,), (), ())
+
+
 @pytest.mark.parametrize(
     ("one", "other", "length"),
     [((), (1,), 0), ((1,), (1, 2), 1), ((1, 2), (1,), 1), ((1, 2), (1, 3), 1), ((1,), (1,), 1)],
