@@ -36,8 +36,9 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= from_step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self._path.open("a")
+        part = folder / f"{self._path.name}.part"
+        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.replace(self._path)
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -56,8 +57,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record the figures of one step (counted from 1)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -73,7 +74,6 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
