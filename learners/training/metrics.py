@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,13 +82,26 @@ class MetricsWriter:
 
 
 def check_wandb(project: str | None) -> None:
-    """The package is there if it was asked for.
+    """If it was asked for, the package is there and logged in, unless it is to stay offline.
 
     Raises:
         ConfigError: it is not.
     """
-    if project is not None and importlib.util.find_spec("wandb") is None:
+    if project is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise ConfigError("wandb_project needs the package wandb: pip install wandb.")
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return
+    import wandb
+
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"wandb_project: there is no login to Weights & Biases ({error}): run `wandb login`, "
+            "or set WANDB_MODE=offline."
+        ) from error
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:

@@ -188,6 +188,16 @@ def test_wandb_is_asked_for_and_missing(settings):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_without_a_login_is_found_before_any_work(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"no login .*: run `wandb login`, or set WANDB_MODE=off"):
+        train(TrainConfig(**settings, wandb_project="p"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_gets_a_run_of_the_folders_name(settings, monkeypatch):
     """Offline: nothing leaves the machine."""
     monkeypatch.setenv("WANDB_MODE", "offline")
