@@ -38,7 +38,7 @@ from learners.training.shard import whole
 from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
 from learners.training.workers import start_workers
-from swe_env.errors import SweError
+from swe_env.errors import ConfigError, SweError
 from swe_env.machine import commit
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,11 @@ def train(
         Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
         SweError: a checkpoint could not be written.
     """
+    if config.eval_every is not None and config.eval_buffer is None and on_eval is None:
+        raise ConfigError(
+            "eval_every says when to evaluate, but nothing says what: give eval_buffer, or call "
+            "learners.train with on_eval."
+        )
     workers = start_workers(config.device)
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
@@ -182,8 +187,8 @@ class _Run:
             more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
             raise Diverged(
                 f"The {what} of step {self.step + 1} is {value} (in samples of "
-                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends before it with the last "
-                "checkpoint intact: train anew with a lower learning_rate, in dtype float32, or "
+                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends with the last checkpoint "
+                "intact: train anew with a lower learning_rate, in dtype float32, or "
                 "without those tasks."
             )
 
