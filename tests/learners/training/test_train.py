@@ -16,6 +16,7 @@ from learners.losses import LossOutput
 from learners.ops import sequence_logps
 from learners.training import Diverged, checkpoint
 from learners.training.model import model_digest
+from learners.training.policy import Policy
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, save_model, tiny_llama
@@ -144,7 +145,14 @@ def test_a_starting_adapters_dropout_draws_by_the_seed(settings, tmp_path):
 def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
     plain = train(TrainConfig(**settings, loss="entropo-dpo"))
     settings |= {"out": str(tmp_path / "second"), "gradient_checkpointing": True}
-    again = train(TrainConfig(**settings, loss="entropo-dpo"))
+    recomputes = []
+
+    def on_eval(model, step):
+        recomputes.extend(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        return {}
+
+    again = train(TrainConfig(**settings, loss="entropo-dpo"), on_eval=on_eval)
+    assert any(recomputes)
     assert same(weights(plain.out), weights(again.out))
 
 
@@ -193,23 +201,25 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
 
 def test_a_disk_that_is_full_at_the_end_costs_no_step(settings, monkeypatch):
     settings |= {"save_every": 6, "loss": "sft"}
+    whole = train(TrainConfig(**{**settings, "out": settings["out"] + "-whole"})).out
+    write = Policy.write
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(policy, folder, adapter):
+        if folder == Path(settings["out"]):
+            raise OSError(28, "No space left on device")
+        write(policy, folder, adapter)
 
     with monkeypatch.context() as patched:
-        patched.setattr("learners.training.policy.Policy.write", full)
-        patched.setattr("learners.training.checkpoint._write", lambda *_: None)
+        patched.setattr(Policy, "write", full)
         with pytest.raises(SweError, match=r"The result of step 6 could not be .*--resume"):
-            train(TrainConfig(**{**settings, "out": settings["out"] + "-none"}))
-
-    def no_figures(self, step, values):
-        if step == 5:
-            full()
-
-    monkeypatch.setattr("learners.training.metrics.MetricsWriter.write", no_figures)
-    with pytest.raises(SweError, match="The figures of step 5 could not be written"):
-        train(TrainConfig(**settings))
+            train(TrainConfig(**settings))
+    steps = []
+    resumed = train(
+        TrainConfig(**settings, resume=True),
+        on_progress=lambda p: steps.append(p.done) if p.stage == "training" else None,
+    )
+    assert steps == [6]
+    assert same(weights(whole), weights(resumed.out))
 
 
 def test_the_reference_of_weights_that_differ_by_little_is_their_own(settings, tmp_path):
