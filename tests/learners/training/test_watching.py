@@ -1,5 +1,6 @@
 """Evaluation on a held-out buffer, and the rules that end a run early."""
 
+import importlib
 import importlib.util
 from itertools import pairwise
 from math import exp, log
@@ -195,6 +196,7 @@ def test_wandb_without_a_login_is_found_before_any_work(settings, monkeypatch, t
     with pytest.raises(ConfigError, match=r"no login .*: run `wandb login`, or set WANDB_MODE=off"):
         train(TrainConfig(**settings, wandb_project="p"))
     assert not (tmp_path / "out").exists()
+    importlib.import_module("wandb").teardown()  # it reads WANDB_MODE once
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
