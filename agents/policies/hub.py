@@ -122,6 +122,32 @@ def load_tokenizer(
     return tokenizer
 
 
+def weight_files(name: str | Path) -> dict[str, Path]:
+    """The safetensors file of each weight that a model's files name; empty where none are here."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
+
+    path = _resolve(name)
+
+    def file(part: str) -> Path | None:
+        found = cached_file(
+            path, part, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        return Path(found) if found is not None else None
+
+    index = file(SAFE_WEIGHTS_INDEX_NAME)
+    if index is not None:
+        places = json.loads(index.read_text())["weight_map"]
+        return {weight: index.with_name(place) for weight, place in places.items()}
+    single = file(SAFE_WEIGHTS_NAME)
+    if single is None:
+        return {}
+    with safe_open(single, "pt") as opened:
+        return dict.fromkeys(opened.keys(), single)
+
+
 def load_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a folder, a hub id, or ``smollm2``, without any weights.
 

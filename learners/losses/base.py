@@ -15,9 +15,11 @@ class LossOutput:
     """What a loss gives back."""
 
     loss: Tensor
-    """Scalar: the mean over the batch (over tokens for `sft`)."""
+    """Scalar: the mean over the batch's samples."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Detached figures of this batch, under TRL's names."""
+    per_token: bool = False
+    """`loss` is the mean over the batch's tokens instead: micro-batches are weighted by theirs."""
 
 
 def check_logps(**logps: Tensor) -> None:

@@ -24,4 +24,4 @@ def sft(policy_logps: Tensor, num_tokens: Tensor) -> LossOutput:
     check_logps(policy_logps=policy_logps)
     check_lengths("num_tokens", num_tokens, policy_logps)
     loss = -policy_logps.sum() / num_tokens.sum().clamp(min=1)
-    return LossOutput(loss, {"logps/mean": -float(loss.detach())})
+    return LossOutput(loss, {"logps/mean": -float(loss.detach())}, per_token=True)

@@ -18,6 +18,7 @@ from swe_env.errors import ConfigError, SweError
 
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".saving-"
+_STATE = "state.pt"
 
 
 def save_checkpoint(
@@ -30,6 +31,8 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write ``folder/step-N`` by way of a temporary name, then drop all but the newest `keep`.
+
+    A step that is there already has these weights: its state alone is replaced, in one go.
 
     States are written whole, however the model is spread, so that a run can go on with another
     number of processes. Unless the whole model is trained, each checkpoint is also an adapter
@@ -75,9 +78,12 @@ def _write(
         temporary.chmod(0o755)
         if policy.config.mode != "full":
             policy.write(temporary, adapter)
-        torch.save(state, temporary / "state.pt")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        torch.save(state, temporary / _STATE)
+        if target.exists():
+            (temporary / _STATE).replace(target / _STATE)
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.rename(target)
     except (OSError, RuntimeError) as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -89,7 +95,7 @@ def _write(
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` stored: ``step``, ``extra`` and the states of the run's parts."""
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return state
 
 

@@ -22,7 +22,7 @@ def train(
     loss: Annotated[
         str | None, typer.Option(help="entropo-dpo, entropo-kto, dpo, kto, sft, or module:name.")
     ] = None,
-    buffer: Annotated[str | None, typer.Option(help="Folder of the replay buffer.")] = None,
+    buffer: Annotated[str | None, typer.Option(help="Folder or URL of the replay buffer.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, or smollm2.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the adapter and its records.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON or TOML file of settings.")] = None,

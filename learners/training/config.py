@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
     model: str
     """Folder in transformers' form, hub id, or ``smollm2``."""
     buffer: str
-    """Folder of the replay buffer."""
+    """Folder of the replay buffer, or its URL on an fsspec file system."""
     out: str
     """Folder the adapter, its card, the metrics and the checkpoints go to."""
     init_adapter: str | None = None
@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too."""
     eval_buffer: str | None = None
-    """Folder of a held-out replay buffer, on which the same loss's figures are taken."""
+    """Folder or URL of a held-out replay buffer, on which the same loss's figures are taken."""
     stop_entropy: float | None = Field(default=None, gt=0, lt=1)
     """Stop when the entropy falls below this share of what it was at the start."""
     stop_kl: float | None = Field(default=None, gt=0)

@@ -38,7 +38,7 @@ from learners.training.shard import whole
 from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
 from learners.training.workers import start_workers
-from swe_env.errors import SweError
+from swe_env.errors import ConfigError, SweError
 from swe_env.machine import commit
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,11 @@ def train(
         Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
         SweError: a checkpoint could not be written.
     """
+    if config.eval_every is not None and config.eval_buffer is None and on_eval is None:
+        raise ConfigError(
+            "eval_every says when to evaluate, but nothing says what: give eval_buffer, or call "
+            "learners.train with on_eval."
+        )
     workers = start_workers(config.device)
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
@@ -126,13 +131,15 @@ class _Run:
         if not self.workers.main:
             yield
             return
-        with MetricsWriter(
-            self.out,
-            tensorboard=self.config.tensorboard,
-            wandb_project=self.config.wandb_project,
-            settings=public_settings(self.config),
-            from_step=self.step,
-        ) as self.writer:
+        with self._disk("The figures"):
+            writer = MetricsWriter(
+                self.out,
+                tensorboard=self.config.tensorboard,
+                wandb_project=self.config.wandb_project,
+                settings=public_settings(self.config),
+                from_step=self.step,
+            )
+        with writer as self.writer:
             yield
 
     def _step(self) -> None:
@@ -180,8 +187,8 @@ class _Run:
             more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
             raise Diverged(
                 f"The {what} of step {self.step + 1} is {value} (in samples of "
-                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends before it with the last "
-                "checkpoint intact: train anew with a lower learning_rate, in dtype float32, or "
+                f"{', '.join(tasks[:_NAMED])}{more}), so the run ends with the last checkpoint "
+                "intact: train anew with a lower learning_rate, in dtype float32, or "
                 "without those tasks."
             )
 
@@ -199,30 +206,36 @@ class _Run:
 
     def _report(self) -> None:
         """Evaluate where it is due, write the step's figures down and show them."""
-        reason = self.rule.reason()
-        if self._evaluates() and not self.stopped:
-            try:
-                figures = self._evaluate()
-                self.metrics |= {f"eval/{name}": value for name, value in figures.items()}
-            except StopTraining as stop:
-                reason = stop.reason
+        if not self.stopped:
+            reason = self.rule.reason()
+            if self._evaluates():
+                try:
+                    figures = self._evaluate()
+                    self.metrics |= {f"eval/{name}": value for name, value in figures.items()}
+                except StopTraining as stop:
+                    reason = stop.reason
+            # Before the figures are written: a resumed run that finds them asks no more.
+            self._stop(reason)
         if self.writer is not None:
             with self._disk("The figures"):
                 self.writer.write(self.step, self.metrics)
-        try:
-            if not (self.stopped or reason):
-                self._show()
-        except StopTraining as stop:
-            reason = stop.reason
-        reason = self.workers.agree(reason)
-        if reason and not self.stopped:
-            self._stop(reason)
+        self._show()
 
     def _show(self) -> None:
-        self.on_progress(Progress("training", self.step, self.parts.total, self.metrics))
+        if self.stopped:
+            return
+        reason = ""
+        try:
+            self.on_progress(Progress("training", self.step, self.parts.total, self.metrics))
+        except StopTraining as stop:
+            reason = stop.reason
+        self._stop(reason)
 
     def _stop(self, reason: str) -> None:
-        """No more steps; in the checkpoint too, so that a resumed run takes none either."""
+        """No more steps if the main process has a reason; a resumed run takes none either."""
+        reason = self.workers.agree(reason)
+        if not reason:
+            return
         self.stopped = reason
         log.info("Stopped after step %d: %s", self.step, self.stopped)
         self._save()
@@ -283,14 +296,7 @@ class _Run:
             self._report()
             return
         self.metrics = {name: value for name, value in written[-1].items() if name != "step"}
-        reason = ""
-        try:
-            if not self.stopped:
-                self._show()
-        except StopTraining as stop:
-            reason = stop.reason
-        if reason := self.workers.agree(reason):
-            self._stop(reason)
+        self._show()
 
     def _finish(self) -> None:
         policy = self.parts.policy

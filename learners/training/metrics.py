@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,8 +37,9 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= from_step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self._path.open("a")
+        part = folder / f"{self._path.name}.part"
+        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.replace(self._path)
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -56,8 +58,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record the figures of one step (counted from 1)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -73,7 +75,6 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -81,13 +82,26 @@ class MetricsWriter:
 
 
 def check_wandb(project: str | None) -> None:
-    """The package is there if it was asked for.
+    """If it was asked for, the package is there and logged in, unless it is to stay offline.
 
     Raises:
         ConfigError: it is not.
     """
-    if project is not None and importlib.util.find_spec("wandb") is None:
+    if project is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise ConfigError("wandb_project needs the package wandb: pip install wandb.")
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return
+    import wandb
+
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"wandb_project: there is no login to Weights & Biases ({error}): run `wandb login`, "
+            "or set WANDB_MODE=offline."
+        ) from error
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from agents.policies import hub
@@ -24,7 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+log = logging.getLogger(__name__)
+
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_RECORD = "training.json"
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -33,8 +40,34 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     Hashes every parameter's name and shape and 32 of its values, rounded to bfloat16 so that the
     type the weights were loaded in does not matter.
     """
+    return _fingerprint(model.named_parameters())
+
+
+def saved_fingerprint(name: str, model: PreTrainedModel) -> str:
+    """`base_fingerprint` of weights on disk, for a `model` that holds them packed in fewer bits.
+
+    Read one after the other, unless the files have other names for them than the model.
+
+    Args:
+        name: As for `hub.load`.
+        model: What was loaded from there.
+    """
+    files = hub.weight_files(name)
+    names = [name for name, _ in model.named_parameters()]
+    if not set(names) <= files.keys():
+        return base_fingerprint(hub.load(name, dtype="bfloat16", device="cpu")[0])
+    return _fingerprint((name, _read(files[name], name)) for name in names)
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        found: Tensor = file.get_tensor(name)
+    return found
+
+
+def _fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     seen = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         flat = parameter.detach().flatten()
         some = flat[:: max(flat.numel() // 32, 1)][:32].to(torch.bfloat16).float().tolist()
         seen.update(f"{name}{tuple(parameter.shape)}{some}".encode())
@@ -73,7 +106,7 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     Raises:
         ConfigError: the starting adapter is missing, or was made for another base model.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     model: Any
     torch.manual_seed(config.seed)
@@ -93,12 +126,9 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             targets = [config.lora_targets, *config.lora_parameters]
             raise ConfigError(f"No adapter with targets {targets!r}: {error}") from error
     else:
-        folder = check_adapter(config.init_adapter, fingerprint, config.model)
-        try:
-            with hub.quiet_renames():
-                model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-        except (RuntimeError, ValueError) as error:
-            raise _other_base(folder, config.model) from error
+        model = _continued(
+            base, check_adapter(config.init_adapter, fingerprint, config.model), config
+        )
     lean_lora(model)
     lean_layers(base)
     lean_rotary(base)
@@ -108,6 +138,33 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
             model.gradient_checkpointing_enable(checkpoint_settings(model))
     found: PeftModel = model
     return found
+
+
+def _continued(base: PreTrainedModel, folder: Path, config: TrainConfig) -> Any:
+    """`base` with the adapter in `folder`.
+
+    Raises:
+        ConfigError: one of the two has layers that the other has not, or of another shape.
+    """
+    from peft import PeftModel
+
+    try:
+        with hub.quiet_renames():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            model: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+            # Only its second loading tells what did not fit.
+            loaded = model.load_adapter(str(folder), "default", is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise _other_base(folder, config.model) from error
+    if loaded.missing_keys or loaded.unexpected_keys:
+        raise _other_base(folder, config.model)
+    made_for = model.peft_config["default"].base_model_name_or_path or config.model
+    if not (folder / _RECORD).is_file() and Path(made_for).name != Path(config.model).name:
+        log.warning(
+            "The adapter in %s was made for %s, as it says itself, and is trained on %s.",
+            folder, made_for, config.model,
+        )  # fmt: skip
+    return model
 
 
 def check_adapter(path: str | Path, fingerprint: str | None = None, model: str = "") -> Path:
@@ -120,7 +177,7 @@ def check_adapter(path: str | Path, fingerprint: str | None = None, model: str =
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise ConfigError(f"There is no adapter in {folder}: it has no {name}.")
-    record = folder / "training.json"
+    record = folder / _RECORD
     if fingerprint is not None and record.is_file():
         trained_on = json.loads(record.read_text()).get("base_fingerprint", fingerprint)
         if trained_on != fingerprint:

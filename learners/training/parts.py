@@ -151,7 +151,7 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float
             "out."
         )
     check_device(config.device)
-    check_wandb(config.wandb_project)
+    workers.on_main(lambda: check_wandb(config.wandb_project))
     check_mode(config, workers)
     if config.init_adapter is not None:
         check_adapter(config.init_adapter)

@@ -21,6 +21,7 @@ from learners.training.model import (
     base_fingerprint,
     model_digest,
     save_adapter,
+    saved_fingerprint,
     trainable,
 )
 from learners.training.passes import Packing, Passes
@@ -147,7 +148,7 @@ def make_policy(
     place = "cpu" if workers.sharded else str(device)
     base = _load(config, place, compute)
     check_vocabulary(base.config.get_text_config().vocab_size)
-    fingerprint, digest = _fingerprint(config, base), model_digest(base)
+    fingerprint, digest = workers.on_main(lambda: _fingerprint(config, base)), model_digest(base)
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))
@@ -201,9 +202,9 @@ def _load(config: TrainConfig, place: str, compute: torch.dtype) -> PreTrainedMo
 
 def _fingerprint(config: TrainConfig, base: PreTrainedModel) -> str:
     """Of the weights before they are packed in 4 bits: the adapter fits those just as well."""
-    if config.mode == "qlora":
-        base = hub.load(config.model, dtype="bfloat16", device="cpu")[0]
-    return base_fingerprint(base)
+    return (
+        saved_fingerprint(config.model, base) if config.mode == "qlora" else base_fingerprint(base)
+    )
 
 
 def _all_trained(base: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:

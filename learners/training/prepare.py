@@ -125,14 +125,17 @@ def read_buffer(path: str) -> list[Trajectory]:
     """All trajectories of a buffer.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or nothing at that URL.
         NoSignal: there is nothing in it.
     """
     from swe_env.replay import ReplayBuffer
 
-    if not Path(path).expanduser().is_dir():
+    remote = "://" in path
+    if not remote and not Path(path).expanduser().is_dir():
         raise ConfigError(f"There is no replay buffer {path}.")
-    trajectories = list(ReplayBuffer(Path(path).expanduser()))
+    trajectories = list(
+        ReplayBuffer(path if remote else Path(path).expanduser(), create=not remote)
+    )
     if not trajectories:
         raise NoSignal(f"The replay buffer {path} is empty: record some rollouts first.")
     return trajectories
@@ -225,9 +228,10 @@ def _check_tokenizer(
         recorded = any(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
         if recorded and theirs is not None and theirs != ours:
             raise ConfigError(
-                f"The buffer's trajectories were sampled with another tokenizer ({theirs}, by "
-                f"{trajectory.agent.model_name or trajectory.agent.name}) than this model's "
-                f"({ours}): train the model that sampled them."
+                f"The buffer's trajectories were sampled with another tokenizer or chat template "
+                f"({theirs}, by {trajectory.agent.model_name or trajectory.agent.name}) than this "
+                f"model's ({ours}): train the model that sampled them, with the chat_template it "
+                "was given."
             )
 
 

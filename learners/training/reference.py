@@ -51,7 +51,8 @@ def reference_logps(
         progress: Called with (done, total).
     """
     passes = scorer.passes
-    how = [passes.kernel, str(passes.min_share), str(width)]
+    how = [passes.kernel, str(passes.min_share), str(passes.together), scorer.workers.spread]
+    how.append(str(width))
     content = [[*key, *how], [digest([s.input_ids, s.turn_ids]) for s in sequences]]
     target = cache_dir("reference") / f"{digest(content)}"
 

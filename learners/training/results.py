@@ -28,7 +28,7 @@ class StopTraining(Exception):
 
 
 class Diverged(SweError):
-    """A loss or gradient is not a finite number: no step was taken with it."""
+    """A loss or gradient is not a finite number: no step with it is kept."""
 
 
 @dataclass(frozen=True, slots=True)

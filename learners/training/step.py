@@ -12,7 +12,7 @@ from torch import Tensor
 from learners.data.batching import shares
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
-from learners.losses import Loss
+from learners.losses import Loss, LossOutput
 from learners.losses.variants import normalized_reward
 from learners.ops.lora import unchanging
 from learners.training.score import Scorer
@@ -63,9 +63,9 @@ def run_batch(
     """Loss, gradients (accumulated into the parameters) and metrics of one optimizer batch.
 
     The gradient depends neither on how the batch is cut into micro-batches nor on how those are
-    dealt out to processes: each is weighted by its share of samples (of loss tokens for SFT),
-    whatever their sizes. Gradients are this process's part of the sum, or, where the model is
-    sharded, the whole; figures are the whole batch's on every process.
+    dealt out to processes: each is weighted by its share of samples (of loss tokens where the loss
+    is a mean over those), whatever their sizes. Gradients are this process's part of the sum, or,
+    where the model is sharded, the whole; figures are the whole batch's on every process.
 
     Args:
         objective: What to minimise.
@@ -80,7 +80,6 @@ def run_batch(
     logps = torch.zeros(len(samples), width, dtype=torch.float64, device=device)
     entropies, counts = torch.zeros_like(logps), torch.zeros_like(logps, dtype=torch.long)
     references = references.to(device)
-    weights = [_weight(objective.loss, sample) for sample in samples]
     with unchanging(scorer.model):
         for rows, counted in _my_batches(objective, samples):
             chosen = [samples[row] for row in rows]
@@ -90,9 +89,9 @@ def run_batch(
             tokens = sums.num_tokens.view(len(rows), width)
             sides = live, tokens, references[rows]
             offered = _offer(objective.loss, objective.settings, chosen, *sides, z0, rows)
-            share = sum(weights[row] for row in rows) / sum(weights)
-            share *= workers.gradient_factor if counted else 0
-            scorer.backward(objective.loss(**offered).loss * share)
+            out = objective.loss(**offered)
+            share = _share(out, chosen, samples) * (workers.gradient_factor if counted else 0)
+            scorer.backward(out.loss * share)
             if not counted or not workers.counts:
                 continue
             logps[rows] = live.detach()
@@ -222,5 +221,8 @@ def _mean_tokens(samples: Sequence[Sample], like: Tensor) -> Tensor:
     return torch.tensor([s.mean_tokens for s in samples], dtype=like.dtype, device=like.device)
 
 
-def _weight(loss: Loss, sample: Sample) -> int:
-    return sample.num_loss_tokens if loss.kind == "sft" else 1
+def _share(out: LossOutput, some: Sequence[Sample], samples: Sequence[Sample]) -> float:
+    """The weight in the whole batch of a mean over some of its samples."""
+    if out.per_token:
+        return sum(s.num_loss_tokens for s in some) / sum(s.num_loss_tokens for s in samples)
+    return len(some) / len(samples)

@@ -73,6 +73,14 @@ class Workers:
         return self.fsdp is not None or self.deepspeed is not None
 
     @property
+    def spread(self) -> str:
+        """How a forward pass is spread over the processes, on which its rounding depends."""
+        kind = (
+            "fsdp" if self.fsdp is not None else "deepspeed" if self.deepspeed is not None else ""
+        )
+        return f"{kind} {self.count if kind else 1} {self.context.count if self.context else 1}"
+
+    @property
     def gradient_factor(self) -> int:
         """What a loss is multiplied with, so that the gradient is the sum over processes.
 

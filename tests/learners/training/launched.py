@@ -17,8 +17,9 @@ def run(job):
             raise Killed
         return {}
 
+    settings = {**job["settings"], "eval_every": job["kill_at"]}
     try:
-        train(TrainConfig(**job["settings"]), on_eval=kill if job.get("kill_at") else None)
+        train(TrainConfig(**settings), on_eval=kill if job["kill_at"] else None)
     except Killed:
         if job.get("leave"):
             return

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ from agents.policies import hub
 from learners import TrainConfig, train
 from learners.losses import LossOutput
 from learners.training import NoSignal
-from learners.training.model import adapter_digest
+from learners.training.model import adapter_digest, add_adapter
 from swe_env.errors import ConfigError
+from swe_env.replay import ReplayBuffer
 from swe_env.replay.trajectory import Agent
 from tests.learners.models import save_model
 from tests.learners.records import sampled
@@ -48,6 +50,22 @@ def test_no_buffer_and_an_empty_one(settings, tmp_path):
     fails(settings, "is empty: record some rollouts", NoSignal, buffer=empty)
 
 
+def test_a_buffer_by_url(settings, buffer_folder):
+    fails(settings, "There is no replay buffer at memory://nowhere", buffer="memory://nowhere")
+    fails(settings, "There is no replay buffer at", eval_buffer=f"file://{buffer_folder}-not")
+    with ReplayBuffer("memory://bucket/buffer") as buffer:
+        buffer.extend(ReplayBuffer(buffer_folder))
+    for url in ("memory://bucket/buffer", f"file://{buffer_folder}"):
+        with pytest.raises(AssertionError, match="long work began"):
+            train(TrainConfig(**{**settings, "buffer": url, "eval_buffer": url}))
+        shutil.rmtree(settings["out"])
+    fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+def test_evaluations_of_nothing(settings):
+    fails(settings, "nothing says what: give eval_buffer, or call", eval_every=2)
+
+
 def test_one_label_only(settings, tmp_path):
     one = write_buffer(tmp_path / "one", [sampled(attempt=i, replies=(f"r{i}",)) for i in range(4)])
     fails(settings, "nothing to prefer: .* no-partner", NoSignal, buffer=one)
@@ -63,7 +81,7 @@ def test_everything_too_long(settings):
 def test_another_tokenizer(settings, tmp_path):
     agent = Agent(name="p", model_name="other/model", settings={"tokenizer": "0123456789abcdef"})
     buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
-    fails(settings, r"sampled with another tokenizer \(0123456789abcdef, by other/model\)",
+    fails(settings, r"another tokenizer or chat template \(0123456789abcdef, by other/model\)",
           buffer=buffer)  # fmt: skip
 
 
@@ -71,7 +89,8 @@ def test_another_chat_template(settings, tmp_path):
     own = hub.fingerprint(hub.load_tokenizer(settings["model"]))
     agent = Agent(name="p", model_name="m", settings={"tokenizer": own})
     buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
-    fails(settings, "sampled with another tokenizer", buffer=buffer, chat_template="glm")
+    fails(settings, "or chat template .* with the chat_template it was given", buffer=buffer,
+          chat_template="glm")  # fmt: skip
     fails(settings, "There is no chat template 'x.jinja'", buffer=buffer, chat_template="x.jinja")
     fails(settings, "gives no pairs|nothing to prefer", NoSignal, buffer=buffer)
 
@@ -89,14 +108,28 @@ def test_an_adapter_that_is_missing_or_of_another_base(settings, tmp_path, monke
     fails(settings, "it has no adapter_model.safetensors", init_adapter=str(half))
     monkeypatch.undo()
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path / "cache"))
-    adapter = train(TrainConfig(**{**settings, "loss": "sft", "max_steps": 1})).out
+    changes = {"loss": "sft", "max_steps": 1, "lora_targets": ["q_proj", "v_proj"]}
+    adapter = train(TrainConfig(**{**settings, **changes})).out
     other = save_model(tmp_path / "other", seed=7)
     wider = save_model(tmp_path / "wider", hidden_size=64)
+    deeper, flatter = (save_model(tmp_path / f"{n}", num_hidden_layers=n) for n in (3, 1))
     second = {"init_adapter": str(adapter), "out": str(tmp_path / "second")}
     fails(settings, "made for another base model", **second, model=other)
     (adapter / "training.json").unlink()
-    fails(settings, "made for another base model", **second, model=wider)
+    for model in (wider, deeper, flatter):
+        fails(settings, "made for another base model", **second, model=model)
     assert list(tmp_path.glob("second/adapter*")) == []
+
+
+def test_an_adapter_that_names_another_base_is_told_of(settings, tmp_path, monkeypatch, caplog):
+    monkeypatch.undo()
+    adapter = train(TrainConfig(**{**settings, "loss": "sft", "max_steps": 1})).out
+    (adapter / "training.json").unlink()
+    other = save_model(tmp_path / "other")
+    base = hub.load(other, device="cpu", dtype="float32")[0]
+    changes = {"model": other, "init_adapter": str(adapter)}
+    add_adapter(base, TrainConfig(**{**settings, **changes}), "")
+    assert f"was made for {Path(settings['model']).name}, as it says itself" in caplog.text
 
 
 def test_an_adapters_digest_covers_its_configuration(tmp_path):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from agents.policies import hub
 from learners import TrainConfig, read_metrics, train
 from learners.ops import sequence_logps
+from learners.training.model import base_fingerprint, saved_fingerprint
 from swe_env.errors import ConfigError
 from tests.learners.models import byte_tokenizer, tiny_llama
 from tests.learners.training.conftest import train_killed_and_resumed
@@ -113,6 +114,26 @@ def test_experts_that_are_not_there(settings):
     settings |= {"lora_targets": [], "lora_parameters": ["mlp.experts.down_proj"]}
     with pytest.raises(ConfigError, match=r"No adapter with targets .*experts.down_proj"):
         train(TrainConfig(**settings))
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_packed_weights_have_the_fingerprint_of_those_on_disk(tmp_path, monkeypatch, shard):
+    """Without loading the model once more, which only QLoRA on a GPU would do."""
+    tiny_llama().save_pretrained(tmp_path, max_shard_size=shard)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model, _ = hub.load(tmp_path, dtype="bfloat16", device="cpu")
+    expected = base_fingerprint(model)
+    for parameter in model.parameters():
+        parameter.data = torch.zeros(1)
+    monkeypatch.delattr(hub, "load")
+    assert saved_fingerprint(str(tmp_path), model) == expected
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "20KB")
+
+
+def test_stacked_experts_have_the_fingerprint_of_the_loaded_model(moe_folder):
+    """On disk each expert is by itself, under other names."""
+    model, _ = hub.load(moe_folder, dtype="float32", device="cpu")
+    assert saved_fingerprint(moe_folder, model) == base_fingerprint(model)
 
 
 def test_what_a_mode_needs(settings, tmp_path):

@@ -4,6 +4,7 @@ import torch
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.losses import get_loss
+from learners.ops.context import Context
 from learners.ops.kernels import KERNELS
 from learners.training.config import TrainConfig
 from learners.training.passes import Packing, Passes
@@ -51,6 +52,24 @@ def test_sums_do_not_depend_on_how_sequences_are_put_together(kernel, together):
     for one, other in zip(scorer(SEQUENCES, width=3), plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert scorer.shared_tokens == (9 + 6 if together else 9)
+
+
+@pytest.mark.parametrize("kernel", ["none", "dense"])
+def test_sums_lose_nothing_of_small_terms(monkeypatch, kernel):
+    """In float32, 2 ** 24 + 1 is 2 ** 24."""
+    scorer = scorer_of(tiny_llama(), Packing(kernel, min_share=0.0))
+
+    def large_then_small(hidden, weight, targets, **_):
+        logps = -torch.ones(len(targets))
+        logps[0] = -(2.0**24)
+        return logps, -logps
+
+    monkeypatch.setattr("learners.ops.sequence.token_logps", large_then_small)
+    monkeypatch.setattr("learners.ops.packed.token_logps", large_then_small)
+    scorer.passes.together = True
+    sums = scorer([sequence(9, 20)])
+    assert sums.logps.tolist() == [-(2**24) - 19]
+    assert sums.entropies.tolist() == [2**24 + 19]
 
 
 def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
@@ -152,3 +171,18 @@ def test_the_reference_makes_the_passes_of_the_policy(tmp_path, monkeypatch):
     assert whole.scorer.shared_tokens == 20 + 12 + 20
     result = run_batch(whole, samples, logps, None)
     assert torch.equal(result.logps, logps)
+
+
+def test_a_reference_is_of_one_way_of_making_passes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
+    model, scored = tiny_llama(), []
+    monkeypatch.setattr("learners.training.reference._score", lambda *_: scored.append(1) or [0.0])
+    ways = [
+        (False, Workers()), (True, Workers()), (True, Workers(context=Context(2, 0))),
+        (True, Workers(fsdp=object())), (True, Workers(deepspeed=object())),
+    ]  # fmt: skip
+    for together, workers in [*ways, *ways]:
+        passes = Passes(model, CPU, together=together)
+        scorer = Scorer(PolicySums(model), passes, workers)
+        reference_logps(scorer, SEQUENCES[:1], key=["test"])
+    assert len(scored) == len(ways)

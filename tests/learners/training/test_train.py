@@ -16,6 +16,7 @@ from learners.losses import LossOutput
 from learners.ops import sequence_logps
 from learners.training import Diverged, checkpoint
 from learners.training.model import model_digest
+from learners.training.policy import Policy
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, save_model, tiny_llama
@@ -141,24 +142,17 @@ def test_a_starting_adapters_dropout_draws_by_the_seed(settings, tmp_path):
     assert not same(found[0], found[2])
 
 
-@pytest.mark.parametrize("loss", ["sft", "entropo-dpo", "entropo-kto"])
-def test_gradients_do_not_depend_on_how_the_batch_is_cut(settings, loss, tmp_path):
-    adapters = []
-    for tokens in (1, 10_000):
-        changes = {
-            "micro_batch_tokens": tokens,
-            "out": str(tmp_path / f"{tokens}"),
-            "batch_size": 7,
-        }
-        adapters.append(weights(train(TrainConfig(**{**settings, **changes}, loss=loss)).out))
-    for name, value in adapters[0].items():
-        torch.testing.assert_close(value, adapters[1][name], atol=2e-4, rtol=1e-2)
-
-
 def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
     plain = train(TrainConfig(**settings, loss="entropo-dpo"))
     settings |= {"out": str(tmp_path / "second"), "gradient_checkpointing": True}
-    again = train(TrainConfig(**settings, loss="entropo-dpo"))
+    recomputes = []
+
+    def on_eval(model, step):
+        recomputes.extend(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+        return {}
+
+    again = train(TrainConfig(**settings, loss="entropo-dpo"), on_eval=on_eval)
+    assert any(recomputes)
     assert same(weights(plain.out), weights(again.out))
 
 
@@ -207,23 +201,25 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
 
 def test_a_disk_that_is_full_at_the_end_costs_no_step(settings, monkeypatch):
     settings |= {"save_every": 6, "loss": "sft"}
+    whole = train(TrainConfig(**{**settings, "out": settings["out"] + "-whole"})).out
+    write = Policy.write
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(policy, folder, adapter):
+        if folder == Path(settings["out"]):
+            raise OSError(28, "No space left on device")
+        write(policy, folder, adapter)
 
     with monkeypatch.context() as patched:
-        patched.setattr("learners.training.policy.Policy.write", full)
-        patched.setattr("learners.training.checkpoint._write", lambda *_: None)
+        patched.setattr(Policy, "write", full)
         with pytest.raises(SweError, match=r"The result of step 6 could not be .*--resume"):
-            train(TrainConfig(**{**settings, "out": settings["out"] + "-none"}))
-
-    def no_figures(self, step, values):
-        if step == 5:
-            full()
-
-    monkeypatch.setattr("learners.training.metrics.MetricsWriter.write", no_figures)
-    with pytest.raises(SweError, match="The figures of step 5 could not be written"):
-        train(TrainConfig(**settings))
+            train(TrainConfig(**settings))
+    steps = []
+    resumed = train(
+        TrainConfig(**settings, resume=True),
+        on_progress=lambda p: steps.append(p.done) if p.stage == "training" else None,
+    )
+    assert steps == [6]
+    assert same(weights(whole), weights(resumed.out))
 
 
 def test_the_reference_of_weights_that_differ_by_little_is_their_own(settings, tmp_path):
@@ -320,6 +316,89 @@ def test_a_kill_after_a_stop_does_not_train_past_it(settings, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["step-00000002"]
     resumed = train(TrainConfig(**settings, resume=True))
     assert (resumed.steps, resumed.stopped) == (2, "enough")
+
+
+@pytest.mark.parametrize("by", ["rule", "evaluation"])
+def test_a_kill_while_a_stop_is_saved_does_not_train_past_it(settings, monkeypatch, by):
+    settings |= {"loss": "dpo", "save_every": 1, "max_steps": 40}
+    settings |= {"stop_kl": 0.02, "stop_window": 1} if by == "rule" else {"eval_every": 3}
+
+    def on_eval(model, step):
+        raise StopTraining("held-out pass@1 fell")
+
+    def die(folder, step, policy, optimizer, extra, **keep):
+        if extra["stopped"]:
+            raise Killed
+        checkpoint.save_checkpoint(folder, step, policy, optimizer, extra, **keep)
+
+    on_eval = on_eval if by == "evaluation" else None
+    with monkeypatch.context() as dying:
+        dying.setattr("learners.training.loop.save_checkpoint", die)
+        with pytest.raises(Killed):
+            train(TrainConfig(**settings), on_eval=on_eval)
+    last = checkpoint.checkpoints(Path(settings["out"]) / "checkpoints")[-1]
+    resumed = train(TrainConfig(**settings, resume=True), on_eval=on_eval)
+    assert ("from the reference" if by == "rule" else "pass@1 fell") in resumed.stopped
+    assert last.name == f"step-{resumed.steps:08d}"
+    assert [r["step"] for r in read_metrics(resumed.out)] == [*range(1, resumed.steps + 1)]
+
+
+def test_a_kill_while_a_step_is_saved_again_leaves_it(settings, monkeypatch):
+    settings |= {"loss": "sft", "save_every": 2, "keep_checkpoints": 1}
+    moved, replace = [], Path.replace
+
+    def move(path, target):
+        if "checkpoints" in target.parts:
+            moved.append(target)
+            if len(moved) == 2:
+                raise Killed
+        replace(path, target)
+
+    def stop(progress):
+        if progress.stage == "training" and progress.done == 2:
+            raise StopTraining("enough")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Path, "rename", move)
+        dying.setattr(Path, "replace", move)
+        with pytest.raises(Killed):
+            train(TrainConfig(**settings), on_progress=stop)
+    (left,) = checkpoint.checkpoints(Path(settings["out"]) / "checkpoints")
+    assert checkpoint.read_checkpoint(left)["step"] == 2
+    resumed = train(TrainConfig(**settings, resume=True), on_progress=stop)
+    assert (resumed.steps, resumed.stopped) == (2, "enough")
+
+
+def test_a_disk_that_is_full_at_a_resumption_costs_no_figure(settings, monkeypatch):
+    settings |= {"loss": "sft", "save_every": 2}
+    train_and_kill(settings, after=3)
+    before = read_metrics(settings["out"])
+    real = Path.write_text
+
+    def full(path, text):
+        if path.name.startswith("metrics"):
+            real(path, text[:100])
+            raise OSError(28, "No space left on device")
+        return real(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(SweError, match=r"The figures of step 2 could not be .*--resume"):
+            train(TrainConfig(**settings, resume=True))
+    assert read_metrics(settings["out"]) == before
+    assert len(before) == 3
+    assert train(TrainConfig(**settings, resume=True)).steps == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_while_figures_are_written_is_a_sentence(settings):
+    def fill(progress):
+        if progress.stage == "training" and progress.done == 2:
+            (file := Path(settings["out"]) / "metrics.jsonl").unlink()
+            file.symlink_to("/dev/full")
+
+    with pytest.raises(SweError, match=r"The figures of step 3 could not be written .* No space"):
+        train(TrainConfig(**settings, loss="sft"), on_progress=fill)
 
 
 def test_a_run_is_not_resumed_on_other_data(settings):

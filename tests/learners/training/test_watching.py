@@ -1,5 +1,6 @@
 """Evaluation on a held-out buffer, and the rules that end a run early."""
 
+import importlib
 import importlib.util
 from itertools import pairwise
 from math import exp, log
@@ -185,6 +186,17 @@ def test_a_rule_goes_on_where_it_was(settings):
 def test_wandb_is_asked_for_and_missing(settings):
     with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
         train(TrainConfig(**settings, wandb_project="p"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_without_a_login_is_found_before_any_work(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"no login .*: run `wandb login`, or set WANDB_MODE=off"):
+        train(TrainConfig(**settings, wandb_project="p"))
+    assert not (tmp_path / "out").exists()
+    importlib.import_module("wandb").teardown()  # it reads WANDB_MODE once
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
