@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             out=folder / "job",
             buffer=folder / "buffer",
             env_kwargs={"sandbox": options.sandbox, "max_episode_steps": options.steps},
-            budget=Budget(repeats=0, errors=0),
+            budget=Budget(repeats=0, errors=0, failures=0, invalid=0),
         )
     model: Any
     model, tokenizer = hub.load(options.model, dtype=options.dtype, device="cpu")
