@@ -198,6 +198,7 @@ def test_a_second_ctrl_c_stops_what_runs_and_the_job_can_be_continued(
     run = start(cluster.address, job, store, delay=delay)
     wait_for(lambda: len(list(job.glob("*/*/lease"))) == 4)  # two in each of two workers
     begun = {path.parent for path in job.glob("*/*/lease")}
+    early = done(job)  # by the first worker, while the second was on its way
     run.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert run.poll() is None  # the first lets them play on
@@ -210,7 +211,7 @@ def test_a_second_ctrl_c_stops_what_runs_and_the_job_can_be_continued(
     # On a busy machine Ray's own process tells of late heartbeats there, in several lines.
     assert re.sub(r"(?m)^\x1b\[33m\(raylet\).*\n(?:\t.*\n)*", "", out) == ""
     # What ended as the driver left is in the folder, and comes to the buffer when it goes on.
-    assert len(stored(store)) <= done(job) < 4
+    assert len(stored(store)) <= done(job) < early + 4
     assert {path.parent for path in job.glob("*/*/lease")} <= begun
     if ends_at_its_step:  # its worker gave the leases back; a killed one could not
         assert not list(job.glob("*/*/lease"))

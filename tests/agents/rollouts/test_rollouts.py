@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from agents.policies import PolicySpec
 from agents.policies.base import EpisodeOver
 from agents.rollouts import Budget, attempt_seed, run_episode, run_rollouts
 from agents.rollouts.job import load_trajectory, to_toml
@@ -236,51 +235,6 @@ def test_an_environment_that_breaks_is_one_bad_rollout_not_the_end(tmp_path):
     tasks = make_tasks(3)
     report = run_rollouts(Guesser(), tasks, out=tmp_path, make_env=lambda: Broken(tasks), retries=0)
     assert (report.failures, len(report.scored)) == ({"crash": 1}, 2)
-
-
-def test_an_episode_that_cannot_begin_is_one_bad_rollout_not_the_end(tmp_path):
-    class Broken(GuessEnv):
-        def reset(self, **options):
-            if options["options"]["instance_id"] == "guess/1":
-                raise RuntimeError("bug in the reset")
-            return super().reset(**options)
-
-    tasks = make_tasks(3)
-    report = run_rollouts(
-        Guesser(), tasks, out=tmp_path / "a", make_env=lambda: Broken(tasks), retries=0
-    )
-    assert (report.failures, len(report.scored)) == ({"crash": 1}, 2)
-    record = load_trajectory(tmp_path / "a" / "guess%2F1" / "0" / "trajectory.json.zst")
-    assert record.failure.message == "RuntimeError: bug in the reset"
-
-
-@pytest.mark.parametrize("error", [KeyError("no such tool"), ConfigError("the format needs tools")])
-def test_a_prompt_that_breaks_is_a_crash_and_a_wrong_setting_ends_the_job(tmp_path, error):
-    class Prompts(Guesser):
-        def system_prompt(self, tools):
-            raise error
-
-    if isinstance(error, ConfigError):
-        with pytest.raises(ConfigError, match="the format needs tools"):
-            roll(tmp_path, make_tasks(2), Prompts())
-    else:
-        report = roll(tmp_path, make_tasks(2), Prompts(), retries=0)
-        assert report.failures == {"crash": 2}
-
-
-class Closable(Guesser):
-    closed = 0
-
-    def close(self):
-        Closable.closed += 1
-
-
-@pytest.mark.parametrize("made", [True, False])
-def test_a_policy_that_was_made_for_the_run_is_closed_with_it(tmp_path, monkeypatch, made):
-    monkeypatch.setattr(Closable, "closed", 0)
-    policy = PolicySpec(f"{__name__}:Closable") if made else Closable()
-    roll(tmp_path, make_tasks(1), policy)
-    assert Closable.closed == made
 
 
 class Same(Guesser):
