@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _DROPOUT = ("attention_dropout", "attn_pdrop")
+_REFUSALS = (ConfigError, RuntimeError, ImportError, TypeError, ValueError, AssertionError)
+"""What transformers and the kernels raise where they do not fit a model."""
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -91,8 +93,8 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
     try:
         with evaluating(causal), torch.no_grad():
             reason = _probe(model, kernel, device)
-    except (ConfigError, RuntimeError, NotImplementedError, ImportError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except _REFUSALS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if reason:
         undo()
     return reason

@@ -195,6 +195,18 @@ def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():
         assert model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("error", [ValueError("no soft cap here"), AssertionError()])
+def test_whatever_a_familys_code_refuses_with_is_the_reason(error):
+    def refuse(*_):
+        raise error
+
+    model = tiny("llama")
+    before = model.config._attn_implementation
+    model.model.layers[0].register_forward_pre_hook(refuse)
+    assert prepare(model, "segments", CPU) == (str(error) or "AssertionError")
+    assert model.config._attn_implementation == before
+
+
 def test_a_model_that_was_sampled_from_in_between_is_packed_as_before():
     """Sampling may set an attention of its own, which would not know of runs."""
     model, packed = tiny("llama"), pack(branches(), CPU, min_share=0.0)
