@@ -161,7 +161,7 @@ def test_with_an_adapter_and_gradient_checkpointing(family):
     packed = pack(branches(), CPU, min_share=0.0)
     got = gradients(model, packed_logps(model, packed, "segments"))
     layers = 2
-    assert len(packed.layout.windows) == 2 * layers, "each layer was computed again"
+    assert len(packed.layout.calls) == 2 * layers, "each layer was computed again"
     model.eval()
     wanted = gradients(model, alone(model, branches()))
     assert got.keys() == wanted.keys()
@@ -179,6 +179,24 @@ def test_rows_that_are_not_packed_are_computed_as_before(family):
     before = model(ids, attention_mask=mask).logits
     assert prepare(model, "segments", CPU) == ""
     assert torch.equal(model(ids, attention_mask=mask).logits, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", ["segments", "flex"])
+def test_a_model_that_waits_to_be_sharded_is_proven_with_the_kernel_where_it_will_be(
+    family, kernel
+):
+    assert prepare(tiny(family), kernel, CPU, later=(CPU, torch.bfloat16)) == ""
+
+
+def test_a_kernel_that_fails_there_is_refused_and_the_model_stays_as_it_was(monkeypatch):
+    model, there = tiny("mistral"), (CPU, torch.bfloat16)
+    before = model.config._attn_implementation
+    assert prepare(model, "varlen", CPU, later=there)  # has no kernel for a CPU
+    dense = KERNELS["dense"]
+    monkeypatch.setitem(KERNELS, "flash", lambda *inputs: dense(*inputs[:5], None, inputs[6]))
+    assert "on cpu in torch.bfloat16 is" in prepare(model, "flash", CPU, later=there)
+    assert model.config._attn_implementation == before
 
 
 def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():

@@ -74,6 +74,13 @@ def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
         Passes(model, CPU, Packing("dense"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_the_kernel_of_a_model_that_waits_to_be_sharded_is_tried_on_its_gpu():
+    there = {"place": CPU, "dtype": torch.bfloat16}
+    with pytest.raises(ConfigError, match=r"packed with segments: .*(CUDA|NVIDIA)"):
+        Passes(tiny_llama(), torch.device("cuda"), Packing("segments"), **there)
+
+
 @pytest.mark.parametrize("packing", [Packing(), Packing("none")])
 def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing):
     """Of sequences on both sides of the length that the model was first trained with."""
