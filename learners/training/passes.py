@@ -158,6 +158,5 @@ def _choose(
         log.info("Not packed with %s: %s.", kernel, reason)
     if packing.kernel != "auto":
         raise ConfigError(f"This model cannot be packed with {packing.kernel}: {reason}.")
-    if device.type != "cpu":
-        log.warning("Sequences are padded or computed alone, not packed: %s.", reason)
+    log.warning("Sequences are padded or computed alone, not packed: %s.", reason)
     return ""

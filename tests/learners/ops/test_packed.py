@@ -6,7 +6,7 @@ import torch
 from learners.ops import pack, packed_logps, prepare, sequence_logps
 from learners.ops.kernels import KERNELS
 from swe_env.errors import ConfigError
-from tests.learners.models import tiny
+from tests.learners.models import tiny, tiny_llama
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen3", "gemma3", "mistral", "gemma2"]
@@ -197,6 +197,12 @@ def test_a_kernel_that_fails_there_is_refused_and_the_model_stays_as_it_was(monk
     monkeypatch.setitem(KERNELS, "flash", lambda *inputs: dense(*inputs[:5], None, inputs[6]))
     assert "on cpu in torch.bfloat16 is" in prepare(model, "flash", CPU, later=there)
     assert model.config._attn_implementation == before
+
+
+def test_a_model_of_smollm2s_shapes_is_packed_in_half_precision():
+    shapes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    model = tiny_llama(49_152, num_key_value_heads=3, initializer_range=0.04, **shapes)
+    assert prepare(model.bfloat16(), "segments", CPU) == ""
 
 
 def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():

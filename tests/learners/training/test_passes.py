@@ -64,11 +64,12 @@ def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
     assert passes.groups(sequences, 2) == [sequences]
 
 
-def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
+def test_a_model_that_cannot_be_packed_is_scored_all_the_same(caplog):
     model = tiny("gemma3")
     model.config.layer_types = ["chunked_attention"] * 2
     passes = Passes(model, CPU)
     assert passes.kernel == ""
+    assert "not packed: it has layers of the kind chunked_attention" in caplog.text
     assert passes.groups(SEQUENCES, 5) == [[sequence] for sequence in SEQUENCES]
     with pytest.raises(ConfigError, match="cannot be packed with dense: it has layers of the kind"):
         Passes(model, CPU, Packing("dense"))
