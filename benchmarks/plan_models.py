@@ -21,7 +21,7 @@ CASES = [
     ("Qwen3-4B", "A100-80", 1, "lora"),
     ("Gemma-3-27b", "H100-80", 1, "lora"),
     ("Qwen3-Coder-30B-A3B", "H100-80", 1, "lora"),
-    ("GLM-4.5-Air", "H100-80", 8, "qlora"),
+    ("GLM-4.5-Air", "H100-80", 8, "lora"),
 ]
 GIB = 1 << 30
 

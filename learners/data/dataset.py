@@ -74,17 +74,20 @@ def pair_samples(
     ties: int = 0,
     seed: int = 0,
 ) -> Dataset:
-    """`pairs`, encoded; a pair whose sides start from different tokens is dropped.
+    """`pairs` of what can be encoded; a pair whose sides start from different tokens is dropped.
 
     Where both sides begin with the same agent steps, as branches do, the pair is step-level: only
     what follows is learned.
     """
-    found, report = pairs(trajectories, per_task=per_task, ties=ties, seed=seed)
+    known = _Known(encoder)
+    found, report = pairs(
+        trajectories, per_task=per_task, ties=ties, seed=seed, refusal=known.refusal
+    )
     groups = _numbers(pair.chosen.instance_id for pair in found)
 
     def build(pair: Pair) -> Sample:
         task = pair.chosen.instance_id
-        sides, shared = (encoder(pair.chosen), encoder(pair.rejected)), 0
+        sides, shared = (known[pair.chosen], known[pair.rejected]), 0
         if not _same_start(*sides):
             raise Unusable("prompts-differ", f"{task}: prompts differ.")
         chosen, rejected = (side.from_turn(pair.shared_steps) for side in sides)
@@ -103,14 +106,14 @@ def row_samples(
     per_task: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """`kto_rows` (kind ``"kto"``) or `sft_rows` (``"sft"``), encoded."""
-    select = kto_rows if kind == "kto" else sft_rows
-    found, report = select(trajectories, per_task=per_task, seed=seed)
+    """`kto_rows` (kind ``"kto"``) or `sft_rows` (``"sft"``) of what can be encoded."""
+    known, select = _Known(encoder), kto_rows if kind == "kto" else sft_rows
+    found, report = select(trajectories, per_task=per_task, seed=seed, refusal=known.refusal)
     groups = _numbers(row.trajectory.instance_id for row in found)
 
     def build(row: Row) -> Sample:
         task = row.trajectory.instance_id
-        sequences = (encoder(row.trajectory),)
+        sequences = (known[row.trajectory],)
         return Sample(sequences, groups[task], desirable=row.desirable, task=task)
 
     dataset = _build(found, build, report)
@@ -134,6 +137,26 @@ def mismatched_sequence(prompt_of: Encoded, completion_of: Encoded) -> Encoded:
         prompt_of.loss_mask[:start] + completion_of.loss_mask[end:],
         prompt_of.turn_ids[:start] + completion_of.turn_ids[end:],
     )
+
+
+class _Known:
+    """Each trajectory that is asked for, encoded once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._found: dict[int, Encoded] = {}  # a selection knows them by identity too
+
+    def refusal(self, trajectory: Trajectory) -> str:
+        """The reason why it cannot be encoded, or empty."""
+        if id(trajectory) not in self._found:
+            try:
+                self._found[id(trajectory)] = self._encoder(trajectory)
+            except Unusable as problem:
+                return problem.reason
+        return ""
+
+    def __getitem__(self, trajectory: Trajectory) -> Encoded:
+        return self._found[id(trajectory)]
 
 
 def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport) -> Dataset:

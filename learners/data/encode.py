@@ -99,7 +99,7 @@ def encode(
     Recorded ids are used as they are when every agent step has them. Where some or all steps have
     none (a scripted or oracle agent, an imported record), the conversation goes through the chat
     template, and the mask is proven: the pieces put together must equal the template's own
-    rendering of the whole conversation, token by token.
+    rendering of the whole conversation, token by token, and in the last reply as text.
 
     Args:
         trajectory: A record of an episode.
@@ -126,7 +126,7 @@ def encode(
         chat = chat or ChatTemplate(tokenizer)
         text_format = text_format or _format_of(trajectory)
         try:
-            encoded = _templated(trajectory, chat, text_format)
+            encoded = _templated(trajectory, tokenizer, chat, text_format)
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
     if max_tokens is None or len(encoded) <= max_tokens:
@@ -196,7 +196,12 @@ def _recorded(trajectory: Trajectory) -> Encoded:
     return _join(pieces, trajectory)
 
 
-def _templated(trajectory: Trajectory, chat: Chat, text_format: Format) -> Encoded:
+def _templated(
+    trajectory: Trajectory,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    text_format: Format,
+) -> Encoded:
     messages, replies = _conversation(trajectory, text_format)
     pieces: list[tuple[Sequence[int], int]] = [(chat.prompt(messages), -1)]
     for turn, (reply, answers) in enumerate(replies):
@@ -217,7 +222,21 @@ def _templated(trajectory: Trajectory, chat: Chat, text_format: Format) -> Encod
             "chat template's rendering of the whole conversation, so the loss mask cannot be "
             "proven; record token ids, or use a template that is append-only.",
         )
+    # As text: in a rendering the last reply's first characters may merge with what is before it.
+    last: Message = {"role": "assistant", "content": replies[-1][0]}
+    closed = chat.prompt([*messages, last, {"role": "user", "content": "next"}])
+    if not _text(tokenizer, closed).startswith(_text(tokenizer, encoded.input_ids)):
+        raise Unusable(
+            "template",
+            f"{_name(trajectory)}: the last agent turn is not what the chat template renders in "
+            "the conversation, so the loss mask cannot be proven; record token ids, or use "
+            "another template.",
+        )
     return encoded
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def _conversation(

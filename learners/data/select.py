@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product, takewhile
 
@@ -42,8 +42,21 @@ class Row:
     desirable: bool
 
 
+Refusal = Callable[[Trajectory], str]
+"""Why a trajectory cannot be learned from, a key of `REASONS`, or empty."""
+
+
+def _nothing_refused(_: Trajectory) -> str:
+    return ""
+
+
 def pairs(
-    trajectories: Iterable[Trajectory], *, per_task: int = 1, ties: int = 0, seed: int = 0
+    trajectories: Iterable[Trajectory],
+    *,
+    per_task: int = 1,
+    ties: int = 0,
+    seed: int = 0,
+    refusal: Refusal = _nothing_refused,
 ) -> tuple[list[Pair], DropReport]:
     """Pair resolved with unresolved trajectories of the same task and first state.
 
@@ -58,6 +71,7 @@ def pairs(
         ties: At most so many tie pairs a task, resolved × resolved and unresolved × unresolved by
             turns; two trajectories with the same steps make none.
         seed: The same trajectories in any order and the same seed give the same pairs.
+        refusal: Asked of what a pair would hold; what is refused leaves its place to others.
 
     Returns:
         The pairs, ordered by task, and what was left out: of trajectories those that are in no
@@ -66,22 +80,20 @@ def pairs(
     report = DropReport()
     found: list[Pair] = []
     for task in _by_task(_finished(trajectories, report)):
-        made: list[Pair] = []
-        states = _by_first_state(task)
-        for state in states:
-            good, bad = _split(state, seed)
-            left = per_task - sum(not pair.tie for pair in made)
-            made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
-            tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
-            tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
-            room = ties - sum(pair.tie for pair in made)
-            made += [Pair(a, b, tie=True) for a, b in _alternate(tied)[:room]]
-        used = {id(t) for pair in made for t in (pair.chosen, pair.rejected)}
+        while True:
+            made = _pairs_of(task, per_task, ties, seed)
+            used = {id(t): t for pair in made for t in (pair.chosen, pair.rejected)}
+            refused = {key: why for key, t in used.items() if (why := refusal(t))}
+            if not refused:
+                break
+            for why in refused.values():
+                report.drop(why)
+            task = [t for t in task if id(t) not in refused]
         rest = len(task) - len(used)
         both = len({t.resolved for t in task}) == 2
         if not both:
             report.drop("no-partner", rest)
-        elif any(not pair.tie for pair in made) or len(states) == 1:
+        elif any(not pair.tie for pair in made) or len(_by_first_state(task)) == 1:
             report.drop("over-quota", rest)
         else:
             report.drop("other-first-state", rest)
@@ -91,22 +103,28 @@ def pairs(
 
 
 def kto_rows(
-    trajectories: Iterable[Trajectory], *, per_task: int | None = None, seed: int = 0
+    trajectories: Iterable[Trajectory],
+    *,
+    per_task: int | None = None,
+    seed: int = 0,
+    refusal: Refusal = _nothing_refused,
 ) -> tuple[list[Row], DropReport]:
     """Every finished trajectory with its label, at most `per_task` of each label a task."""
     report = DropReport()
     found: list[Row] = []
     for task in _by_task(_finished(trajectories, report)):
         for group in _split(task, seed):
-            kept = group[:per_task]
-            report.drop("over-quota", len(group) - len(kept))
-            found += [Row(trajectory, trajectory.resolved) for trajectory in kept]
+            found += _rows_of(group, per_task, refusal, report)
     report.kept = len(found)
     return found, report
 
 
 def sft_rows(
-    trajectories: Iterable[Trajectory], *, per_task: int | None = None, seed: int = 0
+    trajectories: Iterable[Trajectory],
+    *,
+    per_task: int | None = None,
+    seed: int = 0,
+    refusal: Refusal = _nothing_refused,
 ) -> tuple[list[Row], DropReport]:
     """Every finished trajectory that resolved its task, at most `per_task` a task."""
     report = DropReport()
@@ -114,8 +132,7 @@ def sft_rows(
     for task in _by_task(_finished(trajectories, report)):
         good, bad = _split(task, seed)
         report.drop("unresolved", len(bad))
-        report.drop("over-quota", len(good) - len(good[:per_task]))
-        found += [Row(trajectory, True) for trajectory in good[:per_task]]
+        found += _rows_of(good, per_task, refusal, report)
     report.kept = len(found)
     return found, report
 
@@ -161,6 +178,34 @@ def _by_first_state(task: Sequence[Trajectory]) -> list[list[Trajectory]]:
     for trajectory in task:
         groups.setdefault(first_state(trajectory), []).append(trajectory)
     return [groups[name] for name in sorted(groups)]
+
+
+def _pairs_of(task: Sequence[Trajectory], per_task: int, ties: int, seed: int) -> list[Pair]:
+    made: list[Pair] = []
+    for state in _by_first_state(task):
+        good, bad = _split(state, seed)
+        left = per_task - sum(not pair.tie for pair in made)
+        made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
+        tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
+        tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
+        room = ties - sum(pair.tie for pair in made)
+        made += [Pair(a, b, tie=True) for a, b in _alternate(tied)[:room]]
+    return made
+
+
+def _rows_of(
+    group: Sequence[Trajectory], per_task: int | None, refusal: Refusal, report: DropReport
+) -> list[Row]:
+    """Rows of the first `per_task` that are not refused; the others are counted."""
+    kept: list[Row] = []
+    for trajectory in group:
+        if len(kept) == per_task:
+            report.drop("over-quota")
+        elif why := refusal(trajectory):
+            report.drop(why)
+        else:
+            kept.append(Row(trajectory, trajectory.resolved))
+    return kept
 
 
 def _split(task: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], list[Trajectory]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.ops.kernels import KERNELS
-from learners.ops.packing import Layout
+from learners.ops.packing import Call, Layout
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,11 +64,10 @@ def attend(
             raise ConfigError(f"{type(module).__name__} has {name}: it cannot be packed.")
     if settings.get("dropout"):
         raise ConfigError(f"{type(module).__name__} drops attention out: it cannot be packed.")
-    window, scale = settings.get("sliding_window"), settings.get("scaling")
-    layout.windows.append(window)
-    found = KERNELS[layout.kernel](
-        query, key, value, layout, scale, window, settings.get("softcap")
-    )
+    asked = (settings.get("scaling"), settings.get("sliding_window"), settings.get("softcap"))
+    shape = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    layout.calls.append(Call(*shape, *asked))
+    found = KERNELS[layout.kernel](query, key, value, layout, *asked)
     return found.transpose(1, 2), None
 
 

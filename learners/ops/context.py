@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from learners.ops.kernels import KERNELS, flex_where, masked
 from learners.ops.packed import packed_logps
-from learners.ops.packing import Layout, Packed
+from learners.ops.packing import Call, Layout, Packed
 from learners.ops.sequence import SequenceLogps
 
 
@@ -71,7 +71,7 @@ class PartLayout(Layout):
         every = [_mine(len(ends), context.count, index) for index in range(context.count)]
         self.order = torch.cat(every).argsort().to(ends.device)
         """Where each token of the row is in what is gathered."""
-        self.windows: list[int | None] = []
+        self.calls: list[Call] = []
         self.kernel = ""
         self._kept: dict[tuple[str, int | None], Any] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from learners.ops.attention import NAMES, carrier, take_over
 from learners.ops.keeping import weigh
+from learners.ops.kernels import KERNELS
 from learners.ops.logps import token_logps
-from learners.ops.packing import Packed, pack
+from learners.ops.packing import Call, Layout, Packed, pack
+from learners.ops.prefix import Forest, grow
 from learners.ops.rotary import moving_rotary
 from learners.ops.sequence import SequenceLogps, evaluating, output_layer, sequence_logps, unwrap
 from swe_env.errors import ConfigError
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _DROPOUT = ("attention_dropout", "attn_pdrop")
+_REFUSALS = (ConfigError, RuntimeError, ImportError, TypeError, ValueError, AssertionError)
+"""What transformers and the kernels raise where they do not fit a model."""
+_ROUNDING = 0.1
+"""Of means of standard normal values in half precision; a wrong mask is ten times as far off."""
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -60,7 +67,13 @@ def packed_logps(
     )
 
 
-def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
+def prepare(
+    model: nn.Module,
+    kernel: str,
+    device: torch.device,
+    *,
+    later: tuple[torch.device, torch.dtype] | None = None,
+) -> str:
     """Let a model take packed rows, if they give what its own attention gives.
 
     Two sequences with a shared beginning and one without are scored packed and one by one. Every
@@ -71,6 +84,9 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
         model: A causal language model of transformers, bare or wrapped by peft.
         kernel: One of `KERNELS`.
         device: Where the model is.
+        later: Where it will compute and the type of attention's inputs there, if it only waits on
+            `device` to be sharded: `segments` then proves the packing, and what the layers asked
+            of attention is asked of the kernel there.
 
     Returns:
         Empty, or why the model cannot be packed with that kernel; it is then as it was.
@@ -90,9 +106,9 @@ def prepare(model: nn.Module, kernel: str, device: torch.device) -> str:
     undo = take_over(causal)
     try:
         with evaluating(causal), torch.no_grad():
-            reason = _probe(model, kernel, device)
-    except (ConfigError, RuntimeError, NotImplementedError, ImportError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+            reason = _probe(model, kernel, device, later)
+    except _REFUSALS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if reason:
         undo()
     return reason
@@ -117,28 +133,60 @@ def layer_windows(model_config: PretrainedConfig) -> list[int | None]:
     return [size if kind == "sliding_attention" else None for kind in layer_kinds(model_config)]
 
 
-def _probe(model: nn.Module, kernel: str, device: torch.device) -> str:
+def _probe(
+    model: nn.Module,
+    kernel: str,
+    device: torch.device,
+    later: tuple[torch.device, torch.dtype] | None,
+) -> str:
     causal = unwrap(model)
-    config = causal.config.get_text_config()
-    ids = [number % config.vocab_size for number in range(3, 43)]
+    vocabulary = causal.config.get_text_config().vocab_size
+    # From all over it: its first tokens are special ones and bytes, which models hardly know.
+    ids = [vocabulary * number // 41 for number in range(1, 41)]
     sequences = [ids[:20], ids[:9] + ids[29:12:-1], ids[::2]]
     masks = [[at > 0 for at in range(len(one))] for one in sequences]
     packed = pack(list(zip(sequences, masks, strict=True)), device, min_share=0.1)
-    found = packed_logps(model, packed, kernel)
+    found = packed_logps(model, packed, kernel if later is None else "segments")
     alone = [
         sequence_logps(
             model, torch.tensor([one], device=device), torch.tensor([mask], device=device)
         )
         for one, mask in zip(sequences, masks, strict=True)
     ]
-    expected = layer_windows(causal.config)
-    if packed.layout.windows != expected:
-        return f"its layers attend in windows of {packed.layout.windows}, not {expected}"
+    calls, expected = packed.layout.calls, layer_windows(causal.config)
+    if (windows := [call.window for call in calls]) != expected:
+        return f"its layers attend in windows of {windows}, not {expected}"
     single = torch.cat([one.logps for one in alone])
     apart, size_of = ((one.abs() / packed.counts) for one in (found.logps - single, single))
-    worst = float(apart.max())
     # Half precision rounds by a share of what it rounds: unlikely tokens are further apart.
     exact = causal.dtype in (torch.float32, torch.float64)
-    if bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
+    if not bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
+        worst = float(apart.max())
+        return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
+    if later is None:
         return ""
-    return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
+    return _probe_kernel(kernel, grow(sequences, min_share=0.1), dict.fromkeys(calls), *later)
+
+
+def _probe_kernel(
+    kernel: str, forest: Forest, calls: Iterable[Call], device: torch.device, dtype: torch.dtype
+) -> str:
+    """Empty, or how a kernel differs from `dense` where layers ask this of it, on random values."""
+    layout = Layout(forest, device)
+    drawn = torch.Generator().manual_seed(0)
+    for call in calls:
+        sizes = [
+            (call.heads, call.width), (call.key_heads, call.width),
+            (call.key_heads, call.value_width),
+        ]  # fmt: skip
+        query, key, value = (
+            torch.randn(1, heads, forest.computed, width, generator=drawn).to(device, dtype)
+            for heads, width in sizes
+        )
+        asked = (call.scale, call.window, call.softcap)
+        found = KERNELS[kernel](query, key, value, layout, *asked)
+        wanted = KERNELS["dense"](query.float(), key.float(), value.float(), layout, *asked)
+        apart = float((found - wanted).abs().max())
+        if not apart <= _ROUNDING:
+            return f"what it gives on {device.type} in {dtype} is {apart:.3g} from a dense mask's"
+    return ""

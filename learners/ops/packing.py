@@ -43,6 +43,18 @@ class Varlen(NamedTuple):
     longest_keys: int
 
 
+class Call(NamedTuple):
+    """What a layer asks of attention, whatever the row."""
+
+    heads: int
+    key_heads: int
+    width: int
+    value_width: int
+    scale: float | None
+    window: int | None
+    softcap: float | None
+
+
 class Layout:
     """Who sees whom in a packed row: a token, those of its path up to itself."""
 
@@ -60,8 +72,8 @@ class Layout:
         pieces = [torch.arange(run.position, run.depth) for run in forest.runs]
         self.positions = torch.cat(pieces).to(device)
         """Of each token in its sequences."""
-        self.windows: list[int | None] = []
-        """The sliding window of each layer that has asked so far."""
+        self.calls: list[Call] = []
+        """Of each layer that has asked so far."""
         self.kernel = ""
         """What computes attention; see `learners.ops.kernels`."""
         self._kept: dict[tuple[str, int | None], Any] = {}

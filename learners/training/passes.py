@@ -18,6 +18,7 @@ from learners.ops.packed import packed_logps, prepare
 from learners.ops.packing import Packed, pack
 from learners.ops.prefix import Forest, grow
 from learners.ops.rotary import moving_rotary
+from learners.ops.sequence import unwrap
 from swe_env.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Passes:
         *,
         together: bool | None = None,
         place: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Find a kernel that gives the model's own results.
 
@@ -75,14 +77,17 @@ class Passes:
                 CPU, where one of a few hundred tokens keeps the cores busy and where the reference
                 is computed by the very passes of the policy, to the last digit. Never where the
                 model's figures depend on a pass's longest sequence (`moving_rotary`).
-            place: Where the model is for now, if that is not `device`.
+            place: Where the model is for now, if that is not `device`: see `prepare`.
+            dtype: Of attention's inputs in a pass; by default the model's.
 
         Raises:
             ConfigError: the kernel that was asked for does not fit the model.
         """
         self.device = device
         packing = packing or Packing()
-        self.kernel = _choose(model, device, packing, place or device)
+        later = (device, dtype or unwrap(model).dtype)
+        elsewhere = place is not None and place.type != device.type
+        self.kernel = _choose(model, device, packing, place or device, later if elsewhere else None)
         wanted = device.type != "cpu" if together is None else together
         self.together = wanted and not moving_rotary(model)
         share = packing.min_share
@@ -135,18 +140,23 @@ def forward(model: nn.Module, batch: Batch | Packed, kernel: str) -> SequenceLog
     )
 
 
-def _choose(model: nn.Module, device: torch.device, packing: Packing, place: torch.device) -> str:
+def _choose(
+    model: nn.Module,
+    device: torch.device,
+    packing: Packing,
+    place: torch.device,
+    later: tuple[torch.device, torch.dtype] | None,
+) -> str:
     if packing.kernel == "none":
         return ""
     wanted = _AUTO.get(device.type, ()) if packing.kernel == "auto" else (packing.kernel,)
     reason = f"there is no kernel for {device.type}"
     for kernel in wanted:
-        reason = prepare(model, kernel, place)
+        reason = prepare(model, kernel, place, later=later)
         if not reason:
             return kernel
         log.info("Not packed with %s: %s.", kernel, reason)
     if packing.kernel != "auto":
         raise ConfigError(f"This model cannot be packed with {packing.kernel}: {reason}.")
-    if device.type != "cpu":
-        log.warning("Sequences are padded or computed alone, not packed: %s.", reason)
+    log.warning("Sequences are padded or computed alone, not packed: %s.", reason)
     return ""

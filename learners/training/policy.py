@@ -152,10 +152,12 @@ def make_policy(
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
     check_logits(model, torch.tensor(probe, device=place))
+    # FSDP casts whole weights to `compute`; under autocast norms give attention float32.
+    inputs = torch.float32 if full and workers.fsdp is None else compute
     passes = Passes(
         model, device, Packing(config.packing, config.min_share),
         together=workers.sharded or workers.context is not None or None,
-        place=torch.device(place),
+        place=torch.device(place), dtype=inputs,
     )  # fmt: skip
     if workers.context is not None and not passes.kernel:
         raise ConfigError(

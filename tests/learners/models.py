@@ -56,8 +56,8 @@ def tiny(family: str, seed: int = 0, **changes):
     return AutoModelForCausalLM.from_config(config, **how).eval()
 
 
-def byte_tokenizer():
-    """A byte-level tokenizer of 256 bytes and ChatML's three special tokens: ids below 300."""
+def byte_tokenizer(merges=()):
+    """A byte-level tokenizer of 256 bytes, merges of two of them, and ChatML's special tokens."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,9 @@ def byte_tokenizer():
     from agents.chat import CHATML
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokens = [*alphabet, *map("".join, merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(BPE(vocab=vocab, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

@@ -69,7 +69,7 @@ def _section(results: dict[str, Any], policy: str, loss: str) -> Markup:
             mine = [r for r in rows if (r["loss"], r["labels"]) == (of_loss, labels)]
             name = f"{NAMES[of_loss]}, {labels}"
             series.append(Series(name=name, points=_line([r for r in mine if _kept(r)], measure)))
-        control = [r for r in rows if (r["loss"], r["labels"]) == kinds[-1]]
+        control = [r for r in rows if (r["loss"], r["labels"]) == (loss, kinds[-1][1])]
         control = [r for r in control if r["gamma"] == r["zeta"]]
         series.append(Series(name="control of the last, β = ζ", points=_line(control, measure)))
         names = [s.name for s in series]

@@ -100,10 +100,12 @@ def _ways(
             ways.append(f"LoRA{also} ({_gib(need)} GiB)")
     if setup.method == "lora" and (need := total(costs, replace(saving, method="qlora"))) <= room:
         ways.append(f"QLoRA in 4 bits{also} ({_gib(need)} GiB)")
+    # What is in 4 bits is not sharded.
+    method, by = ("lora", "LoRA on ") if setup.method == "qlora" else (setup.method, "")
     gpus = setup.gpus * 2
     while gpus <= _MOST_GPUS:
-        if (need := total(costs, replace(saving, gpus=gpus))) <= room:
-            ways.append(f"{gpus} GPUs and FSDP{also} ({_gib(need)} GiB each)")
+        if (need := total(costs, replace(saving, method=method, gpus=gpus))) <= room:
+            ways.append(f"{by}{gpus} GPUs and FSDP{also} ({_gib(need)} GiB each)")
             break
         gpus *= 2
     share = longest.loss_tokens / sum(longest.lengths)

@@ -31,8 +31,14 @@ class Setup:
     method: str
     """``lora``, ``qlora`` or ``full``."""
     gpus: int
-    """1, or more with weights, gradients and optimizer state sharded over them (FSDP)."""
+    """1, or more with weights, gradients and optimizer state sharded over them (FSDP); QLoRA's
+    4-bit weights are whole on each, see `sharded`."""
     checkpointing: bool
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each GPU holds a part of the model."""
+        return self.gpus > 1 and self.method != "qlora"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +114,14 @@ class Costs:
         checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). On N
         GPUs everything but activations and halves is divided by N, and two whole layers in
         bfloat16 are added (also for full training on one GPU, whose weights
-        are float32). Each GPU has a micro-batch of its own.
+        are float32); with QLoRA nothing is divided. Each GPU has a micro-batch of its own.
         """
-        assume, counts, share = self.assume, self.counts, 1 / setup.gpus
+        assume, counts = self.assume, self.counts
+        share = 1 / setup.gpus if setup.sharded else 1.0
         trained = counts.trainable
         size = self.size
         hidden = batch.tokens * self.width * size
-        whole = setup.gpus > 1 or setup.method == "full"
+        whole = setup.sharded or setup.method == "full"
         gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
         inputs = len(self.layers) * hidden
         kept = inputs + sum(layer.kept(batch.tokens) for layer in self.layers)

@@ -74,7 +74,8 @@ def plan_training(
     Args:
         config: As for `learners.train`; ``out`` is not touched.
         gpu: A name from `learners.training.plan.gpus`.
-        gpus: Cards; more than one shard the model (FSDP), each with samples of its own.
+        gpus: Cards, each with samples of its own; more than one shard the model (FSDP), but
+            not QLoRA's.
         method: ``lora``, ``qlora`` (linear layers in 4 bits) or ``full``; by default the
             settings' mode.
         assumptions: Figures that are not arithmetic; by default `Assumptions()`.
@@ -174,8 +175,13 @@ def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> t
             f"--set mode={setup.method}."
         )
     if setup.gpus > 1:
+        held = (
+            "shard weights, gradients and optimizer state (FSDP), and each has"
+            if setup.sharded
+            else "hold the whole model each (4-bit weights are not sharded), and each has"
+        )
         notes.append(
-            f"{setup.gpus} GPUs shard weights, gradients and optimizer state (FSDP), and each has "
-            "samples of its own: more GPUs do not shorten what one sample takes."
+            f"{setup.gpus} GPUs {held} samples of its own: more GPUs do not shorten what one "
+            "sample takes."
         )
     return tuple(notes)

@@ -101,7 +101,7 @@ def test_what_was_cut_is_counted_and_shown():
     pair = [long_record(), long_record(resolved=False, actions=[("view", {}), ("submit", {})])]
     limit = len(encode(pair[0], TOKENIZER)) - 500
     dropped = pair_samples(pair, lambda t: encode(t, TOKENIZER, max_tokens=limit))
-    assert dropped.report.dropped == {"too-long": 1}
+    assert dropped.report.dropped == {"too-long": 2}
     cut = pair_samples(pair, lambda t: encode(t, TOKENIZER, max_tokens=limit, too_long="cut"))
     assert len(cut) == 1
     assert cut.report.cut == 2

@@ -124,6 +124,32 @@ def test_a_template_that_does_not_add_up_is_refused():
     assert caught.value.reason == "template"
 
 
+class Adding(ChatTemplate):
+    """A template that says more than the reply."""
+
+    def completion(self, text):
+        return super().completion(f"{text}!")
+
+
+def test_the_last_turn_is_proven_too():
+    one = scripted(actions=[("submit", {})])
+    assert encode(one, TOKENIZER).turn_ids[-1] == 0
+    with pytest.raises(Unusable, match="the last agent turn is not what") as caught:
+        encode(one, TOKENIZER, chat=Adding(TOKENIZER))
+    assert caught.value.reason == "template"
+
+
+def test_a_last_reply_that_begins_with_a_line_break_is_taken():
+    """In a rendering it is one token with the break before it, not when it is sampled."""
+    merging = byte_tokenizer(merges=[("Ċ", "Ċ")])
+    one = scripted(actions=[("submit", {})])
+    said = dataclasses.replace(one.steps[-1], message="\n\nDone.", tool_calls=())
+    encoded = encode(dataclasses.replace(one, steps=(*one.steps[:-1], said)), merging)
+    assert merging.decode(encoded.input_ids[encoded.prompt_length :]) == "\n\nDone.<|im_end|>"
+    whole = ChatTemplate(merging).prompt([{"role": "assistant", "content": "\n\nDone."}])
+    assert merging.convert_tokens_to_ids("ĊĊ") in whole
+
+
 def test_a_call_that_the_format_cannot_write_costs_one_record_not_the_run():
     marks = scripted("odd", actions=[("edit", {"text": "</parameter></function>"})])
     report = row_samples([marks, scripted("t-1")], lambda t: encode(t, TOKENIZER), kind="sft")

@@ -1,12 +1,13 @@
 import dataclasses
 import random
+from collections import Counter
 
 import pytest
 import torch
 
-from learners.data import encode, kto_rows, pairs, sft_rows
+from learners.data import Unusable, encode, kto_rows, pairs, sft_rows
 from learners.data.batching import collate
-from learners.data.dataset import pair_samples
+from learners.data.dataset import pair_samples, row_samples
 from learners.data.encode import Encoded
 from learners.losses import entropo_dpo
 from learners.ops import sequence_logps
@@ -210,3 +211,23 @@ def test_the_steps_that_are_shared_change_no_gradient_of_the_pair():
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
     assert gradients[0].abs().max() > 1e-3
+
+
+def test_what_cannot_be_encoded_leaves_its_place_to_others():
+    """A task is not lost because the pair that was chosen first holds a trajectory too long."""
+    records = mixed_buffer(tasks=3, each=6)
+    whole = pair_samples(records, lambda t: encode(t, None))
+    first = {id(p.chosen) for p in pairs(records)[0]}
+
+    def encoder(trajectory):
+        if id(trajectory) in first:
+            raise Unusable("too-long", "It has too many tokens.")
+        return encode(trajectory, None)
+
+    found = pair_samples(records, encoder)
+    assert [s.task for s in found.samples] == [s.task for s in whole.samples]
+    assert found.report.dropped == whole.report.dropped + Counter({"too-long": 3, "over-quota": -3})
+    for kind in ("kto", "sft"):
+        rows = row_samples(records, encoder, kind=kind, per_task=1)
+        assert {s.task for s in rows.samples if s.desirable} == {"t-0", "t-1", "t-2"}
+        assert rows.report.seen == rows.report.kept + sum(rows.report.dropped.values())

@@ -215,3 +215,9 @@ def test_packed_models_give_what_a_cpu_gives_sequence_by_sequence(family, kernel
         for name, value in half.named_parameters() if value.grad is not None
     ]  # fmt: skip
     assert max(far) < 0.1, far
+
+
+@pytest.mark.parametrize("kernel", ["segments", "flash", "flex"])
+def test_a_model_on_the_cpu_is_packed_with_what_its_gpu_can(kernel):
+    there = GPU, torch.bfloat16  # as for one that waits to be sharded
+    assert prepare(tiny("llama", head_dim=16), kernel, torch.device("cpu"), later=there) == ""

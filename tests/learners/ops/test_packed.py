@@ -6,7 +6,7 @@ import torch
 from learners.ops import pack, packed_logps, prepare, sequence_logps
 from learners.ops.kernels import KERNELS
 from swe_env.errors import ConfigError
-from tests.learners.models import tiny
+from tests.learners.models import tiny, tiny_llama
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "qwen3", "gemma3", "mistral", "gemma2"]
@@ -161,7 +161,7 @@ def test_with_an_adapter_and_gradient_checkpointing(family):
     packed = pack(branches(), CPU, min_share=0.0)
     got = gradients(model, packed_logps(model, packed, "segments"))
     layers = 2
-    assert len(packed.layout.windows) == 2 * layers, "each layer was computed again"
+    assert len(packed.layout.calls) == 2 * layers, "each layer was computed again"
     model.eval()
     wanted = gradients(model, alone(model, branches()))
     assert got.keys() == wanted.keys()
@@ -181,6 +181,30 @@ def test_rows_that_are_not_packed_are_computed_as_before(family):
     assert torch.equal(model(ids, attention_mask=mask).logits, before)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", ["segments", "flex"])
+def test_a_model_that_waits_to_be_sharded_is_proven_with_the_kernel_where_it_will_be(
+    family, kernel
+):
+    assert prepare(tiny(family), kernel, CPU, later=(CPU, torch.bfloat16)) == ""
+
+
+def test_a_kernel_that_fails_there_is_refused_and_the_model_stays_as_it_was(monkeypatch):
+    model, there = tiny("mistral"), (CPU, torch.bfloat16)
+    before = model.config._attn_implementation
+    assert prepare(model, "varlen", CPU, later=there)  # has no kernel for a CPU
+    dense = KERNELS["dense"]
+    monkeypatch.setitem(KERNELS, "flash", lambda *inputs: dense(*inputs[:5], None, inputs[6]))
+    assert "on cpu in torch.bfloat16 is" in prepare(model, "flash", CPU, later=there)
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_of_smollm2s_shapes_is_packed_in_half_precision():
+    shapes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    model = tiny_llama(49_152, num_key_value_heads=3, initializer_range=0.04, **shapes)
+    assert prepare(model.bfloat16(), "segments", CPU) == ""
+
+
 def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():
     for family, changes, reason in [
         ("llama", {"attention_dropout": 0.1}, "drops attention out"),
@@ -193,6 +217,18 @@ def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():
         before = model.config._attn_implementation
         assert re.search(reason, prepare(model, "segments", CPU))
         assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("error", [ValueError("no soft cap here"), AssertionError()])
+def test_whatever_a_familys_code_refuses_with_is_the_reason(error):
+    def refuse(*_):
+        raise error
+
+    model = tiny("llama")
+    before = model.config._attn_implementation
+    model.model.layers[0].register_forward_pre_hook(refuse)
+    assert prepare(model, "segments", CPU) == (str(error) or "AssertionError")
+    assert model.config._attn_implementation == before
 
 
 def test_a_model_that_was_sampled_from_in_between_is_packed_as_before():

@@ -83,14 +83,22 @@ def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
     assert passes.groups(sequences, 2) == [sequences]
 
 
-def test_a_model_that_cannot_be_packed_is_scored_all_the_same():
+def test_a_model_that_cannot_be_packed_is_scored_all_the_same(caplog):
     model = tiny("gemma3")
     model.config.layer_types = ["chunked_attention"] * 2
     passes = Passes(model, CPU)
     assert passes.kernel == ""
+    assert "not packed: it has layers of the kind chunked_attention" in caplog.text
     assert passes.groups(SEQUENCES, 5) == [[sequence] for sequence in SEQUENCES]
     with pytest.raises(ConfigError, match="cannot be packed with dense: it has layers of the kind"):
         Passes(model, CPU, Packing("dense"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_the_kernel_of_a_model_that_waits_to_be_sharded_is_tried_on_its_gpu():
+    there = {"place": CPU, "dtype": torch.bfloat16}
+    with pytest.raises(ConfigError, match=r"packed with segments: .*(CUDA|NVIDIA)"):
+        Passes(tiny_llama(), torch.device("cuda"), Packing("segments"), **there)
 
 
 @pytest.mark.parametrize("packing", [Packing(), Packing("none")])

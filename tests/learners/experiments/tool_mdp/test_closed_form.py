@@ -12,11 +12,11 @@ from learners.experiments.tool_mdp.world import table_world
 EFFECTIVE = {1.0: 3.20, 1.1: 3.47, 2.0: 5.45, 3.0: 6.60}
 
 
-def trained(labels, ratio, *, loss="entropo-dpo", steps=500):
+def trained(labels, ratio, *, loss="entropo-dpo", steps=500, learning_rate=0.3):
     world = table_world()
     cell = Cell(loss=loss, labels=labels, gamma=0.1, zeta=0.1 * ratio)
     ((found, *_),) = train_cell(
-        Table(world), world, exhaustive(world), cell, steps=steps, learning_rate=0.3
+        Table(world), world, exhaustive(world), cell, steps=steps, learning_rate=learning_rate
     )
     return found
 
@@ -36,3 +36,11 @@ def test_trap_2_hard_labels_have_no_finite_optimum(ratio):
     assert long["loss"] < short["loss"] / 2
     assert long["correct"] > 0.999
     assert long["tv"] > 0.05
+
+
+def test_trap_2_with_hard_labels_the_optimizer_decides_how_many_solutions_are_left():
+    slow, fast = (trained("hard", 3.0, learning_rate=rate) for rate in (0.3, 3.0))
+    assert fast["effective"] < 1.1
+    assert slow["effective"] > 3
+    smooth = [trained("smooth+ties", 3.0, learning_rate=rate) for rate in (0.1, 0.3)]
+    assert smooth[0]["effective"] == pytest.approx(smooth[1]["effective"], abs=0.1)

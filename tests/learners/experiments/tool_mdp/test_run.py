@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from learners.experiments.commands import tool_mdp
-from learners.experiments.tool_mdp import Settings, run_tool_mdp
+from learners.experiments.tool_mdp import Settings, page, run_tool_mdp
 from learners.experiments.tool_mdp import run as running
 from learners.experiments.tool_mdp.cells import RATIOS, Cell, grid
 from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
 from learners.experiments.tool_mdp.policies import Ensemble, Table, TreeTransformer
 from learners.experiments.tool_mdp.summary import interval
+from learners.experiments.tool_mdp.tables import COLUMNS
 from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
 from learners.experiments.tool_mdp.world import table_world, tool_world
 from swe_env.errors import ConfigError
@@ -102,9 +103,9 @@ def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkey
     of_seeds = [c for c in results["cells"] if c["policy"] == "transformer"]
     assert all(c["seeds"] == 2 and c["figures"]["tv"][1] is not None for c in of_seeds)
     assert "released KTO" in (tmp_path / "tables.md").read_text()
-    page = (tmp_path / "index.html").read_text()
-    assert page.count('<svg class="chart"') == 13
-    assert "http" not in page.replace("http://www.w3.org", "")
+    shown = (tmp_path / "index.html").read_text()
+    assert shown.count('<svg class="chart"') == 13
+    assert "http" not in shown.replace("http://www.w3.org", "")
 
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
     gone = next(iter(kept))
@@ -114,6 +115,21 @@ def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkey
     run_tool_mdp(tmp_path, QUICK, workers=1)
     changed = {p for p in (tmp_path / "cells").iterdir() if p.stat().st_mtime_ns != kept[p]}
     assert changed == {gone}
+
+
+def test_a_charts_control_line_has_a_point_at_every_ratio(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(page, "line_chart", lambda series, **_: drawn.append(series) or "")
+    names = (*COLUMNS, "best/effective")
+    cells = [
+        {"policy": policy, "loss": c.loss, "labels": c.labels, "gamma": c.gamma, "zeta": c.zeta,
+         "temperature": 1.0, "figures": dict.fromkeys(names, (c.zeta, None))}
+        for policy in ("table", "transformer") for c in grid()
+    ]  # fmt: skip
+    page.write_page({"settings": {"seeds": 1}, "cells": cells}, tmp_path / "index.html")
+    controls = [s for series in drawn for s in series if s.name.startswith("control")]
+    assert len(controls) == 12
+    assert all(len(control.points) == len(RATIOS) for control in controls)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):

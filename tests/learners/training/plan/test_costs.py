@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from learners.losses import get_loss
@@ -117,6 +119,12 @@ def test_more_gpus_share_what_is_fixed_and_nothing_of_a_sample(qwen):
     assert four.weights == one_gpu.weights // 4 + 2 * qwen.counts.layer_total * 2
 
 
+def test_weights_in_4_bits_are_whole_on_every_gpu(qwen):
+    """As `check_mode` has it: a run with them sharded is refused."""
+    one_gpu, four = (qwen.memory(Setup("qlora", gpus, True), one(1000)) for gpus in (1, 4))
+    assert four == one_gpu
+
+
 def test_a_shared_beginning_is_planned_once(small):
     setup = Setup("lora", 1, True)
     apart, joined = MicroBatch((100, 80), 1), MicroBatch((100, 80), 1, (60,))
@@ -205,6 +213,13 @@ def test_the_verdict_offers_lora_for_full_training_and_sharding():
     assert "LoRA (" in said
     assert "2 GPUs and FSDP (" in said
     assert "max_tokens" not in said  # not even a short sample fits
+
+
+def test_the_verdict_offers_sharded_lora_for_qlora_which_is_whole_on_every_gpu(qwen):
+    setup, room = Setup("qlora", 1, True), usable(gpu("RTX4090"), Assumptions())
+    most = longest_that_fits(qwen, setup, get_loss("sft"), room, 1.0)
+    said = verdict(qwen, setup, "RTX4090-24", one(round(1.02 * most)), "sft")
+    assert re.search(r"fit with LoRA on \d+ GPUs and FSDP \(", said)
 
 
 def test_gpus_are_found_by_name():

@@ -171,6 +171,7 @@ def test_a_page_and_the_data_say_the_same(config):
     assert plan.verdict in page
     assert all(f"Note: {note}" in page for note in plan.notes)
     assert any("train with --set mode=qlora" in note for note in plan.notes)
+    assert any("2 GPUs hold the whole model each" in note for note in plan.notes)
     record = json.loads(json.dumps(as_dict(plan)))
     assert record["memory"]["total"] == plan.memory.total
     assert record["longest"]["width"] == plan.longest.width
