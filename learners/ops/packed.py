@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learners.ops.attention import NAMES, carrier, take_over
 from learners.ops.keeping import weigh
@@ -15,7 +16,7 @@ from learners.ops.logps import token_logps
 from learners.ops.packing import Call, Layout, Packed, pack
 from learners.ops.prefix import Forest, grow
 from learners.ops.rotary import moving_rotary
-from learners.ops.sequence import SequenceLogps, evaluating, output_layer, sequence_logps, unwrap
+from learners.ops.sequence import SequenceLogps, evaluating, output_layer, plain_logps, unwrap
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _REFUSALS = (ConfigError, RuntimeError, ImportError, TypeError, ValueError, Asse
 """What transformers and the kernels raise where they do not fit a model."""
 _ROUNDING = 0.1
 """Of means of standard normal values in half precision; a wrong mask is ten times as far off."""
+_SEEN = 0.02
+"""Nats, root mean square over the tokens tried: in half precision a fault that changes less cannot
+be told from rounding, and matters as little."""
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -76,9 +80,11 @@ def prepare(
 ) -> str:
     """Let a model take packed rows, if they give what its own attention gives.
 
-    Two sequences with a shared beginning and one without are scored packed and one by one. Every
-    layer must also have named the window that the configuration says it has, which a few tokens
-    would not show.
+    Two sequences with a shared beginning and one without are scored packed and one by one. In half
+    precision, where rounding is no smaller than what wrong positions do to a short row, they are
+    also packed wrongly on purpose: of the way from each sequence by itself to such a fault, the
+    packed ones may have gone less than half. Every layer must also have named the window that the
+    configuration says it has, which a few tokens would not show.
 
     Args:
         model: A causal language model of transformers, bare or wrapped by peft.
@@ -145,27 +151,58 @@ def _probe(
     ids = [vocabulary * number // 41 for number in range(1, 41)]
     sequences = [ids[:20], ids[:9] + ids[29:12:-1], ids[::2]]
     masks = [[at > 0 for at in range(len(one))] for one in sequences]
-    packed = pack(list(zip(sequences, masks, strict=True)), device, min_share=0.1)
-    found = packed_logps(model, packed, kernel if later is None else "segments")
-    alone = [
-        sequence_logps(
-            model, torch.tensor([one], device=device), torch.tensor([mask], device=device)
-        )
-        for one, mask in zip(sequences, masks, strict=True)
-    ]
+    packed = _by_token(pack(list(zip(sequences, masks, strict=True)), device, min_share=0.1))
+    tried = kernel if later is None else "segments"
+    found = packed_logps(model, packed, tried).logps
+    single = torch.cat([plain_logps(causal, torch.tensor(one, device=device)) for one in sequences])
     calls, expected = packed.layout.calls, layer_windows(causal.config)
     if (windows := [call.window for call in calls]) != expected:
         return f"its layers attend in windows of {windows}, not {expected}"
-    single = torch.cat([one.logps for one in alone])
-    apart, size_of = ((one.abs() / packed.counts) for one in (found.logps - single, single))
-    # Half precision rounds by a share of what it rounds: unlikely tokens are further apart.
-    exact = causal.dtype in (torch.float32, torch.float64)
-    if not bool((apart <= (1e-4 if exact else 0.1 + 0.03 * size_of)).all()):
+    if causal.dtype in (torch.float32, torch.float64):
+        allowed = torch.tensor(1e-4)
+    else:  # rounds by a share of what it rounds: unlikely tokens are further apart
+        allowed = 0.1 + 0.03 * _means(single, masks).abs()
+    apart = _means(found - single, masks).abs()
+    if not bool((apart <= allowed.to(apart.device)).all()):
         worst = float(apart.max())
         return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
+    forest = grow(sequences, min_share=0.1)
+    if allowed.ndim:
+        like = {}
+        for fault, layout in _faults(forest, packed.layout).items():
+            wrong = packed_logps(model, replace(packed, layout=layout), tried).logps
+            way = wrong - single
+            gone = float((found - single) @ way / (way @ way))
+            if way.square().mean().sqrt() > _SEEN and not gone < 0.5:
+                like[fault] = float((found - wrong).norm())
+        if like:
+            return f"packed sequences look like ones {min(like, key=lambda name: like[name])}"
     if later is None:
         return ""
-    return _probe_kernel(kernel, grow(sequences, min_share=0.1), dict.fromkeys(calls), *later)
+    return _probe_kernel(kernel, forest, dict.fromkeys(calls), *later)
+
+
+def _by_token(packed: Packed) -> Packed:
+    """The same with each loss token a row of its own."""
+    rows = torch.arange(len(packed.entries), device=packed.entries.device)
+    return replace(packed, rows=rows, counts=torch.ones_like(rows))
+
+
+def _means(values: Tensor, masks: Sequence[Sequence[bool]]) -> Tensor:
+    """Of each sequence, over its loss tokens."""
+    counts = [sum(mask) for mask in masks]
+    return torch.stack([one.mean() for one in torch.split(values.double(), counts)])
+
+
+def _faults(forest: Forest, layout: Layout) -> dict[str, Layout]:
+    """What a model or kernel does that leaves a part of the layout out of account."""
+    device = layout.positions.device
+    run_on, leaking = Layout(forest, device), Layout(grow([forest.tokens]), device)
+    run_on.positions, leaking.positions = leaking.positions, layout.positions
+    return {
+        "whose positions run on over the whole row": run_on,
+        "that see those before them in the row": leaking,
+    }
 
 
 def _probe_kernel(

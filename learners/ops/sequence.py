@@ -105,20 +105,24 @@ def check_logits(model: nn.Module, input_ids: Tensor) -> None:
         ConfigError: the log-probabilities are not the model's.
     """
     causal = unwrap(model)
-    ids = input_ids[None]
     with evaluating(causal), torch.no_grad():
-        hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-        weight, bias, shape = output_layer(causal)
-        ours, _ = token_logps(hidden, weight, ids[0, 1:], bias=bias, **shape)
-        logits = causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
-    tolerance = 1e-3 if weight.dtype == torch.float32 else 0.25
+        ours = plain_logps(causal, input_ids)
+        logits = causal(input_ids=input_ids[None], use_cache=False).logits[0, :-1].float()
+        theirs = logits.log_softmax(-1).gather(1, input_ids[1:, None]).squeeze(1)
+    tolerance = 1e-3 if output_layer(causal)[0].dtype == torch.float32 else 0.25
     worst = float((ours - theirs).abs().max())
     if not worst <= tolerance:
         raise ConfigError(
             f"{type(causal).__name__} does something to its logits that the learner does not know "
             f"(log-probabilities differ by {worst:.3g} nats): this family is not supported yet."
         )
+
+
+def plain_logps(causal: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Log-probability of each token of one sequence but the first, (tokens - 1,)."""
+    hidden = causal.base_model(input_ids=input_ids[None], use_cache=False).last_hidden_state
+    weight, bias, shape = output_layer(causal)
+    return token_logps(hidden[0, :-1], weight, input_ids[1:], bias=bias, **shape)[0]
 
 
 @contextlib.contextmanager

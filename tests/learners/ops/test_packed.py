@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -5,6 +6,8 @@ import torch
 
 from learners.ops import pack, packed_logps, prepare, sequence_logps
 from learners.ops.kernels import KERNELS
+from learners.ops.packing import Layout
+from learners.ops.prefix import grow
 from swe_env.errors import ConfigError
 from tests.learners.models import tiny, tiny_llama
 
@@ -199,10 +202,42 @@ def test_a_kernel_that_fails_there_is_refused_and_the_model_stays_as_it_was(monk
     assert model.config._attn_implementation == before
 
 
-def test_a_model_of_smollm2s_shapes_is_packed_in_half_precision():
+def smollm2_shaped():
     shapes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
     model = tiny_llama(49_152, num_key_value_heads=3, initializer_range=0.04, **shapes)
-    assert prepare(model.bfloat16(), "segments", CPU) == ""
+    return model.bfloat16()
+
+
+def test_a_model_of_smollm2s_shapes_is_packed_in_half_precision():
+    assert prepare(smollm2_shaped(), "segments", CPU) == ""
+
+
+def run_on(model, monkeypatch):
+    forward = model.model.forward
+
+    def ignore(**given):
+        return forward(**{**given, "position_ids": None})
+
+    monkeypatch.setattr(model.model, "forward", ignore)
+
+
+def leak(_, monkeypatch):
+    def whole_row(query, key, value, layout, scale, window, softcap):
+        layout = Layout(grow([range(query.shape[2])]), CPU)
+        return KERNELS["dense"](query, key, value, layout, scale, window, softcap)
+
+    monkeypatch.setitem(KERNELS, "segments", whole_row)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(run_on, "positions run on over the whole row"), (leak, "that see those")]
+)
+def test_in_half_precision_faults_no_larger_than_its_rounding_are_found(fault, reason, monkeypatch):
+    model = smollm2_shaped()
+    fault(model, monkeypatch)
+    assert reason in prepare(model, "segments", CPU)
+    monkeypatch.setattr("learners.ops.packed._SEEN", math.inf)
+    assert prepare(model, "segments", CPU) == "", "the difference alone does not tell"
 
 
 def test_models_that_cannot_be_packed_say_why_and_stay_as_they_were():
