@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ChatTemplate, Message
 from agents.selection.verifier import ANSWERS
 from swe_env.errors import ModelError
+from swe_env.replay.trajectory import common_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class TransformersScorer:
 
         before = self._chat.prompt(prompt)
         encoded = [before + self._chat.completion(answer)[:-1] for answer in ANSWERS]
-        start = _common_prefix(*encoded)  # the answers may begin with a token in common
+        start = common_prefix(*encoded)  # the answers may begin with a token in common
         if any(len(ids) == start for ids in encoded):
             raise ModelError("The verifier's tokenizer does not tell YES from NO.")
         answers = [ids[start:] for ids in encoded]
@@ -78,11 +79,3 @@ class TransformersScorer:
         inputs = torch.tensor([ids], device=self.model.device)
         logits = self.model(input_ids=inputs, logits_to_keep=keep, use_cache=False).logits
         return torch.log_softmax(logits[0, -keep:].float(), dim=-1)
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    """How many ids the two start with in common."""
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return i
-    return min(len(left), len(right))

@@ -68,7 +68,7 @@ def microbatches(
     Args:
         samples: The optimizer batch.
         budget: Most tokens computed in one pass.
-        size: Tokens computed for sequences in one pass.
+        size: Tokens computed for contexts in one pass.
 
     Returns:
         Positions in `samples`, each once.
@@ -80,7 +80,7 @@ def microbatches(
     found: list[list[int]] = []
     for position in sorted(range(len(samples)), key=lambda i: _place(samples[i], tasks, i)):
         if found:
-            together = [s for i in [*found[-1], position] for s in samples[i].sequences]
+            together = [c for i in [*found[-1], position] for c in samples[i].contexts]
             if size(together) <= budget:
                 found[-1].append(position)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -40,6 +41,11 @@ class Sample:
         return sum(len(sequence) for sequence in self.sequences)
 
     @property
+    def contexts(self) -> list[Encoded]:
+        """Of all its sequences, in order (`Encoded.contexts`): what passes are made of."""
+        return [context for sequence in self.sequences for context in sequence.contexts]
+
+    @property
     def num_loss_tokens(self) -> int:
         """Sampled tokens of all its sequences."""
         return sum(sequence.num_loss_tokens for sequence in self.sequences)
@@ -61,8 +67,8 @@ class Dataset:
         seen = hashlib.sha256()
         for sample in self.samples:
             seen.update(f"{sample.group},{sample.tie},{sample.desirable};".encode())
-            for sequence in sample.sequences:
-                seen.update(repr((sequence.input_ids, sequence.turn_ids)).encode())
+            for context in sample.contexts:
+                seen.update(repr((context.input_ids, context.turn_ids)).encode())
         return seen.hexdigest()[:16]
 
 
@@ -130,12 +136,18 @@ def row_samples(
 
 
 def mismatched_sequence(prompt_of: Encoded, completion_of: Encoded) -> Encoded:
-    """One task's first state with another task's turns behind it: KTO's mismatched sample."""
+    """One task's first state with another task's turns behind it: KTO's mismatched sample.
+
+    A context in which those turns' own first state is rewritten has no place for another's: it and
+    what follows are left out.
+    """
     start, end = prompt_of.prompt_length, completion_of.prompt_length
+    later = itertools.takewhile(lambda one: one.kept >= end, completion_of.later)
     return Encoded(
         prompt_of.input_ids[:start] + completion_of.input_ids[end:],
         prompt_of.loss_mask[:start] + completion_of.loss_mask[end:],
         prompt_of.turn_ids[:start] + completion_of.turn_ids[end:],
+        later=tuple(replace(one, kept=one.kept - end + start) for one in later),
     )
 
 
@@ -170,12 +182,14 @@ def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport)
     report.step_level = sum(sample.from_turn > 0 for sample in samples)
     cuts = [s.cut_tokens for sample in samples for s in sample.sequences if s.cut_tokens]
     report.cut, report.cut_tokens = len(cuts), sum(cuts)
+    rewritten = [len(s.later) + 1 for sample in samples for s in sample.sequences if s.later]
+    report.rewritten, report.contexts = len(rewritten), sum(rewritten)
     return Dataset(tuple(samples), report)
 
 
 def _same_start(one: Encoded, other: Encoded) -> bool:
     """Equal tokens before the first one that is learned."""
-    return one.input_ids[: one.prompt_length] == other.input_ids[: other.prompt_length]
+    return one.first_state == other.first_state
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 Everything else (prompt, role headers, observations, what the template inserts) has a probability
 that does not depend on the policy, so leaving it out is exact, not a heuristic (arXiv 2509.12434,
-section 3).
+section 3). The same holds where a prompt rewrites what came before (old observations condensed,
+earlier reasoning left out): each turn's tokens are taken in the context they were sampled in, and
+the trajectory's log-probability is the sum over its contexts.
 """
 
 from __future__ import annotations
@@ -13,13 +15,28 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from learners.data.report import Unusable
 from swe_env.errors import ConfigError, ToolError
-from swe_env.replay.trajectory import Step, Trajectory
+from swe_env.replay.trajectory import Step, Trajectory, common_prefix
 from swe_env.types import Action
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from agents.chat import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A context that is not the one before it and something more.
+
+    Kept as what is new, or a hundred contexts of one trajectory would be held a hundred times.
+    """
+
+    kept: int
+    """Tokens of the context before it with which it begins; none of them is learned here."""
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    turn_ids: tuple[int, ...]
+    """Of what stands behind those; as in `Encoded`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +50,74 @@ class Encoded:
     """The agent turn (from 0) that sampled the token, or -1."""
     cut_tokens: int = 0
     """Tokens of observations that were left out to keep within a limit (`learners.data.cut`)."""
+    later: tuple[Rewritten, ...] = ()
+    """Contexts of later turns, in order, where a prompt rewrites what came before."""
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        """Tokens of all its contexts."""
+        return len(self.input_ids) + sum(len(one.input_ids) + one.kept for one in self.later)
 
     @property
     def num_loss_tokens(self) -> int:
         """How many tokens the policy sampled."""
-        return sum(self.loss_mask)
+        return sum(self.loss_mask) + sum(sum(one.loss_mask) for one in self.later)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest context, which the model sees at once."""
+        later = (len(one.input_ids) + one.kept for one in self.later)
+        return max(len(self.input_ids), *later, 0)
+
+    @property
+    def contexts(self) -> list[Encoded]:
+        """Each context that something is learned in, as a sequence of its own.
+
+        Sums over the trajectory are sums over these.
+        """
+        if not self.later:
+            return [self]
+        found = [replace(self, later=())]
+        ids = self.input_ids
+        for one in self.later:
+            ids = ids[: one.kept] + one.input_ids
+            before = (False,) * one.kept + one.loss_mask, (-1,) * one.kept + one.turn_ids
+            found.append(Encoded(ids, *before))
+        return [context for context in found if True in context.loss_mask]
 
     def from_turn(self, turn: int) -> Encoded:
         """The same tokens, of which those sampled before agent turn `turn` are not learned."""
-        turns = tuple(at if at >= turn else -1 for at in self.turn_ids)
-        return replace(self, loss_mask=tuple(at >= 0 for at in turns), turn_ids=turns)
+
+        def learned(ids: tuple[int, ...]) -> dict[str, Any]:
+            turns = tuple(at if at >= turn else -1 for at in ids)
+            return {"loss_mask": tuple(at >= 0 for at in turns), "turn_ids": turns}
+
+        later = tuple(replace(one, **learned(one.turn_ids)) for one in self.later)
+        return replace(self, **learned(self.turn_ids), later=later)
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first sampled one: the first state."""
-        return self.loss_mask.index(True) if True in self.loss_mask else len(self)
+        """Tokens before the first learned one, in the context it was sampled in."""
+        return len(self.first_state)
+
+    @property
+    def first_state(self) -> tuple[int, ...]:
+        """Those tokens."""
+        first = next(iter(self.contexts), self)
+        mask = first.loss_mask
+        return first.input_ids[: mask.index(True) if True in mask else None]
+
+
+def in_contexts(contexts: Sequence[Encoded]) -> Encoded:
+    """One trajectory out of its `Encoded.contexts`."""
+    first, *others = contexts
+    later, before = [], first.input_ids
+    for one in others:
+        kept = min(common_prefix(before, one.input_ids), one.prompt_length)
+        rest = (one.input_ids[kept:], one.loss_mask[kept:], one.turn_ids[kept:])
+        later.append(Rewritten(kept, *rest))
+        before = one.input_ids
+    cut = sum(one.cut_tokens for one in contexts)
+    return replace(first, cut_tokens=cut, later=tuple(later))
 
 
 DEFAULT_FORMAT = "r2e"
@@ -96,7 +163,8 @@ def encode(
 ) -> Encoded:
     """Token ids and loss mask of a trajectory, up to its last agent token.
 
-    Recorded ids are used as they are when every agent step has them. Where some or all steps have
+    Recorded ids are used as they are when every agent step has them; prompts that rewrite earlier
+    turns begin a context of their own (`Encoded.later`). Where some or all steps have
     none (a scripted or oracle agent, an imported record), the conversation goes through the chat
     template, and the mask is proven: the pieces put together must equal the template's own
     rendering of the whole conversation, token by token, and in the last reply as text.
@@ -107,7 +175,7 @@ def encode(
         chat: The chat template; by default `agents.chat.ChatTemplate` over `tokenizer`.
         text_format: How tool calls are written and explained; by default the one that the
             record names in ``agent.settings["format"]``, else the project's default.
-        max_tokens: The longest sequence allowed.
+        max_tokens: The longest context allowed.
         too_long: What becomes of a longer one: refused, or cut in the middle of its observations
             (`learners.data.cut`); `Encoded.cut_tokens` then says by how much.
 
@@ -129,9 +197,9 @@ def encode(
             encoded = _templated(trajectory, tokenizer, chat, text_format)
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
-    if max_tokens is None or len(encoded) <= max_tokens:
+    if max_tokens is None or encoded.longest <= max_tokens:
         return encoded
-    problem = f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}"
+    problem = f"{_name(trajectory)} has {encoded.longest} tokens, max_tokens is {max_tokens}"
     if too_long == "cut":
         from learners.data.cut import LEAST, cut_observations
 
@@ -178,22 +246,27 @@ def _note(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], list[int]]:
 
 
 def _recorded(trajectory: Trajectory) -> Encoded:
-    """The recorded ids, when every prompt is what came before it and something more."""
-    pieces: list[tuple[Sequence[int], int]] = []
+    """The recorded ids; each prompt is some of what came before it and something more."""
+    contexts: list[tuple[int, list[tuple[Sequence[int], int]]]] = [(0, [])]
     length = 0
     for turn, step in enumerate(trajectory.agent_steps):
         metrics = step.metrics
         assert metrics is not None
-        if metrics.prompt_prefix != length:
+        kept = metrics.prompt_prefix
+        if kept > length:
             raise Unusable(
-                "not-append-only",
-                f"{_name(trajectory)}: the prompt of agent turn {turn + 1} keeps "
-                f"{metrics.prompt_prefix} of {length} earlier tokens, so the turns do not form one "
-                "sequence.",
+                "prompt-unknown",
+                f"{_name(trajectory)}: the prompt of agent turn {turn + 1} keeps {kept} earlier "
+                f"tokens, and there are {length}: its record is damaged.",
             )
-        pieces += [(metrics.prompt_token_ids, -1), (metrics.completion_token_ids, turn)]
-        length += len(metrics.prompt_token_ids) + len(metrics.completion_token_ids)
-    return _join(pieces, trajectory)
+        if kept < length:
+            contexts.append((kept, []))
+        new = [(metrics.prompt_token_ids, -1), (metrics.completion_token_ids, turn)]
+        contexts[-1][1].extend(new)
+        length = kept + len(metrics.prompt_token_ids) + len(metrics.completion_token_ids)
+    (_, pieces), *rest = contexts
+    later = tuple(Rewritten(kept, *_join(more, trajectory, kept)) for kept, more in rest)
+    return Encoded(*_join(pieces, trajectory), later=later)
 
 
 def _templated(
@@ -210,7 +283,7 @@ def _templated(
             pieces.append((chat.observation(*answers), -1))
             messages.append({"role": "assistant", "content": reply})
             messages += [{"role": "user", "content": answer} for answer in answers]
-    encoded = _join(pieces, trajectory)
+    encoded = Encoded(*_join(pieces, trajectory))
     whole = chat.prompt(messages)
     ours = encoded.input_ids[: len(encoded) - len(pieces[-1][0])]
     if tuple(whole) != ours:
@@ -280,18 +353,21 @@ def _format_of(trajectory: Trajectory) -> Format:
     return get_format(name if isinstance(name, str) else DEFAULT_FORMAT)
 
 
-def _join(pieces: Sequence[tuple[Sequence[int], int]], trajectory: Trajectory) -> Encoded:
+def _join(
+    pieces: Sequence[tuple[Sequence[int], int]], trajectory: Trajectory, before: int = 0
+) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]:
+    """Ids, mask and turns of a context, or of what is new in it behind `before` tokens."""
     ids: list[int] = []
     turns: list[int] = []
     for piece, turn in pieces:
         ids += piece
         turns += [turn] * len(piece)
     mask = tuple(turn >= 0 for turn in turns)
-    if not any(mask) or mask[0]:
+    if not any(mask) or (mask[0] and not before):
         raise Unusable(
             "no-agent-tokens", f"{_name(trajectory)} has no agent token with a context before it."
         )
-    return Encoded(tuple(ids), mask, tuple(turns))
+    return tuple(ids), mask, tuple(turns)
 
 
 def _name(trajectory: Trajectory) -> str:

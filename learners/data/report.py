@@ -16,7 +16,7 @@ REASONS = {
     "other-first-state": "no partner starts from the same system prompt, issue and tools",
     "over-quota": "more than the asked number for its task",
     "no-agent-tokens": "the policy sampled nothing in it",
-    "not-append-only": "its recorded prompts rewrite earlier turns",
+    "prompt-unknown": "its record is damaged: a prompt keeps tokens that are not there",
     "format": "a call or message in it cannot be written in the text format or chat template",
     "template": "the chat template does not reproduce it token by token",
     "too-long": "longer than max_tokens",
@@ -48,6 +48,10 @@ class DropReport:
     """Sequences whose observations were cut to fit."""
     cut_tokens: int = 0
     """What those lost, in tokens."""
+    rewritten: int = 0
+    """Sequences whose prompts rewrite earlier turns."""
+    contexts: int = 0
+    """In how many contexts those are learned."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason (a key of `REASONS`) → trajectories, or pairs where a pair was given up."""
 
@@ -71,6 +75,11 @@ class DropReport:
         head = f"{self.kept} samples{branches} from {self.seen} trajectories"
         if self.cut:
             head += f"; {self.cut} sequences cut in observations by {self.cut_tokens} tokens"
+        if self.rewritten:
+            head += (
+                f"; {self.rewritten} sequences in {self.contexts} contexts, as prompts rewrite "
+                "earlier turns"
+            )
         if not self.dropped:
             return head
         rest = ", ".join(

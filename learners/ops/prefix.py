@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swe_env.replay.trajectory import common_prefix
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -76,45 +78,33 @@ def grow(sequences: Sequence[Sequence[int]], *, min_share: float = 0.0) -> Fores
     order = sorted(range(len(rows)), key=lambda row: rows[row])
     common = [0]
     for before, row in itertools.pairwise(order):
-        equal = _common(rows[before], rows[row])
+        equal = common_prefix(rows[before], rows[row])
         common.append(equal if equal >= min_share * len(rows[row]) else 0)
-    growing = _Growing(rows, order, common)
-    growing.add(0, len(order), 0, -1)
-    return Forest(tuple(growing.tokens), tuple(growing.runs), tuple(growing.leaves), tuple(common))
+    return _planted(rows, order, common)
 
 
-class _Growing:
-    """A forest in the making."""
-
-    def __init__(
-        self, rows: Sequence[tuple[int, ...]], order: Sequence[int], common: Sequence[int]
-    ) -> None:
-        self._rows, self._order, self._common = rows, order, common
-        self.tokens: list[int] = []
-        self.runs: list[Run] = []
-        self.leaves = [-1] * len(rows)
-
-    def add(self, first: int, last: int, depth: int, parent: int) -> None:
-        """Sequences ``order[first:last]``, which have `depth` tokens in common with `parent`."""
-        row = self._order[first]
-        whole = len(self._rows[row])
-        equal = min(self._common[first + 1 : last], default=whole)
+def _planted(
+    rows: Sequence[tuple[int, ...]], order: Sequence[int], common: Sequence[int]
+) -> Forest:
+    tokens: list[int] = []
+    runs: list[Run] = []
+    leaves = [-1] * len(rows)
+    # Sequences ``order[first:last]``, which have `depth` tokens in common with the run `parent`.
+    # A list and no recursion: trajectories may branch off from each other a thousand deep.
+    waiting = [(0, len(order), 0, -1)]
+    while waiting:
+        first, last, depth, parent = waiting.pop()
+        row = order[first]
+        equal = min(common[first + 1 : last], default=len(rows[row]))
         if equal > depth:
-            piece = self._rows[row][depth:equal]
-            start = len(self.tokens)
-            self.runs.append(Run(start, start + len(piece), depth, parent))
-            self.tokens += piece
-            parent = len(self.runs) - 1
+            piece = rows[row][depth:equal]
+            runs.append(Run(len(tokens), len(tokens) + len(piece), depth, parent))
+            tokens += piece
+            parent = len(runs) - 1
         if last - first == 1:
-            self.leaves[row] = parent
-            return
-        cuts = [at for at in range(first + 1, last) if self._common[at] == equal]
-        for begin, end in zip([first, *cuts], [*cuts, last], strict=True):
-            self.add(begin, end, equal, parent)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    pairs = zip(one, other, strict=False)
-    shorter = min(len(one), len(other))
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), shorter)
+            leaves[row] = parent
+            continue
+        cuts = [at for at in range(first + 1, last) if common[at] == equal]
+        children = zip([first, *cuts], [*cuts, last], strict=True)
+        waiting += reversed([(begin, end, equal, parent) for begin, end in children])
+    return Forest(tuple(tokens), tuple(runs), tuple(leaves), tuple(common))

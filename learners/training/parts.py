@@ -36,6 +36,7 @@ from learners.training.prepare import (
 from learners.training.reference import reference_logps
 from learners.training.results import OnProgress, Progress
 from learners.training.schedule import total_steps
+from learners.training.score import Scorer
 from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective, try_loss
 from learners.training.workers import Workers
@@ -57,6 +58,12 @@ class Data:
     """Of the held-out tasks that have several correct solutions; None without any."""
     mismatched: list[Encoded]
     """KTO's mismatched sequences, when its z0 wants them."""
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """All of them."""
+        several = self.attempts.dataset if self.attempts is not None else None
+        return [one for one in (self.train, self.held_out, several) if one is not None]
 
     @property
     def digest(self) -> str:
@@ -102,10 +109,8 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     show(Progress("data", len(data.train), data.train.report.seen, {}))
 
     def fits(vocab_size: int) -> None:
-        several = data.attempts.dataset if data.attempts is not None else None
-        for dataset in (data.train, data.held_out, several):
-            if dataset is not None:
-                check_vocabulary(dataset, vocab_size)
+        for dataset in data.datasets:
+            check_vocabulary(dataset, vocab_size)
 
     probe = data.train.samples[0].sequences[0].input_ids[:16]
     policy = make_policy(config, workers, list(probe), fits)
@@ -113,6 +118,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
         saved, out, "base", policy.fingerprint,
         f"The base model {config.model} has other weights", "the model",
     )  # fmt: skip
+    check_passes(policy.scorer, data)
     workers.on_main(lambda: open_folder(out, config, policy.size))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
@@ -194,6 +200,24 @@ def _saved(config: TrainConfig, out: Path, data: str) -> dict[str, Any] | None:
         f"The starting adapter {config.init_adapter} is another", "the adapter",
     )  # fmt: skip
     return saved
+
+
+def check_passes(scorer: Scorer, data: Data) -> None:
+    """Processes that share a model can make equally many passes.
+
+    Raises:
+        ConfigError: a trajectory's contexts would need passes that other processes do not make.
+    """
+    if scorer.passes.together or not scorer.workers.sharded:
+        return
+    count = sum(bool(s.later) for one in data.datasets for x in one.samples for s in x.sequences)
+    if count:
+        raise ConfigError(
+            f"{count} trajectories have prompts that rewrite earlier turns, each of which this "
+            "model's rotary frequencies give a pass of its own; processes that share the model "
+            "must make equally many: launch without --use_fsdp or --use_deepspeed, or leave those "
+            "trajectories out."
+        )
 
 
 def _check_same(

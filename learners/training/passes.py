@@ -95,29 +95,38 @@ class Passes:
             share = default_min_share(device.type)
         self.min_share = share if self.kernel else _NEVER
 
-    def grow(self, sequences: Sequence[Encoded]) -> Forest:
-        """The sequences with what they share once."""
-        return grow([trimmed(sequence)[0] for sequence in sequences], min_share=self.min_share)
+    def grow(self, contexts: Sequence[Encoded]) -> Forest:
+        """The contexts with what they share once."""
+        return grow([trimmed(context)[0] for context in contexts], min_share=self.min_share)
 
     def groups(self, sequences: Sequence[Encoded], width: int) -> list[Sequence[Encoded]]:
-        """Those that go in one pass, in order: all, or the `width` of a sample if they share."""
+        """Contexts that go in one pass, in order: all, or a sample's if they share.
+
+        Args:
+            sequences: What is scored, those of a sample beside each other.
+            width: Sequences a sample.
+        """
+        contexts = [sequence.contexts for sequence in sequences]
+        samples = [
+            [context for row in contexts[start : start + width] for context in row]
+            for start in range(0, len(contexts), width)
+        ]
         if self.together:
-            return [sequences]
+            return [[context for sample in samples for context in sample]]
         found: list[Sequence[Encoded]] = []
-        for start in range(0, len(sequences), width):
-            sample = sequences[start : start + width]
+        for sample in samples:
             if self.kernel and len(sample) > 1 and self.grow(sample).shared:
                 found.append(sample)
             else:
-                found += [[sequence] for sequence in sample]
+                found += [[context] for context in sample]
         return found
 
-    def batch(self, sequences: Sequence[Encoded]) -> Batch | Packed:
+    def batch(self, contexts: Sequence[Encoded]) -> Batch | Packed:
         """One pass's input."""
-        if self.kernel and (self.together or len(sequences) > 1):
-            rows = [trimmed(sequence) for sequence in sequences]
+        if self.kernel and (self.together or len(contexts) > 1):
+            rows = [trimmed(context) for context in contexts]
             return pack(rows, self.device, min_share=self.min_share)
-        return collate(sequences, self.device)
+        return collate(contexts, self.device)
 
     def microbatches(self, samples: Sequence[Sample], budget: int) -> list[list[int]]:
         """An optimizer batch in passes of at most `budget` computed tokens, if a sample allows.

@@ -176,7 +176,7 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
     Raises:
         ConfigError: names the highest that is not.
     """
-    highest = max(max(s.input_ids) for sample in dataset.samples for s in sample.sequences)
+    highest = max(max(c.input_ids) for sample in dataset.samples for c in sample.contexts)
     if highest >= vocab_size:
         raise ConfigError(
             f"The buffer holds token id {highest}, the model's vocabulary ends at "

@@ -53,7 +53,8 @@ def reference_logps(
     passes = scorer.passes
     how = [passes.kernel, str(passes.min_share), str(passes.together), scorer.workers.spread]
     how.append(str(width))
-    content = [[*key, *how], [digest([s.input_ids, s.turn_ids]) for s in sequences]]
+    seen = [[[c.input_ids, c.turn_ids] for c in sequence.contexts] for sequence in sequences]
+    content = [[*key, *how], [digest(contexts) for contexts in seen]]
     target = cache_dir("reference") / f"{digest(content)}"
 
     def build(folder: Path, logps: list[float] | None = None) -> None:

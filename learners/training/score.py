@@ -92,7 +92,8 @@ class Scorer:
             if isinstance(batch, Packed):
                 self.shared_tokens += batch.shared
             parts.append(self.sums(batch, self.passes.kernel))
-        return SequenceLogps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        found = SequenceLogps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return _added(found, [len(sequence.contexts) for sequence in sequences])
 
     def all(
         self,
@@ -135,3 +136,14 @@ class Scorer:
                     progress(done, total)
         self.workers.add(*sums)
         return sums
+
+
+def _added(found: SequenceLogps, counts: Sequence[int]) -> SequenceLogps:
+    """Sums of each trajectory from those of its contexts, of which it has so many."""
+    if len(found.logps) == len(counts):
+        return found
+    device = found.logps.device
+    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+    return SequenceLogps(
+        *(column.new_zeros(len(counts)).index_add(0, rows, column) for column in found)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Metrics:
 
     Prompts grow by appending, so a step keeps only what is new: its whole prompt is the first
     `prompt_prefix` tokens of (previous prompt + previous completion), then `prompt_token_ids`.
+    Where a prompt rewrites what came before, `prompt_prefix` is less than all of that.
     `Trajectory.prompt_ids` puts it together again.
     """
 
@@ -167,6 +168,14 @@ class Trajectory:
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
             raise ReplayError(f"The record is not a trajectory: {error}.") from error
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    if one == other[: len(one)]:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 _TIMES = frozenset({"started", "seconds", "host"})

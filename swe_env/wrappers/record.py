@@ -28,6 +28,7 @@ from swe_env.replay.trajectory import (
     StepObservation,
     ToolCall,
     Trajectory,
+    common_prefix,
 )
 from swe_env.types import Action, Completion, Failure, Observation, TestReport
 
@@ -319,14 +320,6 @@ def _whole(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_whole(key): _whole(item) for key, item in value.items()}
     return [_whole(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    if one == other[: len(one)]:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _as_arguments(given: object) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from swe_env.replay.trajectory import (
     Agent,
@@ -11,6 +12,7 @@ from swe_env.replay.trajectory import (
     StepObservation,
     ToolCall,
     Trajectory,
+    common_prefix,
 )
 from swe_env.types import Failure
 
@@ -56,6 +58,21 @@ def sampled(task="t-1", *, replies=("look", "done"), resolved=True, attempt=0, *
         attempt=attempt,
         **{**fields, **changes},
     )
+
+
+def rewritten(trajectory, prompts):
+    """The trajectory, of which each turn in `prompts` was sampled from the prompt given there."""
+    steps, context = list(trajectory.steps), ()
+    for at, step in enumerate(steps):
+        if step.metrics is None:
+            continue
+        turn = trajectory.agent_steps.index(step)
+        prompt = prompts.get(turn, context + step.metrics.prompt_token_ids)
+        kept = common_prefix(context, prompt)
+        metrics = replace(step.metrics, prompt_prefix=kept, prompt_token_ids=prompt[kept:])
+        steps[at] = replace(step, metrics=metrics)
+        context = prompt + metrics.completion_token_ids
+    return replace(trajectory, steps=tuple(steps))
 
 
 def scripted(task="t-1", *, actions=None, **changes):

@@ -29,7 +29,7 @@ class MicroBatch:
     """One forward and backward pass."""
 
     lengths: tuple[int, ...]
-    """Tokens of each of its sequences."""
+    """Tokens of each of its contexts."""
     loss_tokens: int
     """Tokens of all of them whose log-probability is learned."""
     shared: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ def workload(
         )
         for step in range(per_epoch)
     )
-    references = tuple(join(sample.sequences) for sample in samples) if loss.needs_reference else ()
+    references = tuple(join(sample.contexts) for sample in samples) if loss.needs_reference else ()
     total = total_steps(
         len(samples), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
@@ -149,13 +149,13 @@ _Join = Callable[[Sequence[Encoded]], MicroBatch]
 
 
 def _step(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[MicroBatch, ...]:
-    def size(sequences: Sequence[Encoded]) -> int:
-        return join(sequences).tokens
+    def size(contexts: Sequence[Encoded]) -> int:
+        return join(contexts).tokens
 
     cut = microbatches(
         batch, config.micro_batch_tokens, size=padded_size if join is _padded else size
     )
-    return tuple(join([s for i in group for s in batch[i].sequences]) for group in cut)
+    return tuple(join([c for i in group for c in batch[i].contexts]) for group in cut)
 
 
 def _share(config: TrainConfig, measure: _Measure) -> float:
@@ -166,17 +166,17 @@ def _share(config: TrainConfig, measure: _Measure) -> float:
 
 
 def _packed(share: float) -> _Join:
-    def join(sequences: Sequence[Encoded]) -> MicroBatch:
-        forest = grow([sequence.input_ids for sequence in sequences], min_share=share)
+    def join(contexts: Sequence[Encoded]) -> MicroBatch:
+        forest = grow([context.input_ids for context in contexts], min_share=share)
         shared = tuple(tokens for tokens in forest.saved if tokens)
-        return replace(_padded(sequences), shared=shared, padded=False)
+        return replace(_padded(contexts), shared=shared, padded=False)
 
     return join
 
 
-def _padded(sequences: Sequence[Encoded]) -> MicroBatch:
-    lengths = tuple(len(sequence) for sequence in sequences)
-    return MicroBatch(lengths, sum(s.num_loss_tokens for s in sequences), padded=True)
+def _padded(contexts: Sequence[Encoded]) -> MicroBatch:
+    lengths = tuple(len(context) for context in contexts)
+    return MicroBatch(lengths, sum(c.num_loss_tokens for c in contexts), padded=True)
 
 
 class _Measure:
@@ -206,7 +206,7 @@ class _Measure:
         return self._fit(Encoded((0,) * len(turns), tuple(turn >= 0 for turn in turns), turns))
 
     def _fit(self, encoded: Encoded) -> Encoded:
-        limit, length = self._config.max_tokens, len(encoded)
+        limit, length = self._config.max_tokens, encoded.longest
         found = encoded if length <= limit else None
         if self._config.too_long == "cut":
             found = cut_observations(encoded, limit, lambda _: (0,) * _NOTE)

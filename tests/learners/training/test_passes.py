@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from learners.data.dataset import Sample
-from learners.data.encode import Encoded
+from learners.data.dataset import Sample, row_samples
+from learners.data.encode import Encoded, encode
 from learners.losses import get_loss
 from learners.ops.context import Context
 from learners.ops.kernels import KERNELS
 from learners.training.config import TrainConfig
+from learners.training.parts import Data, check_passes
 from learners.training.passes import Packing, Passes
 from learners.training.reference import reference_logps
 from learners.training.score import PolicySums, Scorer
@@ -14,6 +15,7 @@ from learners.training.step import Objective, run_batch
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 from tests.learners.models import tiny, tiny_llama
+from tests.learners.records import rewritten, sampled
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,10 @@ def scorer_of(model, packing):
     return Scorer(PolicySums(model), Passes(model, CPU, packing), Workers())
 
 
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0,
+}  # fmt: skip
 SEQUENCES = [
     sequence(9, 20, rest=5), sequence(6, 4, task=1), sequence(9, 3), sequence(6, 9, task=1),
     sequence(30, 2, task=2),
@@ -72,6 +78,56 @@ def test_sums_lose_nothing_of_small_terms(monkeypatch, kernel):
     assert sums.entropies.tolist() == [2**24 + 19]
 
 
+@pytest.mark.parametrize("packing", [Packing("none"), Packing(min_share=0.0), Packing("dense")])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_trajectory_with_rewritten_prompts_is_the_sum_of_its_turns(packing, together):
+    """Each turn scored alone, behind the prompt that it was sampled from: sums and gradients."""
+    trajectory = rewritten(
+        sampled(replies=("look", "edit", "done")), {1: (*range(30, 60), 9), 2: (*range(30, 60), 8)}
+    )
+    other = sampled(replies=("look", "stop"))
+    model = tiny_llama()
+    alone = scorer_of(model, Packing("none"))
+    turns = [
+        Encoded(prompt + reply, (False,) * len(prompt) + (True,) * len(reply), ())
+        for step, prompt in trajectory.prompt_ids()
+        for reply in (step.metrics.completion_token_ids,)
+    ]
+    (weight, *_) = model.parameters()
+    expected = alone(turns)
+    (wanted,) = torch.autograd.grad(expected.logps.sum(), weight)
+    scorer = scorer_of(model, packing)
+    scorer.passes.together = together
+    encoded = [encode(one, None) for one in (trajectory, other)]
+    found = scorer(encoded, width=2)
+    (gradient,) = torch.autograd.grad(found.logps[0], weight)
+    for column, values in zip(found, expected, strict=True):
+        torch.testing.assert_close(column[0], values.sum(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(found, alone(encoded[1:]), strict=True):
+        torch.testing.assert_close(mine[1], theirs[0], atol=1e-4, rtol=1e-5)
+    found = scorer.all(encoded, 2)
+    torch.testing.assert_close(found.logps[0], expected.logps.sum().detach(), atol=1e-4, rtol=1e-5)
+
+
+def test_processes_that_share_a_model_cannot_have_uneven_passes():
+    several = rewritten(sampled(replies=("look", "done")), {1: tuple(range(30, 60))})
+    one = sampled(replies=("look", "stop"), resolved=False, attempt=1)
+
+    def check(packing, trajectories, **workers):
+        model = tiny_llama(rope_parameters=LONGROPE)
+        passes = Passes(model, CPU, packing, together=True)
+        scorer = Scorer(PolicySums(model), passes, Workers(**workers))
+        dataset = row_samples(trajectories, lambda t: encode(t, None), kind="kto")
+        check_passes(scorer, Data(dataset, None, None, []))
+
+    fsdp = {"count": 2, "fsdp": object()}
+    check(Packing(), [several, one])
+    check(Packing(), [one], **fsdp)
+    with pytest.raises(ConfigError, match=r"1 trajectories have prompts that rewrite.*--use_fsdp"):
+        check(Packing(), [several, one], **fsdp)
+
+
 def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
     near, far = pair(20, 6, 9).sequences, pair(12, 30, 50, task=1).sequences
     passes = Passes(tiny_llama(), CPU, Packing(min_share=0.4))
@@ -104,11 +160,7 @@ def test_the_kernel_of_a_model_that_waits_to_be_sharded_is_tried_on_its_gpu():
 @pytest.mark.parametrize("packing", [Packing(), Packing("none")])
 def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing):
     """Of sequences on both sides of the length that the model was first trained with."""
-    longrope = {
-        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
-        "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0,
-    }  # fmt: skip
-    model = tiny_llama(rope_parameters=longrope)
+    model = tiny_llama(rope_parameters=LONGROPE)
     passes = Passes(model, CPU, packing, together=True)
     assert passes.kernel == ""
     scorer = Scorer(PolicySums(model), passes, Workers())

@@ -6,9 +6,10 @@ import pytest
 
 from swe_env.errors import SandboxError
 from swe_env.replay import Agent, ReplayBuffer
+from swe_env.replay.trajectory import common_prefix
 from swe_env.spaces import UnicodeText
 from swe_env.types import Failure, Task, TestReport
-from swe_env.wrappers.record import RecordTrajectory, common_prefix
+from swe_env.wrappers.record import RecordTrajectory
 
 SCHEMA = {"type": "function", "function": {"name": "say", "parameters": {"type": "object"}}}
 AGENT = Agent(name="tester", model_name="m", settings={"temperature": 0.7})

@@ -1,0 +1,157 @@
+"""Trajectories whose prompts rewrite earlier turns: condensed, or without earlier reasoning."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.data import Unusable, encode
+from learners.data.cut import LEAST
+from learners.data.dataset import mismatched_sequence, pair_samples, row_samples
+from learners.data.encode import in_contexts
+from swe_env.replay.trajectory import Branch
+from tests.learners.models import byte_tokenizer
+from tests.learners.records import rewritten, sampled
+
+TOKENIZER = byte_tokenizer()
+REPLIES = ("look at it", "edit", "test it", "done")
+
+
+def made(trajectory):
+    return encode(trajectory, TOKENIZER)
+
+
+def first_prompt(trajectory):
+    return trajectory.agent_steps[0].metrics.prompt_token_ids
+
+
+def condensed(*turns, **changes):
+    """The prompts of those turns are the first one and something else behind it."""
+    plain = sampled(replies=REPLIES, **changes)
+    prompts = {turn: (*first_prompt(plain), 90 + turn, 91, 92) for turn in turns}
+    return rewritten(plain, prompts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.dictionaries(
+        st.integers(1, 3), st.lists(st.integers(0, 3), min_size=1, max_size=40).map(tuple)
+    )
+)
+def test_each_turn_is_learned_once_in_the_context_it_was_sampled_in(prompts):
+    trajectory = rewritten(sampled(replies=REPLIES), prompts)
+    contexts = made(trajectory).contexts
+    found = {}
+    for context in contexts:
+        for turn in sorted(set(context.turn_ids) - {-1}):
+            assert turn not in found
+            at = context.turn_ids.index(turn)
+            length = context.turn_ids.count(turn)
+            assert context.turn_ids[at : at + length] == (turn,) * length
+            found[turn] = (context.input_ids[:at], context.input_ids[at : at + length])
+        assert context.loss_mask == tuple(turn >= 0 for turn in context.turn_ids)
+        assert not context.later
+    sampled_from = [
+        (prompt, step.metrics.completion_token_ids) for step, prompt in trajectory.prompt_ids()
+    ]
+    assert found == dict(enumerate(sampled_from))
+    assert in_contexts(contexts).contexts == contexts
+
+
+def test_counts_are_those_of_all_contexts():
+    trajectory = condensed(2)
+    encoded = made(trajectory)
+    first, second = encoded.contexts
+    assert encoded.num_loss_tokens == sum(len(reply) for reply in REPLIES)
+    assert len(encoded) == len(first) + len(second)
+    assert encoded.longest == max(len(first), len(second))
+    assert encoded.first_state == first_prompt(trajectory)
+    assert second.input_ids[: encoded.prompt_length] == encoded.first_state
+    assert made(sampled()).contexts == [made(sampled())]
+
+
+def test_what_is_the_same_in_two_contexts_is_kept_once():
+    """A hundred contexts of a long trajectory would fill memory otherwise."""
+    long = tuple(range(200)) * 50
+    encoded = made(rewritten(sampled(replies=REPLIES), {0: long, 2: (*long, 7), 3: (*long, 8)}))
+    assert [one.kept for one in encoded.later] == [len(long), len(long)]
+    assert len(encoded.later[1].input_ids) == 1 + len("done")
+
+
+def test_the_longest_context_decides_whether_a_trajectory_is_too_long():
+    trajectory = condensed(2)
+    encoded = made(trajectory)
+    assert encode(trajectory, TOKENIZER, max_tokens=encoded.longest) == encoded
+    assert encoded.longest < len(encoded)
+    with pytest.raises(Unusable, match=f"has {encoded.longest} tokens"):
+        encode(trajectory, TOKENIZER, max_tokens=encoded.longest - 1)
+
+
+def test_long_observations_are_cut_in_each_context():
+    prompts, replies = {}, ("a", "b", "c", "d")
+    plain = sampled(replies=replies)
+    first = first_prompt(plain)
+    long = tuple(range(190)) * 2
+    for turn in (1, 3):  # turn 3 goes on from a context of its own
+        prompts[turn] = (*first, turn) if turn == 3 else (*first, ord("a"), *long)
+    trajectory = rewritten(plain, prompts)
+    cut = encode(trajectory, TOKENIZER, max_tokens=len(first) + 120, too_long="cut")
+    assert cut.longest <= len(first) + 120
+    assert cut.cut_tokens > 200
+    assert len(cut.contexts) == 2
+    assert cut.num_loss_tokens == 4
+    assert cut.contexts[1] == made(trajectory).contexts[1]
+    with pytest.raises(Unusable, match=f"cut to {LEAST} tokens"):
+        encode(trajectory, TOKENIZER, max_tokens=len(first), too_long="cut")
+
+
+def test_they_make_pairs_and_are_counted():
+    both = [condensed(1, 3), condensed(2, resolved=False, attempt=1)]
+    dataset = pair_samples(both, made)
+    (sample,) = dataset.samples
+    assert sample.sequences == tuple(map(made, both))
+    assert len(sample.contexts) == 5
+    assert sample.num_tokens == sum(len(context) for context in sample.contexts)
+    assert dataset.report.dropped == {}
+    assert "1 samples from 2 trajectories; 2 sequences in 5 contexts" in str(dataset.report)
+    assert dataset.digest != pair_samples([condensed(1), both[1]], made).digest
+    assert len(row_samples(both, made, kind="kto")) == 2
+
+
+def test_branches_of_a_rewritten_episode_learn_only_what_is_theirs():
+    """Their first learned token stands in a later context; those before it are left out."""
+    parent = condensed(2)
+    *before, last = parent.steps
+    said = tuple(map(ord, "else"))
+    metrics = dataclasses.replace(last.metrics, completion_token_ids=said)
+    branch = dataclasses.replace(
+        parent,
+        steps=(*before, dataclasses.replace(last, message="else", metrics=metrics)),
+        branch=Branch(parent=parent.trajectory_id, at_step=3),
+        resolved=False,
+        attempt=1,
+    )
+    (sample,) = pair_samples([parent, branch], made).samples
+    assert sample.from_turn == 3
+    assert len(sample.contexts) == 2
+    for context, reply in zip(sample.contexts, ("done", "else"), strict=True):
+        learned = itertools.compress(context.input_ids, context.loss_mask)
+        assert tuple(learned) == tuple(map(ord, reply))
+        assert set(context.turn_ids) == {-1, 3}
+
+
+def test_a_mismatched_sample_has_the_other_first_state_in_every_context():
+    one, other = made(sampled("t-2")), made(condensed(1, 2))
+    found = mismatched_sequence(one, other)
+    assert len(found.contexts) == 3
+    start = other.prompt_length
+    for ours, theirs in zip(found.contexts, other.contexts, strict=True):
+        assert ours.input_ids == one.first_state + theirs.input_ids[start:]
+        assert ours.num_loss_tokens == theirs.num_loss_tokens
+    # No place for it where even the first state was rewritten.
+    plain = sampled(replies=REPLIES)
+    lost = rewritten(plain, {1: (*first_prompt(plain), 9), 2: (1, 2, 3)})
+    assert len(made(lost).contexts) == 3
+    assert len(mismatched_sequence(one, made(lost)).contexts) == 2
