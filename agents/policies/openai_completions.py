@@ -45,6 +45,7 @@ class OpenAICompletionsPolicy(BasePolicy):
         max_new_tokens: int = 1024,
         context: int | None = None,
         condense: float | None = None,
+        keep_reasoning: bool = True,
         token_ids: bool = True,
         logprobs: bool = True,
         extra: Mapping[str, Any] | None = None,
@@ -69,7 +70,9 @@ class OpenAICompletionsPolicy(BasePolicy):
                 full.
             condense: Where a prompt leaves no room for a reply of `max_new_tokens`, replace old
                 observations by a line each until this share of `context` is used; None lets the
-                episode end. Such records form no single sequence, and the learner drops them.
+                episode end.
+            keep_reasoning: False leaves what earlier replies thought, up to ``</think>``, out of
+                prompts, as the templates of Qwen3 and GLM-4.5 do.
             token_ids: Ask for the sampled ids as vLLM gives them (``return_token_ids``). Without,
                 a record has texts alone.
             logprobs: Ask for the log-probability of every sampled token; recorded only beside ids.
@@ -93,7 +96,8 @@ class OpenAICompletionsPolicy(BasePolicy):
         )  # fmt: skip
         self.tokenizer = hub.load_tokenizer(tokenizer, chat_template)
         chosen = get_format(format)
-        self._prompting = Prompting(ChatTemplate(self.tokenizer), chosen)
+        chat = ChatTemplate(self.tokenizer)
+        self._prompting = Prompting(chat, chosen, keep_reasoning=keep_reasoning)
         self._end = self._prompting.chat.end_of_turn
         self._model, self._context, self._condense = model, context, condense
         self._limit, self._token_ids = max_new_tokens, token_ids
@@ -119,6 +123,7 @@ class OpenAICompletionsPolicy(BasePolicy):
                 "max_new_tokens": max_new_tokens,
                 **({"context": context} if context else {}),
                 **({"condense": condense} if condense is not None else {}),
+                **({} if keep_reasoning else {"keep_reasoning": False}),
                 **self._request,
                 **self._body,
             },

@@ -10,6 +10,8 @@ from swe_env.types import Action
 
 CONDENSED = "[an earlier observation of {} characters, left out to save room]"
 """What stands in a condensed prompt for an observation."""
+THOUGHT = "</think>"
+"""What ends a reply's reasoning: Qwen3, GLM-4.5 and DeepSeek-R1 agree on it."""
 
 
 class Prompting:
@@ -20,12 +22,16 @@ class Prompting:
     gets it in the next *prompt*: it is context, not something the policy is credited with.
 
     A condensed prompt is another one: old observations are replaced by a line each. The turns
-    behind it go on from there.
+    behind it go on from there. Without reasoning, every prompt is: what a reply thought before it
+    spoke is left out of the prompts of later turns.
     """
 
-    def __init__(self, chat: ChatTemplate, text_format: TextFormat) -> None:
+    def __init__(
+        self, chat: ChatTemplate, text_format: TextFormat, *, keep_reasoning: bool = True
+    ) -> None:
         self.chat = chat
         self.format = text_format
+        self._keep_reasoning = keep_reasoning
 
     def prompt(self, episode: Episode) -> list[int]:
         """Token ids the next reply is sampled from.
@@ -85,8 +91,11 @@ class Prompting:
         """Ids of a turn's reply, closed by an end-of-turn token whether it was sampled or not."""
         action = turn.action
         ids = list(action.get("completion", {}).get("token_ids", []))
+        text = action.get("message", "") if ids else self._said(action)
+        if not self._keep_reasoning and THOUGHT in text:
+            return self.chat.completion(text.rpartition(THOUGHT)[2].lstrip("\n"))
         if not ids:
-            return self.chat.completion(self._said(action))
+            return self.chat.completion(text)
         return ids if ids[-1] == self.chat.end_of_turn else [*ids, self.chat.end_of_turn]
 
     def _said(self, action: Action) -> str:

@@ -51,6 +51,7 @@ class TransformersPolicy(BasePolicy):
         max_new_tokens: int = 1024,
         context: int | None = None,
         condense: float | None = None,
+        keep_reasoning: bool = True,
         max_batch: int = 32,
         cache_tokens: int | None = None,
         dtype: torch.dtype | str | None = None,
@@ -71,7 +72,9 @@ class TransformersPolicy(BasePolicy):
             context: Most tokens of a prompt and its reply; None for what the model was made for.
             condense: Where a prompt leaves no room for a reply of `max_new_tokens`, replace old
                 observations by a line each until this share of the context is used; None lets the
-                episode end. Such records form no single sequence, and the learner drops them.
+                episode end.
+            keep_reasoning: False leaves what earlier replies thought, up to ``</think>``, out of
+                prompts, as the templates of Qwen3 and GLM-4.5 do.
             max_batch: Most episodes decoded at once; more wait.
             cache_tokens: Most tokens whose keys and values are kept between turns; None for 2 GiB.
             dtype: Of the weights; None for bfloat16 where it is native, else float32.
@@ -100,7 +103,7 @@ class TransformersPolicy(BasePolicy):
             pack_linear(loaded, max_batch, keep=loaded.get_output_embeddings())
         self.tokenizer = tokenizer
         self.chat = ChatTemplate(tokenizer)
-        self._prompting = Prompting(self.chat, self.format)
+        self._prompting = Prompting(self.chat, self.format, keep_reasoning=keep_reasoning)
         self.max_new_tokens = max_new_tokens
         self.context = context or int(loaded.config.get_text_config().max_position_embeddings)
         self.condense = condense
@@ -128,6 +131,7 @@ class TransformersPolicy(BasePolicy):
                 "max_new_tokens": max_new_tokens,
                 "context": self.context,
                 **({"condense": condense} if condense is not None else {}),
+                **({} if keep_reasoning else {"keep_reasoning": False}),
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "merged": bool(adapter and merge),
                 "tokenizer": hub.fingerprint(tokenizer),

@@ -205,6 +205,30 @@ def test_old_observations_are_condensed_when_a_reply_has_no_room(folder):
         assert plain.prompt(state) == full
 
 
+def test_earlier_reasoning_is_left_out_of_prompts_on_request(folder):
+    settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 20, "temperature": 1}
+    with TransformersPolicy(folder, **settings, keep_reasoning=False) as policy:
+        assert policy.agent.settings["keep_reasoning"] is False
+        chat, state, prompts = policy.chat, episode(), []
+        for turn in range(3):
+            text = f"<think>why {turn}</think>\n\nsay {turn}"
+            prompts.append(policy.prompt(state))
+            ids = {"token_ids": chat.completion(text), "prompt_token_ids": prompts[-1]}
+            action = {"tool": "view", "arguments": {}, "message": text, "completion": ids}
+            state = after(state, action, f"saw {turn}")
+        for turn in range(2):  # each goes on from the one before it, without what that thought
+            spoken = chat.completion(f"say {turn}") + chat.observation(f"saw {turn}")
+            assert prompts[turn + 1] == prompts[turn] + spoken
+        scripted = {"tool": "view", "arguments": {"path": "a"}, "message": "<think>a</think>b"}
+        said = policy.tokenizer.decode(policy.prompt(after(state, scripted)))
+        assert "<think>" not in said
+        assert "b\n<function=view>" in said.replace("\n\n", "\n")
+        whole = state
+    with TransformersPolicy(folder, **settings) as keeping:
+        assert "keep_reasoning" not in keeping.agent.settings
+        assert keeping.tokenizer.decode(keeping.prompt(whole)).count("<think>why") == 1
+
+
 @pytest.mark.parametrize("condense", [0.0, 1.0, -1.0])
 def test_condensing_to_no_share_is_refused(folder, condense):
     with pytest.raises(ConfigError, match="condense is a share of the context"):
