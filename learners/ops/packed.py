@@ -28,8 +28,8 @@ _REFUSALS = (ConfigError, RuntimeError, ImportError, TypeError, ValueError, Asse
 _ROUNDING = 0.1
 """Of means of standard normal values in half precision; a wrong mask is ten times as far off."""
 _SEEN = 0.02
-"""Nats, root mean square over the tokens tried: in half precision a fault that changes less cannot
-be told from rounding, and matters as little."""
+"""Nats, root mean square over the tokens that a fault touches: one that changes less matters as
+little as rounding in half precision."""
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -83,7 +83,7 @@ def prepare(
     Two sequences with a shared beginning and one without are scored packed and one by one. In half
     precision, where rounding is no smaller than what wrong positions do to a short row, they are
     also packed wrongly on purpose: of the way from each sequence by itself to such a fault, the
-    packed ones may have gone less than half. Every layer must also have named the window that the
+    packed ones must have gone less than half. Every layer must also have named the window that the
     configuration says it has, which a few tokens would not show.
 
     Args:
@@ -158,25 +158,21 @@ def _probe(
     calls, expected = packed.layout.calls, layer_windows(causal.config)
     if (windows := [call.window for call in calls]) != expected:
         return f"its layers attend in windows of {windows}, not {expected}"
-    if causal.dtype in (torch.float32, torch.float64):
-        allowed = torch.tensor(1e-4)
-    else:  # rounds by a share of what it rounds: unlikely tokens are further apart
-        allowed = 0.1 + 0.03 * _means(single, masks).abs()
+    exact = causal.dtype in (torch.float32, torch.float64)
+    # Half precision rounds by a share of what it rounds: unlikely tokens are further apart.
+    allowed = torch.tensor(1e-4) if exact else 0.1 + 0.03 * _means(single, masks).abs()
     apart = _means(found - single, masks).abs()
     if not bool((apart <= allowed.to(apart.device)).all()):
         worst = float(apart.max())
         return f"log-probabilities of its packed sequences differ by {worst:.3g} nats a token"
     forest = grow(sequences, min_share=0.1)
-    if allowed.ndim:
-        like = {}
-        for fault, layout in _faults(forest, packed.layout).items():
-            wrong = packed_logps(model, replace(packed, layout=layout), tried).logps
-            way = wrong - single
-            gone = float((found - single) @ way / (way @ way))
-            if way.square().mean().sqrt() > _SEEN and not gone < 0.5:
-                like[fault] = float((found - wrong).norm())
-        if like:
-            return f"packed sequences look like ones {min(like, key=lambda name: like[name])}"
+    like = {}
+    for fault, layout in ({} if exact else _faults(forest, packed.layout)).items():
+        wrong = packed_logps(model, replace(packed, layout=layout), tried).logps
+        if _halfway(found, single, wrong, _untouched(packed)):
+            like[fault] = float((found - wrong).norm())
+    if like:
+        return f"packed sequences look like ones {min(like, key=lambda name: like[name])}"
     if later is None:
         return ""
     return _probe_kernel(kernel, forest, dict.fromkeys(calls), *later)
@@ -192,6 +188,23 @@ def _means(values: Tensor, masks: Sequence[Sequence[bool]]) -> Tensor:
     """Of each sequence, over its loss tokens."""
     counts = [sum(mask) for mask in masks]
     return torch.stack([one.mean() for one in torch.split(values.double(), counts)])
+
+
+def _untouched(packed: Packed) -> Tensor:
+    """Of each prediction, whether all before it in the row is its own path, fault or not."""
+    return packed.layout.positions[packed.sources][packed.entries] == packed.sources[packed.entries]
+
+
+def _halfway(found: Tensor, single: Tensor, wrong: Tensor, untouched: Tensor) -> bool:
+    """Whether `found` lies nearer to `wrong` than to `single`, on the way between them.
+
+    No where that way is no longer than rounding, which is measured where nothing can be wrong: a
+    model to which positions are nothing has no fault if it ignores them.
+    """
+    rounding = (found - single)[untouched].square().mean().sqrt()
+    way, gone = (wrong - single)[~untouched], (found - single)[~untouched]
+    least = torch.clamp(3 * rounding, min=_SEEN)
+    return bool(way.square().mean().sqrt() > least) and not gone @ way < 0.5 * way @ way
 
 
 def _faults(forest: Forest, layout: Layout) -> dict[str, Layout]:

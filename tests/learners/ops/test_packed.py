@@ -212,6 +212,20 @@ def test_a_model_of_smollm2s_shapes_is_packed_in_half_precision():
     assert prepare(smollm2_shaped(), "segments", CPU) == ""
 
 
+def test_a_model_to_which_positions_are_nothing_is_packed_in_half_precision(monkeypatch):
+    """It does what the fault does, to the bit, and there is none."""
+    model = smollm2_shaped()
+    rotary = model.model.rotary_emb.forward
+
+    def still(*given, **named):
+        return tuple(
+            torch.full_like(part, at == 0) for at, part in enumerate(rotary(*given, **named))
+        )
+
+    monkeypatch.setattr(model.model.rotary_emb, "forward", still)
+    assert prepare(model, "segments", CPU) == ""
+
+
 def run_on(model, monkeypatch):
     forward = model.model.forward
 
