@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ChatTemplate, Message
 from agents.selection.verifier import ANSWERS
 from swe_env.errors import ModelError
-from swe_env.replay.trajectory import common_prefix
+from swe_env.prefix import common_prefix
 
 if TYPE_CHECKING:
     import torch

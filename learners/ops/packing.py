@@ -16,28 +16,28 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from learners.ops.prefix import Forest, Run, grow
+from learners.ops.prefix import Forest, grow
 from swe_env.errors import ConfigError
 
 T = TypeVar("T")
 
 
 class Span(NamedTuple):
-    """Queries of one run and the keys that their path holds."""
+    """Queries of neighbouring runs, each going on from the one before, and their path's keys."""
 
     start: int
     stop: int
     keys: tuple[tuple[int, int], ...]
-    """Ranges of tokens, in order; the run's own come last."""
+    """Ranges of tokens, in order; the span's own come last."""
 
 
 class Varlen(NamedTuple):
     """The same for kernels that take sequences of different lengths (flash attention)."""
 
     keys: Tensor
-    """Tokens whose keys each run sees, one run after another, int64."""
+    """Tokens whose keys each span sees, one span after another, int64."""
     queries_until: Tensor
-    """Where each run's queries end, from 0 on, (runs + 1,), int32."""
+    """Where each span's queries end, from 0 on, (spans + 1,), int32."""
     keys_until: Tensor
     longest_queries: int
     longest_keys: int
@@ -60,7 +60,7 @@ class Layout:
 
     def __init__(self, forest: Forest, device: torch.device) -> None:
         """Of one forest, with its tensors on `device`."""
-        self.spans = [_span(forest, number) for number in range(len(forest.runs))]
+        self.spans = _spans(forest)
         ends = [run.stop for run in forest.runs]
         for number in range(len(ends) - 1, -1, -1):
             parent = forest.runs[number].parent
@@ -174,17 +174,24 @@ def pack(
     )
 
 
-def _span(forest: Forest, number: int) -> Span:
-    """Ranges of the path, neighbouring ones as one."""
+def _spans(forest: Forest) -> list[Span]:
+    """As few as there are sequences: what a run goes on with first stands right behind it."""
+    runs = forest.runs
+    heads = [at for at, run in enumerate(runs) if run.parent < 0 or run.parent != at - 1]
+    found = []
+    for head, following in pairwise([*heads, len(runs)]):
+        own = (runs[head].start, runs[following - 1].stop)
+        ranges = [] if runs[head].parent < 0 else _ranges(forest, runs[head].parent)
+        found.append(Span(*own, (*ranges, own)))
+    return found
+
+
+def _ranges(forest: Forest, number: int) -> list[tuple[int, int]]:
+    """Tokens of the path to a run, neighbouring ranges as one."""
     ranges: list[tuple[int, int]] = []
-    for run in _path(forest, number):
+    for run in (forest.runs[step] for step in forest.path(number)):
         if ranges and ranges[-1][1] == run.start:
             ranges[-1] = (ranges[-1][0], run.stop)
         else:
             ranges.append((run.start, run.stop))
-    own = forest.runs[number]
-    return Span(own.start, own.stop, tuple(ranges))
-
-
-def _path(forest: Forest, number: int) -> list[Run]:
-    return [forest.runs[step] for step in forest.path(number)]
+    return ranges

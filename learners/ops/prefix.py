@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swe_env.replay.trajectory import common_prefix
+from swe_env.prefix import common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Forest:
     tokens: tuple[int, ...]
     """Token ids, runs one after another."""
     runs: tuple[Run, ...]
-    """Depth first: a run stands before all that go on from it, and those stand together."""
+    """Depth first: a run stands before all that go on from it, and those stand together. First
+    comes what most sequences go on with, and of as many the longest."""
     leaves: tuple[int, ...]
     """The run each sequence ends with."""
     saved: tuple[int, ...]
@@ -86,6 +87,9 @@ def grow(sequences: Sequence[Sequence[int]], *, min_share: float = 0.0) -> Fores
 def _planted(
     rows: Sequence[tuple[int, ...]], order: Sequence[int], common: Sequence[int]
 ) -> Forest:
+    def longest(first: int, last: int) -> int:
+        return max(len(rows[row]) for row in order[first:last])
+
     tokens: list[int] = []
     runs: list[Run] = []
     leaves = [-1] * len(rows)
@@ -105,6 +109,8 @@ def _planted(
             leaves[row] = parent
             continue
         cuts = [at for at in range(first + 1, last) if common[at] == equal]
-        children = zip([first, *cuts], [*cuts, last], strict=True)
-        waiting += reversed([(begin, end, equal, parent) for begin, end in children])
+        children = list(zip([first, *cuts], [*cuts, last], strict=True))
+        # The largest first, directly behind its parent, with which it makes one piece.
+        children.sort(key=lambda ends: (ends[1] - ends[0], longest(*ends)))
+        waiting += [(begin, end, equal, parent) for begin, end in children]
     return Forest(tuple(tokens), tuple(runs), tuple(leaves), tuple(common))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -168,14 +168,6 @@ class Trajectory:
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
             raise ReplayError(f"The record is not a trajectory: {error}.") from error
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    if one == other[: len(one)]:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 _TIMES = frozenset({"started", "seconds", "host"})

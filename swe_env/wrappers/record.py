@@ -20,6 +20,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from swe_env.cache import digest
 from swe_env.errors import InfrastructureError
+from swe_env.prefix import common_prefix
 from swe_env.replay.trajectory import (
     Agent,
     Branch,
@@ -28,7 +29,6 @@ from swe_env.replay.trajectory import (
     StepObservation,
     ToolCall,
     Trajectory,
-    common_prefix,
 )
 from swe_env.types import Action, Completion, Failure, Observation, TestReport
 

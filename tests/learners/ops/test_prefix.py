@@ -1,6 +1,8 @@
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learners.ops.packing import Layout
 from learners.ops.prefix import grow
 
 SEQUENCES = st.lists(
@@ -53,3 +55,41 @@ def test_nothing_is_shared_unless_it_pays():
     assert grow(sequences, min_share=0.3).computed == 170
     assert grow(sequences, min_share=0.31).computed == 200
     assert grow(sequences, min_share=2.0).shared == 0
+
+
+@given(SEQUENCES)
+def test_what_most_go_on_with_stands_right_behind_and_makes_one_span(sequences):
+    forest = grow(sequences)
+    for number, run in enumerate(forest.runs):
+        after = [at for at, other in enumerate(forest.runs) if other.parent == number]
+        sizes = [
+            (sum(at in forest.path(leaf) for leaf in forest.leaves), depth(forest, at))
+            for at in after
+        ]
+        assert sizes == sorted(sizes, reverse=True)
+        assert not after or after[0] == number + 1
+        assert run.stop > run.start
+    spans = Layout(forest, torch.device("cpu")).spans
+    assert len(spans) <= len(set(sequences))
+    for leaf in forest.leaves:
+        runs = [forest.runs[at] for at in forest.path(leaf)]
+        (last,) = [span for span in spans if span.start < runs[-1].stop <= span.stop]
+        seen = [at for start, stop in last.keys for at in range(start, stop)]
+        path = [at for run in runs for at in range(run.start, run.stop)]
+        assert seen[: len(path)] == path
+
+
+def depth(forest, number):
+    """Tokens of the longest sequence that goes through the run."""
+    leaves = [leaf for leaf in forest.leaves if number in forest.path(leaf)]
+    return max(forest.runs[leaf].depth for leaf in leaves)
+
+
+def test_contexts_that_branch_off_a_thousand_deep():
+    """Each leaves the trunk a token later: one span for the trunk and one for each, no copies."""
+    sequences = [(1,) * length + (2,) for length in range(1, 1500)]
+    forest = grow(sequences)
+    assert forest.computed == 1499 + 1499
+    spans = Layout(forest, torch.device("cpu")).spans
+    assert len(spans) == 1499
+    assert max(len(span.keys) for span in spans) == 2

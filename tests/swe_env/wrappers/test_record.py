@@ -5,8 +5,8 @@ import gymnasium as gym
 import pytest
 
 from swe_env.errors import SandboxError
+from swe_env.prefix import common_prefix
 from swe_env.replay import Agent, ReplayBuffer
-from swe_env.replay.trajectory import common_prefix
 from swe_env.spaces import UnicodeText
 from swe_env.types import Failure, Task, TestReport
 from swe_env.wrappers.record import RecordTrajectory
