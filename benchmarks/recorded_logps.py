@@ -26,7 +26,7 @@ import torch
 from agents.policies import hub
 from agents.policies.transformers import TransformersPolicy
 from agents.rollouts import Budget, run_rollouts
-from learners.data import encode
+from learners.data import Encoded, encode
 from learners.ops import token_logps
 from swe_env import tasks as sources
 from swe_env.machine import machine
@@ -103,10 +103,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def tokens(record: Trajectory) -> int:
-    """Tokens of the whole episode, prompts included."""
-    step, prompt = list(record.prompt_ids())[-1]
-    assert step.metrics is not None
-    return len(prompt) + len(step.metrics.completion_token_ids)
+    """Tokens of the episode's longest context."""
+    return max(
+        len(prompt) + len(step.metrics.completion_token_ids)
+        for step, prompt in record.prompt_ids()
+        if step.metrics is not None
+    )
 
 
 def difference(record: Trajectory, model: Any, tokenizer: Any) -> torch.Tensor:
@@ -115,12 +117,17 @@ def difference(record: Trajectory, model: Any, tokenizer: Any) -> torch.Tensor:
     metrics = [step.metrics for step in record.agent_steps if step.metrics is not None]
     recorded = [value for one in metrics for value in one.logprobs]
     assert encoded.num_loss_tokens == len(recorded) > 0
-    ids, mask = torch.tensor(encoded.input_ids), torch.tensor(encoded.loss_mask)
+    found = [score(context, model) for context in encoded.contexts]
+    return torch.cat(found).double() - torch.tensor(recorded, dtype=torch.float64)
+
+
+def score(context: Encoded, model: Any) -> torch.Tensor:
+    """Log-probabilities of what was sampled in one context."""
+    ids, mask = torch.tensor(context.input_ids), torch.tensor(context.loss_mask)
     with torch.inference_mode():
         hidden = model.base_model(input_ids=ids[None]).last_hidden_state[0, :-1]
         weight = model.get_output_embeddings().weight
-        found, _ = token_logps(hidden[mask[1:]], weight, ids[1:][mask[1:]])
-    return found.double() - torch.tensor(recorded, dtype=torch.float64)
+        return token_logps(hidden[mask[1:]], weight, ids[1:][mask[1:]])[0]
 
 
 if __name__ == "__main__":

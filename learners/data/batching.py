@@ -44,7 +44,9 @@ def collate(sequences: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def trimmed(sequence: Encoded) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Token ids and loss mask up to the last loss token."""
+    """Token ids and loss mask up to the last loss token, of one context."""
+    if sequence.later:
+        raise ValueError("A trajectory of several contexts is no single sequence.")
     length = len(sequence) - sequence.loss_mask[::-1].index(True)
     return sequence.input_ids[:length], sequence.loss_mask[:length]
 
@@ -67,7 +69,7 @@ def microbatches(
 
     Args:
         samples: The optimizer batch.
-        budget: Most tokens computed in one pass.
+        budget: Most tokens computed in one pass; 0 for each sample alone.
         size: Tokens computed for contexts in one pass.
 
     Returns:
@@ -79,7 +81,7 @@ def microbatches(
             tasks[sample.group] = max(_longest(sample), tasks.get(sample.group, 0))
     found: list[list[int]] = []
     for position in sorted(range(len(samples)), key=lambda i: _place(samples[i], tasks, i)):
-        if found:
+        if found and budget:
             together = [c for i in [*found[-1], position] for c in samples[i].contexts]
             if size(together) <= budget:
                 found[-1].append(position)

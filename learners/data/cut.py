@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from learners.data.encode import Encoded, in_contexts
+from learners.data.encode import Encoded
 
 LEAST = 64
 """No observation is cut to fewer tokens: head and tail hold the chat template's frame too."""
@@ -21,25 +21,19 @@ Note = Callable[[int], Sequence[int]]
 def cut_observations(encoded: Encoded, max_tokens: int, note: Note) -> Encoded | None:
     """Shorten the longest observations to one common length, so that `max_tokens` are left.
 
-    Of each, as many tokens are kept at the head as at the tail, with a note between. Where the
-    trajectory has several contexts, each that is too long is cut by itself; what a later one has
-    before its first learned token counts as its first state.
+    Of each, as many tokens are kept at the head as at the tail, with a note between.
 
     Args:
-        encoded: A trajectory, whole.
-        max_tokens: What a context of it may have.
+        encoded: A trajectory of one context, whole.
+        max_tokens: What it may have.
         note: What stands in place of what was left out.
 
     Returns:
         The sequence, with `Encoded.cut_tokens`; None where observations of `LEAST` tokens each
         would still be too many.
     """
-    if encoded.longest <= max_tokens:
+    if len(encoded) <= max_tokens:
         return encoded
-    if encoded.later:
-        cut = [cut_observations(context, max_tokens, note) for context in encoded.contexts]
-        whole = [context for context in cut if context is not None]
-        return in_contexts(whole) if len(whole) == len(cut) else None
     runs = _runs(encoded.turn_ids)
     observations = [stop - start for start, stop, turn in runs if turn < 0 and start > 0]
     room = max_tokens - len(encoded) + sum(observations)

@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all its sequences."""
+        """Tokens of all its sequences (`len` of `Encoded`)."""
         return sum(len(sequence) for sequence in self.sequences)
 
     @property
@@ -67,8 +67,10 @@ class Dataset:
         seen = hashlib.sha256()
         for sample in self.samples:
             seen.update(f"{sample.group},{sample.tie},{sample.desirable};".encode())
-            for context in sample.contexts:
-                seen.update(repr((context.input_ids, context.turn_ids)).encode())
+            for sequence in sample.sequences:
+                seen.update(repr((sequence.input_ids, sequence.turn_ids)).encode())
+                for one in sequence.later:
+                    seen.update(repr((one.kept, one.input_ids, one.turn_ids)).encode())
         return seen.hexdigest()[:16]
 
 
@@ -182,7 +184,7 @@ def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport)
     report.step_level = sum(sample.from_turn > 0 for sample in samples)
     cuts = [s.cut_tokens for sample in samples for s in sample.sequences if s.cut_tokens]
     report.cut, report.cut_tokens = len(cuts), sum(cuts)
-    rewritten = [len(s.later) + 1 for sample in samples for s in sample.sequences if s.later]
+    rewritten = [len(s.contexts) for sample in samples for s in sample.sequences if s.later]
     report.rewritten, report.contexts = len(rewritten), sum(rewritten)
     return Dataset(tuple(samples), report)
 

@@ -9,13 +9,13 @@ the trajectory's log-probability is the sum over its contexts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from learners.data.report import Unusable
 from swe_env.errors import ConfigError, ToolError
-from swe_env.replay.trajectory import Step, Trajectory, common_prefix
+from swe_env.replay.trajectory import Step, Trajectory
 from swe_env.types import Action
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One trajectory as tokens; the three tuples have the same length."""
+    """One trajectory as tokens: its first context, and where prompts are rewritten, later ones.
+
+    The three tuples have the same length, and are all of it as long as `later` is empty.
+    """
 
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
@@ -54,8 +57,8 @@ class Encoded:
     """Contexts of later turns, in order, where a prompt rewrites what came before."""
 
     def __len__(self) -> int:
-        """Tokens of all its contexts."""
-        return len(self.input_ids) + sum(len(one.input_ids) + one.kept for one in self.later)
+        """Tokens of all its contexts, those that one has from the one before it not again."""
+        return len(self.input_ids) + sum(len(one.input_ids) for one in self.later)
 
     @property
     def num_loss_tokens(self) -> int:
@@ -65,24 +68,15 @@ class Encoded:
     @property
     def longest(self) -> int:
         """Tokens of its longest context, which the model sees at once."""
-        later = (len(one.input_ids) + one.kept for one in self.later)
-        return max(len(self.input_ids), *later, 0)
+        return max([len(self.input_ids), *(len(one.input_ids) + one.kept for one in self.later)])
 
     @property
     def contexts(self) -> list[Encoded]:
         """Each context that something is learned in, as a sequence of its own.
 
-        Sums over the trajectory are sums over these.
+        Sums over the trajectory are sums over these. Made anew each time, and not to be kept.
         """
-        if not self.later:
-            return [self]
-        found = [replace(self, later=())]
-        ids = self.input_ids
-        for one in self.later:
-            ids = ids[: one.kept] + one.input_ids
-            before = (False,) * one.kept + one.loss_mask, (-1,) * one.kept + one.turn_ids
-            found.append(Encoded(ids, *before))
-        return [context for context in found if True in context.loss_mask]
+        return list(self._contexts())
 
     def from_turn(self, turn: int) -> Encoded:
         """The same tokens, of which those sampled before agent turn `turn` are not learned."""
@@ -95,29 +89,29 @@ class Encoded:
         return replace(self, **learned(self.turn_ids), later=later)
 
     @property
-    def prompt_length(self) -> int:
-        """Tokens before the first learned one, in the context it was sampled in."""
-        return len(self.first_state)
-
-    @property
     def first_state(self) -> tuple[int, ...]:
-        """Those tokens."""
-        first = next(iter(self.contexts), self)
+        """The tokens before the first learned one, in the context it was sampled in."""
+        first = next(self._contexts(), self)
         mask = first.loss_mask
         return first.input_ids[: mask.index(True) if True in mask else None]
 
+    @property
+    def prompt_length(self) -> int:
+        """How many those are."""
+        return len(self.first_state)
 
-def in_contexts(contexts: Sequence[Encoded]) -> Encoded:
-    """One trajectory out of its `Encoded.contexts`."""
-    first, *others = contexts
-    later, before = [], first.input_ids
-    for one in others:
-        kept = min(common_prefix(before, one.input_ids), one.prompt_length)
-        rest = (one.input_ids[kept:], one.loss_mask[kept:], one.turn_ids[kept:])
-        later.append(Rewritten(kept, *rest))
-        before = one.input_ids
-    cut = sum(one.cut_tokens for one in contexts)
-    return replace(first, cut_tokens=cut, later=tuple(later))
+    def _contexts(self) -> Iterator[Encoded]:
+        if not self.later:
+            yield self
+            return
+        ids = self.input_ids
+        if True in self.loss_mask:
+            yield replace(self, later=())
+        for one in self.later:
+            ids = ids[: one.kept] + one.input_ids
+            if True in one.loss_mask:
+                before = (False,) * one.kept, (-1,) * one.kept
+                yield Encoded(ids, before[0] + one.loss_mask, before[1] + one.turn_ids)
 
 
 DEFAULT_FORMAT = "r2e"
@@ -175,9 +169,10 @@ def encode(
         chat: The chat template; by default `agents.chat.ChatTemplate` over `tokenizer`.
         text_format: How tool calls are written and explained; by default the one that the
             record names in ``agent.settings["format"]``, else the project's default.
-        max_tokens: The longest context allowed.
-        too_long: What becomes of a longer one: refused, or cut in the middle of its observations
-            (`learners.data.cut`); `Encoded.cut_tokens` then says by how much.
+        max_tokens: The longest trajectory allowed, by its `len`: so many are computed where its
+            contexts share what they have in common, and none of them is longer.
+        too_long: What becomes of a longer one: refused, or, if it is one context, cut in the middle
+            of its observations (`learners.data.cut`); `Encoded.cut_tokens` says by how much.
 
     Raises:
         Unusable: the trajectory cannot be trained on; its `reason` says why.
@@ -197,10 +192,12 @@ def encode(
             encoded = _templated(trajectory, tokenizer, chat, text_format)
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
-    if max_tokens is None or encoded.longest <= max_tokens:
+    if max_tokens is None or len(encoded) <= max_tokens:
         return encoded
-    problem = f"{_name(trajectory)} has {encoded.longest} tokens, max_tokens is {max_tokens}"
-    if too_long == "cut":
+    problem = f"{_name(trajectory)} has {len(encoded)} tokens, max_tokens is {max_tokens}"
+    if encoded.later:
+        problem += f" (in {len(encoded.later) + 1} contexts, which are not cut)"
+    elif too_long == "cut":
         from learners.data.cut import LEAST, cut_observations
 
         found = cut_observations(encoded, max_tokens, _note(tokenizer))

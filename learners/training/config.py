@@ -53,7 +53,8 @@ class TrainConfig(BaseModel):
     ties: int = Field(default=1, ge=0)
     """Pairs: at most so many tie pairs a task; none for a loss that takes no `tie`."""
     max_tokens: int = Field(default=18_000, ge=2)
-    """Longer trajectories are left out, or cut, and counted."""
+    """Longer trajectories are left out, or cut, and counted. Where prompts rewrite earlier turns,
+    of all contexts together, what one has from the one before it not counted again."""
     too_long: Literal["drop", "cut"] = "drop"
     """What becomes of them: left out, or shortened in the middle of their observations, with every
     sampled token and the first state kept. The shortened context is not the one the policy sampled

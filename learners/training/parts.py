@@ -210,13 +210,14 @@ def check_passes(scorer: Scorer, data: Data) -> None:
     """
     if scorer.passes.together or not scorer.workers.sharded:
         return
-    count = sum(bool(s.later) for one in data.datasets for x in one.samples for s in x.sequences)
+    sequences = [s for one in data.datasets for sample in one.samples for s in sample.sequences]
+    count = sum(len(sequence.contexts) > 1 for sequence in sequences)
     if count:
         raise ConfigError(
-            f"{count} trajectories have prompts that rewrite earlier turns, each of which this "
+            f"{count} sequences have prompts that rewrite earlier turns, each of which this "
             "model's rotary frequencies give a pass of its own; processes that share the model "
-            "must make equally many: launch without --use_fsdp or --use_deepspeed, or leave those "
-            "trajectories out."
+            "must make equally many: launch without --use_fsdp or --use_deepspeed, or on a buffer "
+            "without them."
         )
 
 

@@ -99,14 +99,13 @@ class Passes:
         """The contexts with what they share once."""
         return grow([trimmed(context)[0] for context in contexts], min_share=self.min_share)
 
-    def groups(self, sequences: Sequence[Encoded], width: int) -> list[Sequence[Encoded]]:
+    def groups(self, contexts: Sequence[Sequence[Encoded]], width: int) -> list[Sequence[Encoded]]:
         """Contexts that go in one pass, in order: all, or a sample's if they share.
 
         Args:
-            sequences: What is scored, those of a sample beside each other.
+            contexts: Of each sequence that is scored, those of a sample beside each other.
             width: Sequences a sample.
         """
-        contexts = [sequence.contexts for sequence in sequences]
         samples = [
             [context for row in contexts[start : start + width] for context in row]
             for start in range(0, len(contexts), width)

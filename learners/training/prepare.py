@@ -176,7 +176,10 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
     Raises:
         ConfigError: names the highest that is not.
     """
-    highest = max(max(c.input_ids) for sample in dataset.samples for c in sample.contexts)
+    sequences = [sequence for sample in dataset.samples for sequence in sample.sequences]
+    ids = [sequence.input_ids for sequence in sequences]
+    ids += [one.input_ids for sequence in sequences for one in sequence.later]
+    highest = max(map(max, filter(None, ids)))
     if highest >= vocab_size:
         raise ConfigError(
             f"The buffer holds token id {highest}, the model's vocabulary ends at "

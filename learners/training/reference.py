@@ -53,8 +53,7 @@ def reference_logps(
     passes = scorer.passes
     how = [passes.kernel, str(passes.min_share), str(passes.together), scorer.workers.spread]
     how.append(str(width))
-    seen = [[[c.input_ids, c.turn_ids] for c in sequence.contexts] for sequence in sequences]
-    content = [[*key, *how], [digest(contexts) for contexts in seen]]
+    content = [[*key, *how], [_digest(sequence) for sequence in sequences]]
     target = cache_dir("reference") / f"{digest(content)}"
 
     def build(folder: Path, logps: list[float] | None = None) -> None:
@@ -71,6 +70,11 @@ def reference_logps(
 
 
 _FILE = "logps.json"
+
+
+def _digest(sequence: Encoded) -> str:
+    later = [[one.kept, one.input_ids, one.turn_ids] for one in sequence.later]
+    return digest([sequence.input_ids, sequence.turn_ids, *later])
 
 
 def _read(folder: Path) -> Reference:

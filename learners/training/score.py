@@ -49,10 +49,10 @@ class PolicySums(nn.Module):
 class Scorer:
     """Scores sequences with a model.
 
-    On a CPU each sequence has a forward pass of its own, or those of a sample have one together if
-    they share enough of their beginning; on other devices, and where the model is sharded (because
-    all processes must make equally many passes), all of a micro-batch are packed into one row,
-    without padding, unless the model allows only one sequence a pass. See `Passes`.
+    On a CPU each context of a sequence has a forward pass of its own, or those of a sample have one
+    together if they share enough of their beginning; on other devices, and where the model is
+    sharded (because all processes must make equally many passes), all of a micro-batch are packed
+    into one row, without padding, unless the model allows only one context a pass. See `Passes`.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Scorer:
             sequences: What to score, those of a sample beside each other.
             width: Sequences a sample.
         """
-        parts = []
-        for group in self.passes.groups(sequences, width):
+        parts, contexts = [], [sequence.contexts for sequence in sequences]
+        for group in self.passes.groups(contexts, width):
             batch = self.passes.batch(group)
             if isinstance(batch, Packed):
                 self.shared_tokens += batch.shared
             parts.append(self.sums(batch, self.passes.kernel))
         found = SequenceLogps(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        return _added(found, [len(sequence.contexts) for sequence in sequences])
+        return _added(found, [len(own) for own in contexts])
 
     def all(
         self,
@@ -140,7 +140,7 @@ class Scorer:
 
 def _added(found: SequenceLogps, counts: Sequence[int]) -> SequenceLogps:
     """Sums of each trajectory from those of its contexts, of which it has so many."""
-    if len(found.logps) == len(counts):
+    if all(count == 1 for count in counts):
         return found
     device = found.logps.device
     rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from swe_env.prefix import common_prefix
 from swe_env.replay.trajectory import (
     Agent,
     Metrics,
@@ -12,7 +13,6 @@ from swe_env.replay.trajectory import (
     StepObservation,
     ToolCall,
     Trajectory,
-    common_prefix,
 )
 from swe_env.types import Failure
 
@@ -104,6 +104,15 @@ def mixed_buffer(tasks=4, each=4, seed=0):
             found.append(
                 sampled(f"t-{task}", replies=replies, resolved=attempt % 2 == 0, attempt=attempt)
             )
+    return found
+
+
+def rewriting_buffer(**changes):
+    """The same, but the last of several turns was sampled from a prompt without those before it."""
+    found = []
+    for one in mixed_buffer(**changes):
+        turns, first = len(one.agent_steps), one.agent_steps[0].metrics.prompt_token_ids
+        found.append(rewritten(one, {turns - 1: (*first, 7, 8, 9)}) if turns > 1 else one)
     return found
 
 

@@ -68,11 +68,16 @@ def advise(
         else f", and nothing short of another model, method or card changes that: its weights and "
         f"optimizer alone take {_gib(costs.memory(setup, longest).fixed)} GiB."
     )
-    rows = f"{longest.rows} x " if longest.rows > 1 else ""
     return (
-        f"Does not fit on {where}: {rows}{longest.width:,} tokens need {_gib(needed)} GiB of "
+        f"Does not fit on {where}: {_sizes(longest, loss)} tokens need {_gib(needed)} GiB of "
         f"{_gib(room)}{rest}"
     )
+
+
+def _sizes(batch: MicroBatch, loss: Loss) -> str:
+    if batch.rows > batch.samples * (2 if loss.kind == "pairs" else 1):
+        return f"{batch.rows} contexts of {batch.tokens:,}"
+    return f"{batch.rows} x {batch.width:,}" if batch.rows > 1 else f"{batch.width:,}"
 
 
 def _ways(
@@ -111,8 +116,7 @@ def _ways(
     share = longest.loss_tokens / sum(longest.lengths)
     tokens = longest_that_fits(costs, saving, loss, room, share)
     if tokens >= 1024:
-        single = longest.rows > (2 if loss.kind == "pairs" else 1)
-        alone = " and micro_batch_tokens=1" if single else ""
+        alone = " and micro_batch_tokens=1" if longest.samples > 1 else ""
         ways.append(f"max_tokens={tokens // 256 * 256}{alone}{also}")
     return ways
 

@@ -33,23 +33,25 @@ class MicroBatch:
     loss_tokens: int
     """Tokens of all of them whose log-probability is learned."""
     shared: tuple[int, ...] = ()
-    """Beginnings that sequences have in common with another, in tokens: not computed again."""
+    """Beginnings that contexts have in common with another, in tokens: not computed again."""
     padded: bool = False
-    """Whether all sequences are filled up to the longest."""
+    """Whether all contexts are filled up to the longest."""
+    samples: int = 1
+    """Pairs or rows that these are of."""
 
     @property
     def rows(self) -> int:
-        """Sequences."""
+        """Contexts: one of each sequence, unless prompts rewrite earlier turns."""
         return len(self.lengths)
 
     @property
     def width(self) -> int:
-        """Tokens of the longest sequence."""
+        """Tokens of the longest context."""
         return max(self.lengths)
 
     @property
     def computed(self) -> tuple[int, ...]:
-        """Tokens of each sequence, padding included."""
+        """Tokens of each context, padding included."""
         return (self.width,) * self.rows if self.padded else self.lengths
 
     @property
@@ -64,6 +66,8 @@ class Workload:
 
     samples: int
     """Pairs or rows."""
+    tokens: int
+    """Of one epoch, shared ones each time, as `Sample.num_tokens` counts."""
     steps: tuple[tuple[MicroBatch, ...], ...]
     """One epoch's optimizer steps, each as its micro-batches; the run repeats them."""
     total_steps: int
@@ -80,14 +84,11 @@ class Workload:
         return max((m for step in self.steps for m in step), key=lambda m: m.tokens)
 
     @property
-    def tokens(self) -> int:
-        """Of one epoch, shared ones each time."""
-        return sum(sum(m.lengths) for step in self.steps for m in step)
-
-    @property
     def shared(self) -> int:
         """Of those, the ones that are not computed again."""
-        return sum(sum(m.shared) for step in self.steps for m in step)
+        batches = [m for step in self.steps for m in step]
+        again = sum(sum(m.lengths) for m in batches) - self.tokens  # within a trajectory
+        return max(sum(sum(m.shared) for m in batches) - again, 0)
 
 
 def workload(
@@ -122,7 +123,10 @@ def workload(
     total = total_steps(
         len(samples), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
-    return Workload(len(samples), steps, total, references, str(dataset.report), measure.estimated)
+    tokens = sum(sample.num_tokens for sample in samples)
+    return Workload(
+        len(samples), tokens, steps, total, references, str(dataset.report), measure.estimated
+    )
 
 
 def sample_of(loss: Loss, tokens: int, loss_share: float) -> MicroBatch:
@@ -155,7 +159,10 @@ def _step(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[Mi
     cut = microbatches(
         batch, config.micro_batch_tokens, size=padded_size if join is _padded else size
     )
-    return tuple(join([c for i in group for c in batch[i].contexts]) for group in cut)
+    return tuple(
+        replace(join([c for i in group for c in batch[i].contexts]), samples=len(group))
+        for group in cut
+    )
 
 
 def _share(config: TrainConfig, measure: _Measure) -> float:
@@ -206,9 +213,9 @@ class _Measure:
         return self._fit(Encoded((0,) * len(turns), tuple(turn >= 0 for turn in turns), turns))
 
     def _fit(self, encoded: Encoded) -> Encoded:
-        limit, length = self._config.max_tokens, encoded.longest
+        limit, length = self._config.max_tokens, len(encoded)
         found = encoded if length <= limit else None
-        if self._config.too_long == "cut":
+        if self._config.too_long == "cut" and not encoded.later:
             found = cut_observations(encoded, limit, lambda _: (0,) * _NOTE)
         if found is None:
             raise Unusable("too-long", f"About {length} tokens.")

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.data import Unusable, encode
-from learners.data.cut import LEAST
+from learners.data.batching import trimmed
 from learners.data.dataset import mismatched_sequence, pair_samples, row_samples
-from learners.data.encode import in_contexts
 from swe_env.replay.trajectory import Branch
 from tests.learners.models import byte_tokenizer
 from tests.learners.records import rewritten, sampled
@@ -57,7 +56,6 @@ def test_each_turn_is_learned_once_in_the_context_it_was_sampled_in(prompts):
         (prompt, step.metrics.completion_token_ids) for step, prompt in trajectory.prompt_ids()
     ]
     assert found == dict(enumerate(sampled_from))
-    assert in_contexts(contexts).contexts == contexts
 
 
 def test_counts_are_those_of_all_contexts():
@@ -65,7 +63,7 @@ def test_counts_are_those_of_all_contexts():
     encoded = made(trajectory)
     first, second = encoded.contexts
     assert encoded.num_loss_tokens == sum(len(reply) for reply in REPLIES)
-    assert len(encoded) == len(first) + len(second)
+    assert len(encoded) == len(first) + len(second) - encoded.later[0].kept
     assert encoded.longest == max(len(first), len(second))
     assert encoded.first_state == first_prompt(trajectory)
     assert second.input_ids[: encoded.prompt_length] == encoded.first_state
@@ -80,31 +78,22 @@ def test_what_is_the_same_in_two_contexts_is_kept_once():
     assert len(encoded.later[1].input_ids) == 1 + len("done")
 
 
-def test_the_longest_context_decides_whether_a_trajectory_is_too_long():
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_what_its_contexts_compute_decides_whether_a_trajectory_is_too_long(too_long):
+    """Which bounds the memory of a pass, and the longest context with it; nothing of it is cut."""
     trajectory = condensed(2)
     encoded = made(trajectory)
-    assert encode(trajectory, TOKENIZER, max_tokens=encoded.longest) == encoded
+    assert encode(trajectory, TOKENIZER, max_tokens=len(encoded), too_long=too_long) == encoded
     assert encoded.longest < len(encoded)
-    with pytest.raises(Unusable, match=f"has {encoded.longest} tokens"):
-        encode(trajectory, TOKENIZER, max_tokens=encoded.longest - 1)
+    refused = rf"has {len(encoded)} tokens, .* \(in 2 contexts, which are not cut\)"
+    with pytest.raises(Unusable, match=refused) as caught:
+        encode(trajectory, TOKENIZER, max_tokens=len(encoded) - 1, too_long=too_long)
+    assert caught.value.reason == "too-long"
 
 
-def test_long_observations_are_cut_in_each_context():
-    prompts, replies = {}, ("a", "b", "c", "d")
-    plain = sampled(replies=replies)
-    first = first_prompt(plain)
-    long = tuple(range(190)) * 2
-    for turn in (1, 3):  # turn 3 goes on from a context of its own
-        prompts[turn] = (*first, turn) if turn == 3 else (*first, ord("a"), *long)
-    trajectory = rewritten(plain, prompts)
-    cut = encode(trajectory, TOKENIZER, max_tokens=len(first) + 120, too_long="cut")
-    assert cut.longest <= len(first) + 120
-    assert cut.cut_tokens > 200
-    assert len(cut.contexts) == 2
-    assert cut.num_loss_tokens == 4
-    assert cut.contexts[1] == made(trajectory).contexts[1]
-    with pytest.raises(Unusable, match=f"cut to {LEAST} tokens"):
-        encode(trajectory, TOKENIZER, max_tokens=len(first), too_long="cut")
+def test_several_contexts_are_no_single_sequence():
+    with pytest.raises(ValueError, match="no single sequence"):
+        trimmed(made(condensed(2)))
 
 
 def test_they_make_pairs_and_are_counted():
@@ -113,7 +102,7 @@ def test_they_make_pairs_and_are_counted():
     (sample,) = dataset.samples
     assert sample.sequences == tuple(map(made, both))
     assert len(sample.contexts) == 5
-    assert sample.num_tokens == sum(len(context) for context in sample.contexts)
+    assert sample.num_tokens == sum(len(made(one)) for one in both)
     assert dataset.report.dropped == {}
     assert "1 samples from 2 trajectories; 2 sequences in 5 contexts" in str(dataset.report)
     assert dataset.digest != pair_samples([condensed(1), both[1]], made).digest
@@ -133,9 +122,11 @@ def test_branches_of_a_rewritten_episode_learn_only_what_is_theirs():
         resolved=False,
         attempt=1,
     )
-    (sample,) = pair_samples([parent, branch], made).samples
+    dataset = pair_samples([parent, branch], made)
+    (sample,) = dataset.samples
     assert sample.from_turn == 3
     assert len(sample.contexts) == 2
+    assert (dataset.report.rewritten, dataset.report.contexts) == (2, 2)
     for context, reply in zip(sample.contexts, ("done", "else"), strict=True):
         learned = itertools.compress(context.input_ids, context.loss_mask)
         assert tuple(learned) == tuple(map(ord, reply))

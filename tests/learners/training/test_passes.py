@@ -124,7 +124,7 @@ def test_processes_that_share_a_model_cannot_have_uneven_passes():
     fsdp = {"count": 2, "fsdp": object()}
     check(Packing(), [several, one])
     check(Packing(), [one], **fsdp)
-    with pytest.raises(ConfigError, match=r"1 trajectories have prompts that rewrite.*--use_fsdp"):
+    with pytest.raises(ConfigError, match=r"1 sequences have prompts that rewrite.*--use_fsdp"):
         check(Packing(), [several, one], **fsdp)
 
 
@@ -132,11 +132,16 @@ def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
     near, far = pair(20, 6, 9).sequences, pair(12, 30, 50, task=1).sequences
     passes = Passes(tiny_llama(), CPU, Packing(min_share=0.4))
     sequences = [*near, *far]
-    assert passes.groups(sequences, 2) == [list(near), [far[0]], [far[1]]]
-    assert passes.groups(sequences, 1) == [[sequence] for sequence in sequences]
-    assert Passes(tiny_llama(), CPU, Packing(min_share=2.0)).groups(near, 2) == [[s] for s in near]
+    assert passes.groups(contexts(sequences), 2) == [list(near), [far[0]], [far[1]]]
+    assert passes.groups(contexts(sequences), 1) == [[sequence] for sequence in sequences]
+    never = Passes(tiny_llama(), CPU, Packing(min_share=2.0))
+    assert never.groups(contexts(near), 2) == [[s] for s in near]
     passes.together = True
-    assert passes.groups(sequences, 2) == [sequences]
+    assert passes.groups(contexts(sequences), 2) == [sequences]
+
+
+def contexts(sequences):
+    return [sequence.contexts for sequence in sequences]
 
 
 def test_a_model_that_cannot_be_packed_is_scored_all_the_same(caplog):
@@ -145,7 +150,7 @@ def test_a_model_that_cannot_be_packed_is_scored_all_the_same(caplog):
     passes = Passes(model, CPU)
     assert passes.kernel == ""
     assert "not packed: it has layers of the kind chunked_attention" in caplog.text
-    assert passes.groups(SEQUENCES, 5) == [[sequence] for sequence in SEQUENCES]
+    assert passes.groups(contexts(SEQUENCES), 5) == [[sequence] for sequence in SEQUENCES]
     with pytest.raises(ConfigError, match="cannot be packed with dense: it has layers of the kind"):
         Passes(model, CPU, Packing("dense"))
 

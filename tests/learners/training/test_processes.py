@@ -20,7 +20,7 @@ from learners.training.workers import Workers, start_workers
 from learners.training.zero import deepspeed_settings
 from swe_env.errors import ConfigError
 from tests.learners.models import save_model
-from tests.learners.records import mixed_buffer
+from tests.learners.records import rewriting_buffer
 from tests.learners.training.conftest import write_buffer
 
 CASES = {
@@ -50,7 +50,8 @@ pytestmark = [
 def jobs(tmp_path_factory, model_folder):
     """``jobs(kind)``: every case, into a folder of that kind."""
     home = tmp_path_factory.mktemp("processes")
-    buffer = write_buffer(home / "buffer", mixed_buffer())
+    # Trajectories of one context and of two: processes must make equally many passes all the same.
+    buffer = write_buffer(home / "buffer", rewriting_buffer())
     untied = save_model(home / "untied", tie_word_embeddings=False)
 
     def build(kind):

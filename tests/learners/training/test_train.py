@@ -21,7 +21,7 @@ from learners.training.policy import Policy
 from swe_env.errors import ConfigError, SweError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, save_model, tiny_llama
-from tests.learners.records import mixed_buffer, rewritten, sampled
+from tests.learners.records import rewriting_buffer, sampled
 from tests.learners.training.conftest import (
     Killed,
     train_and_kill,
@@ -525,25 +525,11 @@ def test_the_reference_is_scored_once_for_equal_runs(settings, tmp_path):
     assert stages == [True, False]
 
 
-def rewriting_buffer(folder):
-    """Attempts whose last turn was sampled from a prompt without the turns before it."""
-    records = [
-        rewritten(one, {len(one.agent_steps) - 1: (*first_prompt(one), 7, 8, 9)})
-        if len(one.agent_steps) > 1
-        else one
-        for one in mixed_buffer()
-    ]
-    return write_buffer(folder, records), records
-
-
-def first_prompt(trajectory):
-    return trajectory.agent_steps[0].metrics.prompt_token_ids
-
-
 @pytest.mark.parametrize("loss", ["entropo-dpo", "kto"])
 def test_prompts_that_rewrite_earlier_turns_are_learned_from(settings, tmp_path, loss):
     """Several contexts a trajectory: the same losses packed and padded, and the plan knows them."""
-    folder, records = rewriting_buffer(tmp_path / "rewriting")
+    records = rewriting_buffer()
+    folder = write_buffer(tmp_path / "rewriting", records)
     settings |= {"buffer": folder, "loss": loss, "max_steps": 3, "learning_rate": 0.05}
     if loss == "kto":
         settings |= {"z0": "mismatched"}
@@ -557,8 +543,9 @@ def test_prompts_that_rewrite_earlier_turns_are_learned_from(settings, tmp_path,
     assert len(set(losses[0])) == 3
     assert "contexts, as prompts rewrite earlier turns" in str(result.report)
     if loss == "kto":
-        lengths = sum(len(encode(one, None)) for one in records)
-        assert plan_training(TrainConfig(**settings)).tokens == lengths
+        plan = plan_training(TrainConfig(**settings))
+        assert plan.tokens == sum(len(encode(one, None)) for one in records)
+        assert plan.longest.rows > plan.longest.samples
 
 
 def test_mismatched_z0_is_ktos_and_zero_at_step_zero(settings):
