@@ -134,11 +134,12 @@ def varlen(
         raise ConfigError("torch's varlen attention has no soft cap.")
     at = layout.keep("varlen", None, layout.varlen)
     groups = query.shape[1] != key.shape[1] and _varlen_asks_for_gqa()
+    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if at.keys is not None:
+        keys, values = keys[at.keys], values[at.keys]
     many: Any = varlen_attn
     found: Tensor = many(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[at.keys],
-        value[0].transpose(0, 1)[at.keys],
+        query[0].transpose(0, 1), keys, values,
         at.queries_until, at.keys_until, at.longest_queries, at.longest_keys,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),

@@ -34,8 +34,8 @@ class Span(NamedTuple):
 class Varlen(NamedTuple):
     """The same for kernels that take sequences of different lengths (flash attention)."""
 
-    keys: Tensor
-    """Tokens whose keys each span sees, one span after another, int64."""
+    keys: Tensor | None
+    """Tokens whose keys each span sees, one span after another, int64; None for all as they lie."""
     queries_until: Tensor
     """Where each span's queries end, from 0 on, (spans + 1,), int32."""
     keys_until: Tensor
@@ -102,8 +102,9 @@ class Layout:
         for span in self.spans:
             keys += [torch.arange(*part) for part in span.keys]
             until.append(until[-1] + sum(stop - start for start, stop in span.keys))
+        plain = all(len(span.keys) == 1 for span in self.spans)
         return Varlen(
-            torch.cat(keys).to(device),
+            None if plain else torch.cat(keys).to(device),
             torch.tensor(queries, dtype=torch.int32, device=device),
             torch.tensor(until, dtype=torch.int32, device=device),
             max(b - a for a, b in pairwise(queries)),

@@ -94,9 +94,10 @@ class Costs:
         self.layers: list[LayerCosts] = layer_costs(model)
         text = model_config.get_text_config()
         self.width: int = text.hidden_size
-        self._heads_width: int = text.num_attention_heads * (
-            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        )
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self._heads_width: int = text.num_attention_heads * head
+        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self._keys_width: int = keys * head
         self.windows = layer_windows(model_config)
         self._head, _, shape = output_layer(unwrap(model))
         self._softcap: float | None = shape["softcap"]
@@ -111,7 +112,9 @@ class Costs:
         4 A, 4 A and 8 A, and 6 for each of A's weights that is split into halves of bfloat16 for
         the passes between two optimizer steps (whole on every GPU, none in float32); activations =
         L inputs of 2 x width x T and what the L layers keep at T beside them (nothing with
-        checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). On N
+        checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). Where
+        beginnings are shared, attention keeps the keys and values of each context's whole path,
+        4 x (key heads x head size) bytes a token, and their gradients in the backward pass. On N
         GPUs everything but activations and halves is divided by N, and two whole layers in
         bfloat16 are added (also for full training on one GPU, whose weights
         are float32); with QLoRA nothing is divided. Each GPU has a micro-batch of its own.
@@ -124,14 +127,16 @@ class Costs:
         whole = setup.sharded or setup.method == "full"
         gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
         inputs = len(self.layers) * hidden
-        kept = inputs + sum(layer.kept(batch.tokens) for layer in self.layers)
-        worst = max(layer.backward(batch.tokens) for layer in self.layers)
+        paths = 2 * self._keys_width * size * sum(batch.lengths) if batch.shared else 0
+        own = [layer.kept(batch.tokens) + paths for layer in self.layers]
+        kept = inputs + sum(own)
+        worst = max(layer.backward(batch.tokens) for layer in self.layers) + paths
         if setup.checkpointing:
-            worst += max(layer.kept(batch.tokens) for layer in self.layers)
+            worst += max(own)
             kept = inputs
         widened = counts.largest_linear * size if setup.method == "qlora" else 0
         split = setup.method == "lora" and size == torch.bfloat16.itemsize
-        forward = max(layer.forward(batch.tokens) for layer in self.layers)
+        forward = max(layer.forward(batch.tokens) for layer in self.layers) + paths
         logps = self._logps_pass(batch)
         return Memory(
             weights=round(self.weight_bytes(setup.method) * share) + gathered + widened,

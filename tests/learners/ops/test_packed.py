@@ -134,6 +134,7 @@ def test_varlen_arguments_describe_the_same_attention(window):
         done.append(scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value[:, :, seen])
     dense = KERNELS["dense"](query, key, value, layout, None, window, None)
     torch.testing.assert_close(torch.cat(done, 2), dense)
+    assert pack(branches(), CPU).layout.varlen().keys is None, "nothing shared: no copies"
     assert at.longest_queries == max(at.queries_until.diff())
     assert at.longest_keys == max(at.keys_until.diff())
 

@@ -69,6 +69,19 @@ def test_memory_is_the_sum_that_the_docstring_says(qwen):
     assert without.fixed == memory.fixed
 
 
+def test_shared_beginnings_cost_copies_of_keys_and_values(qwen):
+    """8 key heads of 128, two bytes, keys and values, of every path: kept, and their gradients."""
+    alone, shared = MicroBatch((700, 600), 100), MicroBatch((1000, 300 + 500), 100, shared=(500,))
+    assert alone.tokens == shared.tokens
+    copies = 2 * 8 * 128 * 2 * 1800
+    without = [qwen.memory(Setup("lora", 1, False), batch) for batch in (alone, shared)]
+    assert without[1].activations - without[0].activations == 36 * copies
+    assert without[1].layer - without[0].layer == copies
+    again = [qwen.memory(Setup("lora", 1, True), batch) for batch in (alone, shared)]
+    assert again[1].activations == again[0].activations
+    assert again[1].layer - again[0].layer == 2 * copies
+
+
 def test_qlora_quantises_linear_layers_only(qwen):
     small, rest = 3_633_315_840, 4_022_468_096 - 3_633_315_840
     assert qwen.weight_bytes("qlora") == pytest.approx(small * 4.127 / 8 + rest * 2)
