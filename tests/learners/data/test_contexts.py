@@ -4,13 +4,22 @@ import dataclasses
 import itertools
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.policies import hub
+from agents.policies.transformers import TransformersPolicy
 from learners.data import Unusable, encode
 from learners.data.batching import trimmed
 from learners.data.dataset import mismatched_sequence, pair_samples, row_samples
-from swe_env.replay.trajectory import Branch
+from learners.training.passes import Passes
+from learners.training.score import PolicySums, Scorer
+from learners.training.workers import Workers
+from swe_env.prefix import common_prefix
+from swe_env.replay.trajectory import Branch, Metrics, Step, Trajectory
+from tests.agents.models import save_tiny
+from tests.agents.policies.test_transformers import after, episode
 from tests.learners.models import byte_tokenizer
 from tests.learners.records import rewritten, sampled
 
@@ -146,3 +155,36 @@ def test_a_mismatched_sample_has_the_other_first_state_in_every_context():
     lost = rewritten(plain, {1: (*first_prompt(plain), 9), 2: (1, 2, 3)})
     assert len(made(lost).contexts) == 3
     assert len(mismatched_sequence(one, made(lost)).contexts) == 2
+
+
+def test_log_probabilities_of_a_condensed_episode_are_those_its_policy_recorded(tmp_path):
+    """Sampled by the engine, recorded as increments, computed again in contexts: the same."""
+    settings = {"dtype": "float32", "device": "cpu", "max_new_tokens": 12, "temperature": 1}
+    settings |= {"top_k": 0, "top_p": 0, "context": 2600, "condense": 0.5}
+    state, steps, context = episode(), [], ()
+    with TransformersPolicy(save_tiny(tmp_path / "model"), **settings) as policy:
+        for turn in range(8):
+            action = policy.act(state)
+            said = action["completion"]
+            prompt = tuple(said["prompt_token_ids"])
+            kept = common_prefix(context, prompt)
+            context = prompt + tuple(said["token_ids"])
+            metrics = Metrics(
+                prompt_prefix=kept,
+                prompt_token_ids=prompt[kept:],
+                completion_token_ids=tuple(said["token_ids"]),
+                logprobs=tuple(said["logprobs"]),
+            )
+            steps.append(Step(step_id=turn + 2, source="agent", metrics=metrics))
+            state = after(state, action, f"file {turn}: " + "some words " * 40)
+        first = Step(step_id=1, source="user", message="issue")
+        encoded = made(Trajectory(instance_id="t", agent=policy.agent, steps=(first, *steps)))
+        assert len(encoded.contexts) > 1
+        model = hub.load(tmp_path / "model", dtype="float32", device="cpu")[0]
+    scorer = Scorer(PolicySums(model), Passes(model, torch.device("cpu")), Workers())
+    with torch.no_grad():
+        found = scorer([encoded])
+    recorded = sum(value for step in steps for value in step.metrics.logprobs)
+    assert scorer.shared_tokens > 0
+    assert found.num_tokens.tolist() == [sum(len(s.metrics.logprobs) for s in steps)]
+    assert found.logps.item() == pytest.approx(recorded, abs=1e-3)
