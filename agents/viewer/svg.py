@@ -12,8 +12,8 @@ from agents.viewer.text import number, visible
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
-COLOURS = 6
-"""Series styles in the style sheet: classes ``s0`` … ``s5``."""
+COLOURS = 7
+"""Series styles in the style sheet: classes ``s0`` … ``s6``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

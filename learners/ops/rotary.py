@@ -2,7 +2,8 @@
 
 Every family calls `apply_rotary_pos_emb` of its own module. Where that computes the usual rotation,
 it is replaced by `_Rotation`, which does the same in one pass over memory on CUDA and calls the
-family's function everywhere else.
+family's function everywhere else. `moving_rotary` and `learned_positions` tell models apart by what
+their positions are.
 """
 
 from __future__ import annotations
@@ -40,6 +41,25 @@ def moving_rotary(model: nn.Module) -> str:
             if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
                 return kind
     return ""
+
+
+def learned_positions(decoder: nn.Module, limit: int) -> bool:
+    """Whether a decoder looks positions up in a table that ends at `limit`, as GPT-2 does.
+
+    The table is an embedding beside that of the words, or a buffer (GPT-J's), of so many rows or
+    two more (OPT's). Rotary embeddings that are modules compute any position, and so do ALiBi's.
+    """
+    modules = list(decoder.modules())
+    if any("rotary" in type(module).__name__.lower() for module in modules):
+        return False
+    words: Any = decoder
+    words = set(words.get_input_embeddings().modules())
+    rows = [
+        module.num_embeddings
+        for module in modules if isinstance(module, nn.Embedding) and module not in words
+    ]  # fmt: skip
+    rows += [len(table) for table in decoder.buffers() if table.dim() == 2]
+    return any(limit <= count <= limit + 2 for count in rows)
 
 
 class _Rotation:

@@ -28,6 +28,7 @@ from learners.training.prepare import (
     build_dataset,
     check_device,
     check_folder,
+    check_positions,
     check_vocabulary,
     encoder,
     open_folder,
@@ -64,6 +65,12 @@ class Data:
         """All of them."""
         several = self.attempts.dataset if self.attempts is not None else None
         return [one for one in (self.train, self.held_out, several) if one is not None]
+
+    @property
+    def sequences(self) -> list[Encoded]:
+        """All that is scored."""
+        found = [s for one in self.datasets for sample in one.samples for s in sample.sequences]
+        return [*found, *self.mismatched]
 
     @property
     def digest(self) -> str:
@@ -118,6 +125,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
         saved, out, "base", policy.fingerprint,
         f"The base model {config.model} has other weights", "the model",
     )  # fmt: skip
+    check_positions(data.sequences, policy.model)
     check_passes(policy.scorer, data)
     workers.on_main(lambda: open_folder(out, config, policy.size))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)

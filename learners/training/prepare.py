@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from learners.data.dataset import Dataset, Encoder, pair_samples, row_samples
 from learners.data.encode import Encoded, encode, recorded
 from learners.losses import Loss
+from learners.ops.rotary import learned_positions
+from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from agents.chat import ChatTemplate
     from agents.parsing import TextFormat
+
+log = logging.getLogger(__name__)
 
 
 class NoSignal(ConfigError):
@@ -185,6 +191,32 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
             f"The buffer holds token id {highest}, the model's vocabulary ends at "
             f"{vocab_size - 1}: the trajectories were recorded with another model's tokenizer."
         )
+
+
+def check_positions(sequences: Sequence[Encoded], model: nn.Module) -> None:
+    """No context is longer than the model has positions for.
+
+    Where positions are computed (rotary ones) a longer one can be trained on, and is told of.
+
+    Raises:
+        ConfigError: positions are learned, and end before the longest context does.
+    """
+    causal: Any = unwrap(model)
+    limit: int | None = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+    longest = [sequence.longest for sequence in sequences]
+    if limit is None or not (over := [tokens for tokens in longest if tokens > limit]):
+        return
+    if learned_positions(causal.get_decoder(), limit):
+        raise ConfigError(
+            f"{len(over)} of {len(longest)} sequences have contexts of up to {max(over):,} tokens, "
+            f"and {type(causal).__name__} has positions for {limit:,}: leave them out with "
+            f'max_tokens={limit}, or shorten them with too_long="cut" beside it.'
+        )
+    log.warning(
+        "%d of %d sequences have contexts longer (up to %d tokens) than the %d that the model was "
+        "made for; max_tokens=%d leaves them out.",
+        len(over), len(longest), max(over), limit, limit,
+    )  # fmt: skip
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Encoder:

@@ -26,6 +26,9 @@ _MEASURES = (
     ("effective", "effective correct solutions"),
     ("correct", "P(correct)"),
     ("tv", "total variation to π*"),
+    ("kl", "KL(π ‖ π*), nats"),
+    ("pass@4", "pass@4"),
+    ("pass@16", "pass@16"),
 )
 
 
@@ -69,9 +72,11 @@ def _section(results: dict[str, Any], policy: str, loss: str) -> Markup:
             mine = [r for r in rows if (r["loss"], r["labels"]) == (of_loss, labels)]
             name = f"{NAMES[of_loss]}, {labels}"
             series.append(Series(name=name, points=_line([r for r in mine if _kept(r)], measure)))
-        control = [r for r in rows if (r["loss"], r["labels"]) == (loss, kinds[-1][1])]
-        control = [r for r in control if r["gamma"] == r["zeta"]]
-        series.append(Series(name="control of the last, β = ζ", points=_line(control, measure)))
+        for labels in dict.fromkeys(labels for _, labels in kinds):
+            control = [r for r in rows if (r["loss"], r["labels"]) == (loss, labels)]
+            control = [r for r in control if r["gamma"] == r["zeta"]]
+            name = f"control, {labels}, β = ζ"
+            series.append(Series(name=name, points=_line(control, measure)))
         names = [s.name for s in series]
         charts.append(
             Markup("<figure>{}</figure>").format(

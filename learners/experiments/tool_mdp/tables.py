@@ -8,11 +8,11 @@ from typing import Any
 from learners.experiments.tool_mdp.cells import GAMMA, LABELS, RATIOS
 
 Row = dict[str, Any]
-COLUMNS = ("effective", "distinct@16", "correct", "pass@4", "tv", "kl", "unseen")
+COLUMNS = ("effective", "distinct@16", "correct", "pass@4", "pass@16", "tv", "kl", "unseen")
 HEADS = {
     "effective": "effective correct", "distinct@16": "distinct correct in 16",
-    "correct": "P(correct)", "pass@4": "pass@4", "tv": "TV to π*", "kl": "KL to π*",
-    "unseen": "mass on unseen",
+    "correct": "P(correct)", "pass@4": "pass@4", "pass@16": "pass@16",
+    "tv": "TV to π*", "kl": "KL to π*", "unseen": "mass on unseen",
 }  # fmt: skip
 NAMES = {"entropo-dpo": "DPO", "entropo-kto": "KTO", "entropo-kto-released": "released KTO"}
 
@@ -75,15 +75,16 @@ def _grid_table(rows: list[Row]) -> str:
 
 def _difference_table(results: dict[str, Any]) -> str:
     rows = _pick(results["against_control"], policy="transformer", temperature=1.0)
+    names = (*COLUMNS[:3], "kl")
     lines = [
         [
             f"{NAMES[row['loss']]}, {row['labels']}",
             f"({row['gamma']:g}, {row['zeta']:g})",
-            *_shown(row, COLUMNS[:3], "+"),
+            *_shown(row, names, "+"),
         ]
         for row in sorted(rows, key=lambda r: (r["loss"], LABELS.index(r["labels"]), r["zeta"]))
     ]
-    return _table(["loss, labels", "(γ, ζ)", *(HEADS[n] for n in COLUMNS[:3])], lines)
+    return _table(["loss, labels", "(γ, ζ)", *(HEADS[n] for n in names)], lines)
 
 
 def _temperature_table(results: dict[str, Any]) -> str:

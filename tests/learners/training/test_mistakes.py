@@ -1,6 +1,7 @@
 """Everything wrong is one clear sentence before any long work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from learners.training.model import adapter_digest, add_adapter
 from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
 from swe_env.replay.trajectory import Agent
-from tests.learners.models import save_model
+from tests.learners.models import byte_tokenizer, save_model, tiny
 from tests.learners.records import sampled
 from tests.learners.training.conftest import write_buffer
 
@@ -98,6 +99,29 @@ def test_another_chat_template(settings, tmp_path):
 def test_ids_beyond_the_vocabulary(settings, tmp_path):
     fails(settings, "holds token id .* vocabulary ends at 99",
           model=save_model(tmp_path / "m", vocab_size=100))  # fmt: skip
+
+
+def test_contexts_beyond_a_models_learned_positions(settings, tmp_path):
+    folder = tmp_path / "gpt2"
+    tiny("gpt2", n_positions=32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    settings |= {"model": str(folder), "ties": 0}
+    fails(settings, "have contexts of up to .* tokens, and GPT2LMHeadModel has positions for 32: "
+          'leave them out with max_tokens=32, or shorten them with too_long="cut"')  # fmt: skip
+    assert not Path(settings["out"]).exists()
+    fails(settings, "gives no pairs .* too-long", NoSignal, max_tokens=32)
+
+
+def test_contexts_beyond_what_rotary_positions_were_made_for_are_told_of(
+    settings, tmp_path, caplog
+):
+    for limit in (2048, 32):
+        model = save_model(tmp_path / f"m{limit}", max_position_embeddings=limit)
+        with pytest.raises(AssertionError, match="long work began"):
+            train(TrainConfig(**{**settings, "model": model, "out": str(tmp_path / f"o{limit}")}))
+        told = [r.getMessage() for r in caplog.records if "contexts longer" in r.getMessage()]
+        assert len(told) == (limit == 32)
+    assert re.match(r"\d+ of \d+ sequences .* than the 32 that the model was made for", told[0])
 
 
 def test_an_adapter_that_is_missing_or_of_another_base(settings, tmp_path, monkeypatch):

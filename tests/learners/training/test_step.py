@@ -1,13 +1,16 @@
 """The gradient of an optimizer batch does not depend on how it is cut."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from learners.data.dataset import Sample
-from learners.losses import LossOutput, get_loss
+from learners.losses import Loss, LossOutput, get_loss
 from learners.training.passes import Passes
 from learners.training.score import PolicySums, Scorer
-from learners.training.step import Objective, run_batch
+from learners.training.step import Objective, run_batch, try_loss
 from learners.training.workers import Workers
 from tests.learners.models import tiny_llama
 from tests.learners.training.test_passes import CPU, pair, sequence
@@ -51,3 +54,32 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(loss):
     whole = gradient(loss, 10_000)
     assert whole.abs().max() > 1e-3
     torch.testing.assert_close(gradient(loss, 1), whole, atol=1e-6, rtol=1e-4)
+
+
+def keeps_what_it_is_given(kind, kept):
+    """A loss of that kind which takes whatever it is offered."""
+
+    def loss(**offered):
+        kept.update(offered)
+        return LossOutput(sum(v.sum() for n, v in offered.items() if n.startswith("policy_")))
+
+    class Everything(frozenset):
+        def __contains__(self, name):
+            return True
+
+    return Loss("own", loss, kind, Everything({"ref_logps"}))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "kto", "sft"])
+def test_the_page_names_all_that_a_loss_may_ask_for(kind):
+    """With its shape: a vector as long as the batch, or a number."""
+    offered = {}
+    try_loss(keeps_what_it_is_given(kind, offered), SETTINGS)
+    page = (Path(__file__).parents[3] / "docs" / "losses.md").read_text()
+    table = page.split("What a loss may name")[1].split("\n\n")[1]
+    data = "pairs" if kind == "pairs" else "rows"
+    rows = re.findall(rf"^\| (`.*?`) \| (?:{data}|all) \|(.*)", table, re.MULTILINE)
+    named = {name: said for names, said in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(offered) == set(named)
+    for name, value in offered.items():
+        assert value.shape == (2,) if "number" not in named[name] else isinstance(value, float)

@@ -1,21 +1,24 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from agents.viewer.svg import COLOURS
 from learners.experiments.commands import tool_mdp
 from learners.experiments.tool_mdp import Settings, page, run_tool_mdp
 from learners.experiments.tool_mdp import run as running
-from learners.experiments.tool_mdp.cells import RATIOS, Cell, grid
+from learners.experiments.tool_mdp.cells import LABELS, RATIOS, Cell, grid
 from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
 from learners.experiments.tool_mdp.policies import Ensemble, Table, TreeTransformer
 from learners.experiments.tool_mdp.summary import interval
-from learners.experiments.tool_mdp.tables import COLUMNS
+from learners.experiments.tool_mdp.tables import COLUMNS, tables
 from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
 from learners.experiments.tool_mdp.world import table_world, tool_world
 from swe_env.errors import ConfigError
 
+RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 QUICK = Settings(seeds=2, tasks=1, pairs_per_task=10, steps=1, reference_steps=1, table_steps=1)
 
 
@@ -104,7 +107,7 @@ def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkey
     assert all(c["seeds"] == 2 and c["figures"]["tv"][1] is not None for c in of_seeds)
     assert "released KTO" in (tmp_path / "tables.md").read_text()
     shown = (tmp_path / "index.html").read_text()
-    assert shown.count('<svg class="chart"') == 13
+    assert shown.count('<svg class="chart"') == 25
     assert "http" not in shown.replace("http://www.w3.org", "")
 
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
@@ -117,9 +120,11 @@ def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkey
     assert changed == {gone}
 
 
-def test_a_charts_control_line_has_a_point_at_every_ratio(tmp_path, monkeypatch):
+def test_charts_show_every_measure_and_a_control_of_each_kind_of_labels(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(page, "line_chart", lambda series, **_: drawn.append(series) or "")
+    monkeypatch.setattr(
+        page, "line_chart", lambda series, title, **_: drawn.append((title, series)) or ""
+    )
     names = (*COLUMNS, "best/effective")
     cells = [
         {"policy": policy, "loss": c.loss, "labels": c.labels, "gamma": c.gamma, "zeta": c.zeta,
@@ -127,9 +132,23 @@ def test_a_charts_control_line_has_a_point_at_every_ratio(tmp_path, monkeypatch)
         for policy in ("table", "transformer") for c in grid()
     ]  # fmt: skip
     page.write_page({"settings": {"seeds": 1}, "cells": cells}, tmp_path / "index.html")
-    controls = [s for series in drawn for s in series if s.name.startswith("control")]
-    assert len(controls) == 12
-    assert all(len(control.points) == len(RATIOS) for control in controls)
+    titles = [title for title, _ in drawn]
+    assert {titles.count("KL(π ‖ π*), nats"), titles.count("pass@16")} == {4}
+    of_dpo, of_kto = drawn[0][1], drawn[len(page._MEASURES)][1]
+    for series, kinds in ((of_dpo, LABELS), (of_kto, ["hard"])):
+        assert len(series) <= COLOURS
+        controls = {s.name: s for s in series if s.name.startswith("control")}
+        assert list(controls) == [f"control, {kind}, β = ζ" for kind in kinds]
+        assert all(len(control.points) == len(RATIOS) for control in controls.values())
+
+
+def test_the_page_and_the_tables_are_made_of_the_stored_results(tmp_path):
+    stored = json.loads((RESULTS / "tool_mdp.json").read_text())
+    page.write_page(stored, tmp_path / "index.html")
+    shown = (tmp_path / "index.html").read_text()
+    assert shown.count('<svg class="chart"') == 25
+    assert 'class="line s6"' in shown
+    assert "| pass@16 | TV to π* | KL to π* |" in tables(stored)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):
