@@ -237,7 +237,8 @@ def _spread(
 
 def _like(step: Step) -> tuple[object, ...]:
     """What two steps have in common where they lead from one state to the same next one."""
-    ids = step.metrics and (step.metrics.prompt_token_ids, step.metrics.completion_token_ids)
+    seen = step.metrics
+    ids = seen and (seen.prompt_prefix, seen.prompt_token_ids, seen.completion_token_ids)
     return step.message, step.tool_calls, step.observation, ids
 
 

@@ -174,6 +174,18 @@ def test_a_step_whose_observation_differs_is_not_shared():
     assert pairs([good, bad])[0][0].shared_steps == 1
 
 
+def test_a_step_whose_prompt_keeps_another_beginning_is_not_shared():
+    """New tokens alike behind other ones that were kept are another state."""
+    good, bad = branches((("fix", "done"), True), (("break", "done"), False))
+    bad = with_prompts_of(bad, good, turns=3)
+    assert pairs([good, bad])[0][0].shared_steps == 2
+    second = bad.agent_steps[1]
+    metrics = dataclasses.replace(second.metrics, prompt_prefix=second.metrics.prompt_prefix - 1)
+    other = dataclasses.replace(second, metrics=metrics)
+    bad = dataclasses.replace(bad, steps=(*bad.steps[:3], other, *bad.steps[4:]))
+    assert pairs([good, bad])[0][0].shared_steps == 1
+
+
 def test_a_pair_never_loses_its_last_turn():
     good = sampled(replies=("look", "done"))
     bad = with_prompts_of(sampled(replies=("look", "done", "more"), resolved=False), good, turns=2)
