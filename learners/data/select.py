@@ -186,11 +186,17 @@ def _pairs_of(task: Sequence[Trajectory], per_task: int, ties: int, seed: int) -
         good, bad = _split(state, seed)
         left = per_task - sum(not pair.tie for pair in made)
         made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
-        tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
-        tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
-        room = ties - sum(pair.tie for pair in made)
-        made += [Pair(a, b, tie=True) for a, b in _alternate(tied)[:room]]
+        made += _ties(good, bad, ties - sum(pair.tie for pair in made))
     return made
+
+
+def _ties(good: Sequence[Trajectory], bad: Sequence[Trajectory], count: int) -> list[Pair]:
+    """Resolved and unresolved ones by turns, resolved first."""
+    sides = [_spread(combinations(one, 2), count) for one in (good, bad)]
+    mixed = []
+    for i in range(max(map(len, sides))):
+        mixed += sides[0][i : i + 1] + sides[1][i : i + 1]
+    return [Pair(a, b, tie=True) for a, b in mixed[:count]]
 
 
 def _rows_of(
@@ -240,15 +246,3 @@ def _like(step: Step) -> tuple[object, ...]:
     seen = step.metrics
     ids = seen and (seen.prompt_prefix, seen.prompt_token_ids, seen.completion_token_ids)
     return step.message, step.tool_calls, step.observation, ids
-
-
-def _alternate(
-    tied: Sequence[tuple[Trajectory, Trajectory]],
-) -> list[tuple[Trajectory, Trajectory]]:
-    """Resolved and unresolved ties by turns, resolved first."""
-    good = [pair for pair in tied if pair[0].resolved]
-    bad = [pair for pair in tied if not pair[0].resolved]
-    mixed = []
-    for i in range(max(len(good), len(bad))):
-        mixed += good[i : i + 1] + bad[i : i + 1]
-    return mixed

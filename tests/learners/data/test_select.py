@@ -85,6 +85,16 @@ def test_trap_5_pairs_need_one_first_state(change):
     assert report.dropped == {"other-first-state": 2}
 
 
+def test_ties_spread_over_the_trajectories():
+    """With three of them the two of one outcome have no side in common."""
+    for seed in range(8):
+        found, _ = pairs(mixed_buffer(tasks=1, each=8, seed=seed), ties=3, seed=seed)
+        ties = [p for p in found if p.tie]
+        assert [p.chosen.resolved for p in ties] == [True, False, True]
+        sides = {id(side) for p in ties for side in (p.chosen, p.rejected)}
+        assert len(sides) == 6
+
+
 def test_every_drop_is_counted_with_its_reason():
     buffer = [
         sampled("a"),
