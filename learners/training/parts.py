@@ -180,7 +180,7 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
         train,
         held_out,
         found if found is not None and len(found.dataset) else None,
-        mismatches(train.samples) if wanted else [],
+        mismatches(train.samples, config.max_tokens) if wanted else [],
     )
 
 
