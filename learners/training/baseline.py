@@ -114,6 +114,7 @@ def make_z0(
     scorer: Scorer,
     mismatch: tuple[Sequence[Encoded], Tensor] | None,
     ref_weight: float,
+    batch_size: int,
 ) -> Z0:
     """The estimator, exact at step 0 where it reads the table.
 
@@ -124,10 +125,11 @@ def make_z0(
         scorer: Over the policy.
         mismatch: Mismatched sequences and their reference sums, for ``mismatched``.
         ref_weight: gamma / zeta, for the same.
+        batch_size: Rows of a full optimizer batch.
     """
     if mismatch is not None:
         return MismatchedZ0(scorer, *mismatch, ref_weight=ref_weight)
-    return estimator(name, rewards, [sample.group for sample in samples])
+    return estimator(name, rewards, [sample.group for sample in samples], batch_size)
 
 
 def state_of(z0: Z0 | None) -> dict[str, Any]:

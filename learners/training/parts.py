@@ -249,6 +249,7 @@ def _reference(
     z0 = make_z0(
         config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch,
         ref_weight=objective.settings["gamma"] / objective.settings["zeta"],
+        batch_size=config.batch_size,
     )  # fmt: skip
     return references, z0
 
