@@ -79,6 +79,7 @@ def pair_samples(
     per_task: int = 1,
     ties: int = 0,
     seed: int = 0,
+    text_format: str | None = None,
     step_level: bool = True,
 ) -> Dataset:
     """`pairs` of what can be encoded; a pair whose sides start from different tokens is dropped.
@@ -92,13 +93,15 @@ def pair_samples(
         per_task: As for `pairs`.
         ties: As for `pairs`.
         seed: As for `pairs`.
+        text_format: The one that `encoder` writes all calls in; None where it takes the record's.
         step_level: False to learn all turns of every pair: for a loss that is no function of
             S_w - S_l, such as one that counts tokens (`Loss.counts_tokens`).
     """
     known = _Known(encoder)
     found, report = pairs(
-        trajectories, per_task=per_task, ties=ties, seed=seed, refusal=known.refusal
-    )
+        trajectories, per_task=per_task, ties=ties, seed=seed, refusal=known.refusal,
+        text_format=text_format,
+    )  # fmt: skip
     groups = _numbers(pair.chosen.instance_id for pair in found)
 
     def build(pair: Pair) -> Sample:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product, takewhile
 
+from learners.data.encode import format_name, recorded
 from learners.data.report import DropReport
 from swe_env.cache import digest
 from swe_env.replay.trajectory import Step, Trajectory
@@ -57,6 +58,7 @@ def pairs(
     ties: int = 0,
     seed: int = 0,
     refusal: Refusal = _nothing_refused,
+    text_format: str | None = None,
 ) -> tuple[list[Pair], DropReport]:
     """Pair resolved with unresolved trajectories of the same task and first state.
 
@@ -72,6 +74,8 @@ def pairs(
             turns; two trajectories with the same steps make none.
         seed: The same trajectories in any order and the same seed give the same pairs.
         refusal: Asked of what a pair would hold; what is refused leaves its place to others.
+        text_format: The one format that all without token ids will be written in; None where each
+            is written in its record's.
 
     Returns:
         The pairs, ordered by task, and what was left out: of trajectories those that are in no
@@ -81,7 +85,8 @@ def pairs(
     found: list[Pair] = []
     for task in _by_task(_finished(trajectories, report)):
         while True:
-            made = _pairs_of(task, per_task, ties, seed)
+            states = _by_first_state(task, text_format)
+            made = _pairs_of(states, per_task, ties, seed)
             used = {id(t): t for pair in made for t in (pair.chosen, pair.rejected)}
             refused = {key: why for key, t in used.items() if (why := refusal(t))}
             if not refused:
@@ -93,7 +98,7 @@ def pairs(
         both = len({t.resolved for t in task}) == 2
         if not both:
             report.drop("no-partner", rest)
-        elif any(not pair.tie for pair in made) or len(_by_first_state(task)) == 1:
+        elif any(not pair.tie for pair in made) or len(states) == 1:
             report.drop("over-quota", rest)
         else:
             report.drop("other-first-state", rest)
@@ -137,18 +142,24 @@ def sft_rows(
     return found, report
 
 
-def first_state(trajectory: Trajectory) -> str:
+def first_state(trajectory: Trajectory, text_format: str | None = None) -> str:
     """Digest of s_1: everything said before the first action, and the tools on offer.
 
-    V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1).
+    V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1). Where no token
+    ids were recorded and no system message, the text format (by default the record's) writes one,
+    and so belongs to s_1.
     """
     before = []
     for step in trajectory.steps:
         if step.source == "agent":
             break
         before.append((step.source, step.message))
-    prompt = next((ids for _, ids in trajectory.prompt_ids()), ())
-    return digest([before, trajectory.tools, prompt])
+    start: object = ()
+    if recorded(trajectory):
+        start = next((ids for _, ids in trajectory.prompt_ids()), ())
+    elif all(source != "system" for source, _ in before):
+        start = text_format or format_name(trajectory)
+    return digest([before, trajectory.tools, start])
 
 
 def _finished(trajectories: Iterable[Trajectory], report: DropReport) -> list[Trajectory]:
@@ -173,16 +184,18 @@ def _by_task(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _by_first_state(task: Sequence[Trajectory]) -> list[list[Trajectory]]:
+def _by_first_state(task: Sequence[Trajectory], text_format: str | None) -> list[list[Trajectory]]:
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in task:
-        groups.setdefault(first_state(trajectory), []).append(trajectory)
+        groups.setdefault(first_state(trajectory, text_format), []).append(trajectory)
     return [groups[name] for name in sorted(groups)]
 
 
-def _pairs_of(task: Sequence[Trajectory], per_task: int, ties: int, seed: int) -> list[Pair]:
+def _pairs_of(
+    states: Iterable[Sequence[Trajectory]], per_task: int, ties: int, seed: int
+) -> list[Pair]:
     made: list[Pair] = []
-    for state in _by_first_state(task):
+    for state in states:
         good, bad = _split(state, seed)
         left = per_task - sum(not pair.tie for pair in made)
         made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]

@@ -11,9 +11,9 @@ from learners.data.dataset import pair_samples, row_samples
 from learners.data.encode import Encoded
 from learners.losses import entropo_dpo
 from learners.ops import sequence_logps
-from swe_env.replay.trajectory import Step, StepObservation
-from tests.learners.models import tiny_llama
-from tests.learners.records import FAILURE, mixed_buffer, sampled
+from swe_env.replay.trajectory import Agent, Step, StepObservation
+from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.records import FAILURE, mixed_buffer, sampled, scripted
 
 
 def ids(found):
@@ -83,6 +83,34 @@ def test_trap_5_pairs_need_one_first_state(change):
     found, report = pairs([good, dataclasses.replace(bad, **change)])
     assert found == []
     assert report.dropped == {"other-first-state": 2}
+
+
+def test_a_text_format_that_writes_the_system_message_belongs_to_the_first_state():
+    """Of possible partners the one in another format starts from other tokens."""
+    formats = ("r2e", "json", "json", "r2e")
+    records = [
+        scripted(
+            actions=[("view", {"path": f"{at}.py"}), ("submit", {})], resolved=at == 0, attempt=at,
+            agent=Agent(name="p", model_name=f"m{at}", settings={"format": name}),
+        )
+        for at, name in enumerate(formats)
+    ]  # fmt: skip
+    for seed in range(5):
+        dataset = pair_samples(records, lambda t: encode(t, byte_tokenizer()), seed=seed)
+        assert len(dataset) == 1
+    # A system message of its own, and recorded tokens, are the same in every format.
+    for make in (with_system, sampled):
+        both = [make(agent=Agent(name="p", settings={"format": one})) for one in formats[:2]]
+        both[1] = dataclasses.replace(both[1], resolved=False, steps=(
+            *both[1].steps[:-1], dataclasses.replace(both[1].steps[-1], message="Else.")
+        ))  # fmt: skip
+        assert len(pairs(both)[0]) == 1
+
+
+def with_system(**changes):
+    record = scripted(**changes)
+    system = Step(step_id=1, source="system", message="You mend bugs.")
+    return dataclasses.replace(record, steps=(system, *record.steps))
 
 
 def test_ties_spread_over_the_trajectories():

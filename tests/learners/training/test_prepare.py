@@ -9,8 +9,9 @@ from learners.training.config import TrainConfig
 from learners.training.plan import Assumptions
 from learners.training.plan.samples import workload
 from learners.training.prepare import build_dataset
+from swe_env.replay.trajectory import Agent
 from tests.learners.models import byte_tokenizer
-from tests.learners.records import sampled
+from tests.learners.records import sampled, scripted
 
 
 def branches():
@@ -22,8 +23,8 @@ def branches():
     return [good, dataclasses.replace(good, steps=(*good.steps[:-1], other), resolved=False)]
 
 
-def built(records, loss):
-    config = TrainConfig(model="m", buffer="b", out="o", packing="none")
+def built(records, loss, **changes):
+    config = TrainConfig(model="m", buffer="b", out="o", packing="none", **changes)
     dataset = build_dataset(records, byte_tokenizer(), config, get_loss(loss))
     planned = workload(records, config, get_loss(loss), Assumptions())
     return dataset, planned
@@ -46,3 +47,19 @@ def test_a_loss_that_counts_tokens_is_given_whole_trajectories(loss, step_level)
     assert sample.num_loss_tokens == tokens
     assert sample.from_turn == dataset.report.step_level == step_level
     assert sum(batch.loss_tokens for batch in planned.steps[0]) == tokens
+
+
+def test_one_text_format_for_all_makes_one_first_state():
+    """Without it each record is written in its own, and different ones make no pair."""
+    agents = [Agent(name="a", settings={"format": name}) for name in ("r2e", "json")]
+    good = scripted(agent=agents[0])
+    bad = scripted(actions=[("submit", {})], resolved=False, agent=agents[1])
+    dataset, _ = built([good, bad], "entropo-dpo", text_format="json")
+    assert len(dataset) == 1
+    found = built([good, bad, scripted("t-2"), *_other_task()], "entropo-dpo")[0]
+    assert [sample.task for sample in found.samples] == ["t-2"]
+    assert found.report.dropped == {"other-first-state": 2}
+
+
+def _other_task():
+    return [scripted("t-2", actions=[("submit", {})], resolved=False)]
