@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations, product, takewhile
 
 from learners.data.encode import format_name, recorded
 from learners.data.report import DropReport
@@ -63,14 +63,16 @@ def pairs(
     """Pair resolved with unresolved trajectories of the same task and first state.
 
     Only what the agent itself finished takes part (arXiv 2509.12434, section 4); infrastructure
-    failures never do. Trajectories are spread over the pairs as evenly as their number allows, and
-    where they can be chosen freely, those that share most steps (branches of one episode) are
-    paired: see `Pair.shared_steps`.
+    failures never do. Both sides are of one generator (`generator`); only where a task gives no
+    such pair are different ones compared, and so with its ties. Trajectories are spread over the
+    pairs as evenly as their number allows, and where they can be chosen freely, those that share
+    most steps (branches of one episode) are paired: see `Pair.shared_steps`.
 
     Args:
         trajectories: A buffer or any iterable.
-        per_task: At most so many resolved × unresolved pairs a task.
-        ties: At most so many tie pairs a task, resolved × resolved and unresolved × unresolved by
+        per_task: At most so many resolved × unresolved pairs a task and generator, or a task where
+            generators are compared.
+        ties: At most so many tie pairs as well, resolved × resolved and unresolved × unresolved by
             turns; two trajectories with the same steps make none.
         seed: The same trajectories in any order and the same seed give the same pairs.
         refusal: Asked of what a pair would hold; what is refused leaves its place to others.
@@ -94,14 +96,8 @@ def pairs(
             for why in refused.values():
                 report.drop(why)
             task = [t for t in task if id(t) not in refused]
-        rest = len(task) - len(used)
-        both = len({t.resolved for t in task}) == 2
-        if not both:
-            report.drop("no-partner", rest)
-        elif any(not pair.tie for pair in made) or len(states) == 1:
-            report.drop("over-quota", rest)
-        else:
-            report.drop("other-first-state", rest)
+        for why in _why_unpaired(states, made):
+            report.drop(why)
         found += made
     report.kept = len(found)
     return found, report
@@ -140,6 +136,12 @@ def sft_rows(
         found += _rows_of(good, per_task, refusal, report)
     report.kept = len(found)
     return found, report
+
+
+def generator(trajectory: Trajectory) -> str:
+    """Digest of who sampled it: the agent's name, model, adapter and settings."""
+    agent = trajectory.agent
+    return digest([agent.name, agent.model_name, agent.adapter, agent.settings])
 
 
 def first_state(trajectory: Trajectory, text_format: str | None = None) -> str:
@@ -191,25 +193,81 @@ def _by_first_state(task: Sequence[Trajectory], text_format: str | None) -> list
     return [groups[name] for name in sorted(groups)]
 
 
+@dataclass(slots=True)
+class _Group:
+    """Trajectories of one first state that may be paired, and whose quota their pairs count to."""
+
+    quota: str
+    good: list[Trajectory] = field(default_factory=list)
+    bad: list[Trajectory] = field(default_factory=list)
+
+
 def _pairs_of(
     states: Iterable[Sequence[Trajectory]], per_task: int, ties: int, seed: int
 ) -> list[Pair]:
-    made: list[Pair] = []
-    for state in states:
-        good, bad = _split(state, seed)
-        left = per_task - sum(not pair.tie for pair in made)
-        made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
-        made += _ties(good, bad, ties - sum(pair.tie for pair in made))
-    return made
+    whole = [_Group("", *_split(state, seed)) for state in states]
+    parts = [part for group in whole for part in _by_generator(group)]
+    wins = _within(parts, per_task, _wins) or _within(whole, per_task, _wins)
+    return wins + (_within(parts, ties, _ties) or _within(whole, ties, _ties))
 
 
-def _ties(good: Sequence[Trajectory], bad: Sequence[Trajectory], count: int) -> list[Pair]:
+def _by_generator(group: _Group) -> list[_Group]:
+    found: dict[str, _Group] = {}
+    for trajectory in (*group.good, *group.bad):
+        name = generator(trajectory)
+        part = found.setdefault(name, _Group(name))
+        (part.good if trajectory.resolved else part.bad).append(trajectory)
+    return [found[name] for name in sorted(found)]
+
+
+def _within(
+    groups: Iterable[_Group], count: int, choose: Callable[[_Group, int], list[Pair]]
+) -> list[Pair]:
+    """At most `count` pairs for each quota, of which several first states may have a part."""
+    made: dict[str, list[Pair]] = {}
+    for group in groups:
+        so_far = made.setdefault(group.quota, [])
+        so_far += choose(group, count - len(so_far))
+    return list(chain.from_iterable(made.values()))
+
+
+def _wins(group: _Group, count: int) -> list[Pair]:
+    return [Pair(g, b) for g, b in _spread(product(group.good, group.bad), count)]
+
+
+def _ties(group: _Group, count: int) -> list[Pair]:
     """Resolved and unresolved ones by turns, resolved first."""
-    sides = [_spread(combinations(one, 2), count) for one in (good, bad)]
+    good, bad = (_spread(combinations(one, 2), count) for one in (group.good, group.bad))
     mixed = []
-    for i in range(max(map(len, sides))):
-        mixed += sides[0][i : i + 1] + sides[1][i : i + 1]
+    for i in range(max(len(good), len(bad))):
+        mixed += good[i : i + 1] + bad[i : i + 1]
     return [Pair(a, b, tie=True) for a, b in mixed[:count]]
+
+
+def _why_unpaired(states: Sequence[Sequence[Trajectory]], made: Sequence[Pair]) -> Iterator[str]:
+    """The reason of each trajectory of a task that is in none of its pairs."""
+    used = {id(side) for pair in made for side in (pair.chosen, pair.rejected)}
+    labels = {one.resolved for state in states for one in state}
+    apart = any(
+        not pair.tie and generator(pair.chosen) == generator(pair.rejected) for pair in made
+    )
+    for state in states:
+        names = {id(one): generator(one) for one in state}
+        for one in state:
+            if id(one) in used:
+                continue
+            others = [t for t in state if t.resolved != one.resolved]
+            partners = [t for t in others if t.steps != one.steps]
+            if len(labels) == 1:
+                yield "no-partner"
+            elif not others:
+                yield "other-first-state"
+            elif not partners:
+                yield "same-steps"
+            elif apart and all(names[id(t)] != names[id(one)] for t in partners):
+                yield "other-generator"
+            else:
+                yield "over-quota"
 
 
 def _rows_of(

@@ -85,6 +85,66 @@ def test_trap_5_pairs_need_one_first_state(change):
     assert report.dropped == {"other-first-state": 2}
 
 
+def attempts(*makers, task="t-1"):
+    """One attempt for each (model, resolved)."""
+    return [
+        sampled(
+            task, replies=(f"reply {at}",), attempt=at, resolved=resolved,
+            agent=Agent(name="p", model_name=model, settings={"temperature": 0.7}),
+        )
+        for at, (model, resolved) in enumerate(makers)
+    ]  # fmt: skip
+
+
+def models(found):
+    return sorted((p.chosen.agent.model_name, p.rejected.agent.model_name, p.tie) for p in found)
+
+
+def test_trap_5_at_most_one_pair_a_task_and_generator():
+    records = attempts(*[(model, bool(i % 2)) for model in "abc" for i in range(4)])
+    for seed in range(5):
+        found, report = pairs(records, seed=seed)
+        assert models(found) == [(m, m, False) for m in "abc"]
+        assert report.dropped == {"over-quota": 6}
+        assert ids(found) == ids(pairs(records[::-1], seed=seed)[0])
+    found, _ = pairs(records, ties=1)
+    assert models(found) == [(m, m, tie) for m in "abc" for tie in (False, True)]
+    other = dataclasses.replace(records[0].agent, settings={"temperature": 1.0})
+    warmer = [dataclasses.replace(t, agent=other) for t in records[:4]]
+    assert len(pairs([*records[:4], *warmer])[0]) == 2
+    newer = [dataclasses.replace(t, agent=dataclasses.replace(t.agent, adapter="x"))
+             for t in records[:4]]  # fmt: skip
+    assert len(pairs([*records[:4], *newer])[0]) == 2
+
+
+def test_the_quota_of_a_generator_is_of_all_first_states():
+    records = attempts(*[("a", bool(i % 2)) for i in range(4)])
+    system = Step(step_id=1, source="system", message="Else.")
+    others = [dataclasses.replace(t, steps=(system, *t.steps[1:])) for t in records]
+    found, report = pairs([*records, *others])
+    assert len(found) == 1
+    assert report.dropped == {"over-quota": 6}
+    assert len(pairs([*records, *others], per_task=20)[0]) == 8
+
+
+def test_generators_are_compared_only_where_a_task_gives_no_other_pair():
+    records = attempts(("a", True), ("b", False), ("b", False), ("c", False))
+    for seed in range(5):
+        found, report = pairs(records, seed=seed)
+        assert [one[0] for one in models(found)] == ["a"]  # one a task, not one a generator
+        assert report.dropped == {"over-quota": 2}
+    own = attempts(("a", False), ("b", True), ("b", False), ("c", False))
+    for seed in range(5):
+        found, report = pairs(own, seed=seed)
+        assert models(found) == [("b", "b", False)]
+        assert report.dropped == {"other-generator": 2}
+    # Ties by the same rule, on their own.
+    found, _ = pairs(records, ties=5)
+    assert [one for one in models(found) if one[2]] == [("b", "b", True)]
+    found, _ = pairs(attempts(("a", True), ("b", False), ("c", False)), ties=5)
+    assert [one[2] for one in models(found)] == [False, True]
+
+
 def test_a_text_format_that_writes_the_system_message_belongs_to_the_first_state():
     """Of possible partners the one in another format starts from other tokens."""
     formats = ("r2e", "json", "json", "r2e")
@@ -98,6 +158,7 @@ def test_a_text_format_that_writes_the_system_message_belongs_to_the_first_state
     for seed in range(5):
         dataset = pair_samples(records, lambda t: encode(t, byte_tokenizer()), seed=seed)
         assert len(dataset) == 1
+        assert dataset.report.dropped == {"other-first-state": 2}
     # A system message of its own, and recorded tokens, are the same in every format.
     for make in (with_system, sampled):
         both = [make(agent=Agent(name="p", settings={"format": one})) for one in formats[:2]]
@@ -111,6 +172,25 @@ def with_system(**changes):
     record = scripted(**changes)
     system = Step(step_id=1, source="system", message="You mend bugs.")
     return dataclasses.replace(record, steps=(system, *record.steps))
+
+
+def test_partners_with_the_same_steps_make_no_pair_and_are_told_so():
+    same = [sampled(), sampled(resolved=False)]
+    found, report = pairs(same)
+    assert found == []
+    assert report.dropped == {"same-steps": 2}
+    other = sampled(replies=("else",), resolved=False)
+    assert pairs([*same, other])[1].dropped == {"same-steps": 1}
+
+
+def test_reasons_are_of_each_first_state():
+    records = [sampled(), sampled(replies=("no",), resolved=False)]
+    system = Step(step_id=1, source="system", message="Else.")
+    alone = sampled(replies=("alone",), resolved=False)
+    alone = dataclasses.replace(alone, steps=(system, *alone.steps[1:]))
+    found, report = pairs([*records, alone])
+    assert len(found) == 1
+    assert report.dropped == {"other-first-state": 1}
 
 
 def test_ties_spread_over_the_trajectories():
