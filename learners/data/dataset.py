@@ -81,16 +81,29 @@ def pair_samples(
     per_task: int = 1,
     ties: int = 0,
     seed: int = 0,
+    text_format: str | None = None,
+    step_level: bool = True,
 ) -> Dataset:
     """`pairs` of what can be encoded; a pair whose sides start from different tokens is dropped.
 
     Where both sides begin with the same agent steps, as branches do, the pair is step-level: only
     what follows is learned.
+
+    Args:
+        trajectories: As for `pairs`.
+        encoder: Gives a trajectory's tokens.
+        per_task: As for `pairs`.
+        ties: As for `pairs`.
+        seed: As for `pairs`.
+        text_format: The one that `encoder` writes all calls in; None where it takes the record's.
+        step_level: False to learn all turns of every pair: for a loss that is no function of
+            S_w - S_l, such as one that counts tokens (`Loss.counts_tokens`).
     """
     known = _Known(encoder)
     found, report = pairs(
-        trajectories, per_task=per_task, ties=ties, seed=seed, refusal=known.refusal
-    )
+        trajectories, per_task=per_task, ties=ties, seed=seed, refusal=known.refusal,
+        text_format=text_format,
+    )  # fmt: skip
     groups = _numbers(pair.chosen.instance_id for pair in found)
 
     def build(pair: Pair) -> Sample:
@@ -98,9 +111,10 @@ def pair_samples(
         sides, shared = (known[pair.chosen], known[pair.rejected]), 0
         if not _same_start(*sides):
             raise Unusable("prompts-differ", f"{task}: prompts differ.")
-        chosen, rejected = (side.from_turn(pair.shared_steps) for side in sides)
-        if pair.shared_steps and _same_start(chosen, rejected):  # cut ones may differ before it
-            sides, shared = (chosen, rejected), pair.shared_steps
+        turn = pair.shared_steps if step_level else 0
+        chosen, rejected = (side.from_turn(turn) for side in sides)
+        if turn and _same_start(chosen, rejected):  # cut ones may differ before it
+            sides, shared = (chosen, rejected), turn
         return Sample(sides, groups[task], pair.tie, from_turn=shared, task=task)
 
     return _build(found, build, report)

@@ -343,11 +343,16 @@ def _reply(step: Step, text_format: Format) -> str:
     return text_format.render(action)
 
 
+def format_name(trajectory: Trajectory) -> str:
+    """The text format in which a record's calls are written where the caller names none."""
+    name = trajectory.agent.settings.get("format")
+    return name if isinstance(name, str) else DEFAULT_FORMAT
+
+
 def _format_of(trajectory: Trajectory) -> Format:
     from agents.parsing import get_format
 
-    name = trajectory.agent.settings.get("format")
-    return get_format(name if isinstance(name, str) else DEFAULT_FORMAT)
+    return get_format(format_name(trajectory))
 
 
 def _join(

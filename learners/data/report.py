@@ -14,6 +14,8 @@ REASONS = {
     "unresolved": "not resolved, so nothing to imitate",
     "no-partner": "its task has no finished trajectory of the other label",
     "other-first-state": "no partner starts from the same system prompt, issue and tools",
+    "same-steps": "its possible partners took the same steps",
+    "other-generator": "its partners are of other generators, and its task has pairs without it",
     "over-quota": "more than the asked number for its task",
     "no-agent-tokens": "the policy sampled nothing in it",
     "prompt-unknown": "its record is damaged: a prompt keeps tokens that are not there",

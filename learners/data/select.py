@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations, product, takewhile
 
+from learners.data.encode import format_name, recorded
 from learners.data.report import DropReport
 from swe_env.cache import digest
 from swe_env.replay.trajectory import Step, Trajectory
@@ -57,21 +58,26 @@ def pairs(
     ties: int = 0,
     seed: int = 0,
     refusal: Refusal = _nothing_refused,
+    text_format: str | None = None,
 ) -> tuple[list[Pair], DropReport]:
     """Pair resolved with unresolved trajectories of the same task and first state.
 
     Only what the agent itself finished takes part (arXiv 2509.12434, section 4); infrastructure
-    failures never do. Trajectories are spread over the pairs as evenly as their number allows, and
-    where they can be chosen freely, those that share most steps (branches of one episode) are
-    paired: see `Pair.shared_steps`.
+    failures never do. Both sides are of one generator (`generator`); only where a task gives no
+    such pair are different ones compared, and so with its ties. Trajectories are spread over the
+    pairs as evenly as their number allows, and where they can be chosen freely, those that share
+    most steps (branches of one episode) are paired: see `Pair.shared_steps`.
 
     Args:
         trajectories: A buffer or any iterable.
-        per_task: At most so many resolved × unresolved pairs a task.
-        ties: At most so many tie pairs a task, resolved × resolved and unresolved × unresolved by
+        per_task: At most so many resolved × unresolved pairs a task and generator, or a task where
+            generators are compared.
+        ties: At most so many tie pairs as well, resolved × resolved and unresolved × unresolved by
             turns; two trajectories with the same steps make none.
         seed: The same trajectories in any order and the same seed give the same pairs.
         refusal: Asked of what a pair would hold; what is refused leaves its place to others.
+        text_format: The one format that all without token ids will be written in; None where each
+            is written in its record's.
 
     Returns:
         The pairs, ordered by task, and what was left out: of trajectories those that are in no
@@ -81,7 +87,8 @@ def pairs(
     found: list[Pair] = []
     for task in _by_task(_finished(trajectories, report)):
         while True:
-            made = _pairs_of(task, per_task, ties, seed)
+            states = _by_first_state(task, text_format)
+            made = _pairs_of(states, per_task, ties, seed)
             used = {id(t): t for pair in made for t in (pair.chosen, pair.rejected)}
             refused = {key: why for key, t in used.items() if (why := refusal(t))}
             if not refused:
@@ -89,14 +96,8 @@ def pairs(
             for why in refused.values():
                 report.drop(why)
             task = [t for t in task if id(t) not in refused]
-        rest = len(task) - len(used)
-        both = len({t.resolved for t in task}) == 2
-        if not both:
-            report.drop("no-partner", rest)
-        elif any(not pair.tie for pair in made) or len(_by_first_state(task)) == 1:
-            report.drop("over-quota", rest)
-        else:
-            report.drop("other-first-state", rest)
+        for why in _why_unpaired(states, made):
+            report.drop(why)
         found += made
     report.kept = len(found)
     return found, report
@@ -137,18 +138,30 @@ def sft_rows(
     return found, report
 
 
-def first_state(trajectory: Trajectory) -> str:
+def generator(trajectory: Trajectory) -> str:
+    """Digest of who sampled it: the agent's name, model, adapter and settings."""
+    agent = trajectory.agent
+    return digest([agent.name, agent.model_name, agent.adapter, agent.settings])
+
+
+def first_state(trajectory: Trajectory, text_format: str | None = None) -> str:
     """Digest of s_1: everything said before the first action, and the tools on offer.
 
-    V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1).
+    V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1). Where no token
+    ids were recorded and no system message, the text format (by default the record's) writes one,
+    and so belongs to s_1.
     """
     before = []
     for step in trajectory.steps:
         if step.source == "agent":
             break
         before.append((step.source, step.message))
-    prompt = next((ids for _, ids in trajectory.prompt_ids()), ())
-    return digest([before, trajectory.tools, prompt])
+    start: object = ()
+    if recorded(trajectory):
+        start = next((ids for _, ids in trajectory.prompt_ids()), ())
+    elif all(source != "system" for source, _ in before):
+        start = text_format or format_name(trajectory)
+    return digest([before, trajectory.tools, start])
 
 
 def _finished(trajectories: Iterable[Trajectory], report: DropReport) -> list[Trajectory]:
@@ -173,24 +186,88 @@ def _by_task(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _by_first_state(task: Sequence[Trajectory]) -> list[list[Trajectory]]:
+def _by_first_state(task: Sequence[Trajectory], text_format: str | None) -> list[list[Trajectory]]:
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in task:
-        groups.setdefault(first_state(trajectory), []).append(trajectory)
+        groups.setdefault(first_state(trajectory, text_format), []).append(trajectory)
     return [groups[name] for name in sorted(groups)]
 
 
-def _pairs_of(task: Sequence[Trajectory], per_task: int, ties: int, seed: int) -> list[Pair]:
-    made: list[Pair] = []
-    for state in _by_first_state(task):
-        good, bad = _split(state, seed)
-        left = per_task - sum(not pair.tie for pair in made)
-        made += [Pair(g, b) for g, b in _spread(product(good, bad), left)]
-        tied = [*_spread(combinations(good, 2), ties), *_spread(combinations(bad, 2), ties)]
-        tied.sort(key=lambda p: (p[0].resolved, p[0].trajectory_id, p[1].trajectory_id))
-        room = ties - sum(pair.tie for pair in made)
-        made += [Pair(a, b, tie=True) for a, b in _alternate(tied)[:room]]
-    return made
+@dataclass(slots=True)
+class _Group:
+    """Trajectories of one first state that may be paired, and whose quota their pairs count to."""
+
+    quota: str
+    good: list[Trajectory] = field(default_factory=list)
+    bad: list[Trajectory] = field(default_factory=list)
+
+
+def _pairs_of(
+    states: Iterable[Sequence[Trajectory]], per_task: int, ties: int, seed: int
+) -> list[Pair]:
+    whole = [_Group("", *_split(state, seed)) for state in states]
+    parts = [part for group in whole for part in _by_generator(group)]
+    wins = _within(parts, per_task, _wins) or _within(whole, per_task, _wins)
+    return wins + (_within(parts, ties, _ties) or _within(whole, ties, _ties))
+
+
+def _by_generator(group: _Group) -> list[_Group]:
+    found: dict[str, _Group] = {}
+    for trajectory in (*group.good, *group.bad):
+        name = generator(trajectory)
+        part = found.setdefault(name, _Group(name))
+        (part.good if trajectory.resolved else part.bad).append(trajectory)
+    return [found[name] for name in sorted(found)]
+
+
+def _within(
+    groups: Iterable[_Group], count: int, choose: Callable[[_Group, int], list[Pair]]
+) -> list[Pair]:
+    """At most `count` pairs for each quota, of which several first states may have a part."""
+    made: dict[str, list[Pair]] = {}
+    for group in groups:
+        so_far = made.setdefault(group.quota, [])
+        so_far += choose(group, count - len(so_far))
+    return list(chain.from_iterable(made.values()))
+
+
+def _wins(group: _Group, count: int) -> list[Pair]:
+    return [Pair(g, b) for g, b in _spread(product(group.good, group.bad), count)]
+
+
+def _ties(group: _Group, count: int) -> list[Pair]:
+    """Resolved and unresolved ones by turns, resolved first."""
+    good, bad = (_spread(combinations(one, 2), count) for one in (group.good, group.bad))
+    mixed = []
+    for i in range(max(len(good), len(bad))):
+        mixed += good[i : i + 1] + bad[i : i + 1]
+    return [Pair(a, b, tie=True) for a, b in mixed[:count]]
+
+
+def _why_unpaired(states: Sequence[Sequence[Trajectory]], made: Sequence[Pair]) -> Iterator[str]:
+    """The reason of each trajectory of a task that is in none of its pairs."""
+    used = {id(side) for pair in made for side in (pair.chosen, pair.rejected)}
+    labels = {one.resolved for state in states for one in state}
+    apart = any(
+        not pair.tie and generator(pair.chosen) == generator(pair.rejected) for pair in made
+    )
+    for state in states:
+        names = {id(one): generator(one) for one in state}
+        for one in state:
+            if id(one) in used:
+                continue
+            others = [t for t in state if t.resolved != one.resolved]
+            partners = [t for t in others if t.steps != one.steps]
+            if len(labels) == 1:
+                yield "no-partner"
+            elif not others:
+                yield "other-first-state"
+            elif not partners:
+                yield "same-steps"
+            elif apart and all(names[id(t)] != names[id(one)] for t in partners):
+                yield "other-generator"
+            else:
+                yield "over-quota"
 
 
 def _rows_of(
@@ -237,17 +314,6 @@ def _spread(
 
 def _like(step: Step) -> tuple[object, ...]:
     """What two steps have in common where they lead from one state to the same next one."""
-    ids = step.metrics and (step.metrics.prompt_token_ids, step.metrics.completion_token_ids)
+    seen = step.metrics
+    ids = seen and (seen.prompt_prefix, seen.prompt_token_ids, seen.completion_token_ids)
     return step.message, step.tool_calls, step.observation, ids
-
-
-def _alternate(
-    tied: Sequence[tuple[Trajectory, Trajectory]],
-) -> list[tuple[Trajectory, Trajectory]]:
-    """Resolved and unresolved ties by turns, resolved first."""
-    good = [pair for pair in tied if pair[0].resolved]
-    bad = [pair for pair in tied if not pair[0].resolved]
-    mixed = []
-    for i in range(max(len(good), len(bad))):
-        mixed += good[i : i + 1] + bad[i : i + 1]
-    return mixed

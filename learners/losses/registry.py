@@ -57,6 +57,11 @@ class Loss:
         """Whether it looks at the reference policy."""
         return any(name.startswith("ref_") for name in self.parameters)
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it looks at how many tokens a sum has, so that no turn may be left out of it."""
+        return any(name.endswith("num_tokens") for name in self.parameters)
+
     def __call__(self, **offered: Any) -> LossOutput:
         """The loss of those offered arguments that it has a parameter for."""
         return self.function(**{k: v for k, v in offered.items() if k in self.parameters})

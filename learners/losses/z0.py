@@ -58,9 +58,18 @@ class Z0:
     table starts exact at (1 - gamma / zeta) S_ref; later an entry is at most one epoch old.
     """
 
-    def __init__(self, rewards: Tensor, groups: Sequence[int]) -> None:
-        """`rewards` (rows,): each row's reward now; `groups`: each row's task number."""
+    def __init__(
+        self, rewards: Tensor, groups: Sequence[int], batch_size: int | None = None
+    ) -> None:
+        """Begin from what is known at step 0.
+
+        Args:
+            rewards: Each row's reward now, (rows,).
+            groups: Each row's task number.
+            batch_size: Rows of a full optimizer batch; None to take every batch for a full one.
+        """
         self.rewards = rewards.detach().double().cpu().clone()
+        self.full = None if batch_size is None else min(batch_size, len(rewards))
         self.groups = torch.as_tensor(groups, dtype=torch.long)
 
     def estimate(self, rows: Sequence[int]) -> Tensor:
@@ -95,12 +104,18 @@ class BatchZ0(Z0):
 
 
 class EmaZ0(Z0):
-    """Moving mean over the buffer: ``z0="ema"``."""
+    """Moving mean over the buffer: ``z0="ema"``.
+
+    Every row weighs the same: a full batch moves the mean by 0.05, an epoch's smaller last one by
+    as much less.
+    """
 
     decay = 0.95
 
-    def __init__(self, rewards: Tensor, groups: Sequence[int]) -> None:
-        super().__init__(rewards, groups)
+    def __init__(
+        self, rewards: Tensor, groups: Sequence[int], batch_size: int | None = None
+    ) -> None:
+        super().__init__(rewards, groups, batch_size)
         self.mean = self.rewards.mean()
 
     def estimate(self, rows: Sequence[int]) -> Tensor:  # noqa: D102
@@ -108,9 +123,8 @@ class EmaZ0(Z0):
 
     def update(self, rows: Sequence[int], rewards: Tensor) -> None:  # noqa: D102
         super().update(rows, rewards)
-        self.mean = (
-            self.decay * self.mean + (1 - self.decay) * rewards.detach().double().cpu().mean()
-        )
+        decay = self.decay ** (len(rows) / (self.full or len(rows)))
+        self.mean = decay * self.mean + (1 - decay) * rewards.detach().double().cpu().mean()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {**super().state_dict(), "mean": self.mean.clone()}
@@ -127,7 +141,7 @@ class ZeroZ0(Z0):
         return torch.zeros(len(rows), dtype=torch.float64)
 
 
-ESTIMATORS: dict[str, Callable[[Tensor, Sequence[int]], Z0]] = {
+ESTIMATORS: dict[str, Callable[[Tensor, Sequence[int], int | None], Z0]] = {
     "task": TaskZ0,
     "batch": BatchZ0,
     "ema": EmaZ0,
@@ -136,12 +150,14 @@ ESTIMATORS: dict[str, Callable[[Tensor, Sequence[int]], Z0]] = {
 """The estimators that read the table; ``mismatched`` needs forward passes of its own."""
 
 
-def estimator(name: str, rewards: Tensor, groups: Sequence[int]) -> Z0:
-    """The estimator of that name over these rows.
+def estimator(
+    name: str, rewards: Tensor, groups: Sequence[int], batch_size: int | None = None
+) -> Z0:
+    """The estimator of that name over these rows; arguments as for `Z0`.
 
     Raises:
         ConfigError: there is none of that name.
     """
     if name not in ESTIMATORS:
         raise ConfigError(f"There is no z0 estimator {name!r}: use {', '.join(ESTIMATORS)}.")
-    return ESTIMATORS[name](rewards, groups)
+    return ESTIMATORS[name](rewards, groups, batch_size)

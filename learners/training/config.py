@@ -49,9 +49,10 @@ class TrainConfig(BaseModel):
     """KTO: weight of unresolved ones."""
 
     per_task: int | None = Field(default=None, ge=1)
-    """At most so many pairs a task (default 1), or rows of each label (default all)."""
+    """At most so many pairs a task and generator (default 1), or rows of each label of a task
+    (default all)."""
     ties: int = Field(default=1, ge=0)
-    """Pairs: at most so many tie pairs a task; none for a loss that takes no `tie`."""
+    """Pairs: at most so many tie pairs as well; none for a loss that takes no `tie`."""
     max_tokens: int = Field(default=18_000, ge=2)
     """Longer trajectories are left out, or cut, and counted. Where prompts rewrite earlier turns,
     of all contexts together, what one has from the one before it not counted again."""

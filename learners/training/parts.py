@@ -188,7 +188,7 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
         train,
         held_out,
         found if found is not None and len(found.dataset) else None,
-        mismatches(train.samples) if wanted else [],
+        mismatches(train.samples, config.max_tokens) if wanted else [],
     )
 
 
@@ -258,6 +258,7 @@ def _reference(
     z0 = make_z0(
         config.z0, samples, rewards, scorer=policy.scorer, mismatch=mismatch,
         ref_weight=objective.settings["gamma"] / objective.settings["zeta"],
+        batch_size=config.batch_size,
     )  # fmt: skip
     return references, z0
 

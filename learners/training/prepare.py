@@ -166,7 +166,7 @@ def build_dataset(
         dataset = pair_samples(
             trajectories, encode_one,
             per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
-            seed=config.seed,
+            seed=config.seed, text_format=config.text_format, step_level=not loss.counts_tokens,
         )  # fmt: skip
     else:
         dataset = row_samples(

@@ -142,7 +142,7 @@ def _dataset(
         return pair_samples(
             trajectories, measure,
             per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
-            seed=config.seed,
+            seed=config.seed, text_format=config.text_format, step_level=not loss.counts_tokens,
         )  # fmt: skip
     return row_samples(
         trajectories, measure, kind=loss.kind, per_task=config.per_task, seed=config.seed

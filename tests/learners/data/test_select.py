@@ -11,9 +11,9 @@ from learners.data.dataset import pair_samples, row_samples
 from learners.data.encode import Encoded
 from learners.losses import entropo_dpo
 from learners.ops import sequence_logps
-from swe_env.replay.trajectory import Step, StepObservation
-from tests.learners.models import tiny_llama
-from tests.learners.records import FAILURE, mixed_buffer, sampled
+from swe_env.replay.trajectory import Agent, Step, StepObservation
+from tests.learners.models import byte_tokenizer, tiny_llama
+from tests.learners.records import FAILURE, mixed_buffer, sampled, scripted
 
 
 def ids(found):
@@ -83,6 +83,124 @@ def test_trap_5_pairs_need_one_first_state(change):
     found, report = pairs([good, dataclasses.replace(bad, **change)])
     assert found == []
     assert report.dropped == {"other-first-state": 2}
+
+
+def attempts(*makers, task="t-1"):
+    """One attempt for each (model, resolved)."""
+    return [
+        sampled(
+            task, replies=(f"reply {at}",), attempt=at, resolved=resolved,
+            agent=Agent(name="p", model_name=model, settings={"temperature": 0.7}),
+        )
+        for at, (model, resolved) in enumerate(makers)
+    ]  # fmt: skip
+
+
+def models(found):
+    return sorted((p.chosen.agent.model_name, p.rejected.agent.model_name, p.tie) for p in found)
+
+
+def test_trap_5_at_most_one_pair_a_task_and_generator():
+    records = attempts(*[(model, bool(i % 2)) for model in "abc" for i in range(4)])
+    for seed in range(5):
+        found, report = pairs(records, seed=seed)
+        assert models(found) == [(m, m, False) for m in "abc"]
+        assert report.dropped == {"over-quota": 6}
+        assert ids(found) == ids(pairs(records[::-1], seed=seed)[0])
+    found, _ = pairs(records, ties=1)
+    assert models(found) == [(m, m, tie) for m in "abc" for tie in (False, True)]
+    other = dataclasses.replace(records[0].agent, settings={"temperature": 1.0})
+    warmer = [dataclasses.replace(t, agent=other) for t in records[:4]]
+    assert len(pairs([*records[:4], *warmer])[0]) == 2
+    newer = [dataclasses.replace(t, agent=dataclasses.replace(t.agent, adapter="x"))
+             for t in records[:4]]  # fmt: skip
+    assert len(pairs([*records[:4], *newer])[0]) == 2
+
+
+def test_the_quota_of_a_generator_is_of_all_first_states():
+    records = attempts(*[("a", bool(i % 2)) for i in range(4)])
+    system = Step(step_id=1, source="system", message="Else.")
+    others = [dataclasses.replace(t, steps=(system, *t.steps[1:])) for t in records]
+    found, report = pairs([*records, *others])
+    assert len(found) == 1
+    assert report.dropped == {"over-quota": 6}
+    assert len(pairs([*records, *others], per_task=20)[0]) == 8
+
+
+def test_generators_are_compared_only_where_a_task_gives_no_other_pair():
+    records = attempts(("a", True), ("b", False), ("b", False), ("c", False))
+    for seed in range(5):
+        found, report = pairs(records, seed=seed)
+        assert [one[0] for one in models(found)] == ["a"]  # one a task, not one a generator
+        assert report.dropped == {"over-quota": 2}
+    own = attempts(("a", False), ("b", True), ("b", False), ("c", False))
+    for seed in range(5):
+        found, report = pairs(own, seed=seed)
+        assert models(found) == [("b", "b", False)]
+        assert report.dropped == {"other-generator": 2}
+    # Ties by the same rule, on their own.
+    found, _ = pairs(records, ties=5)
+    assert [one for one in models(found) if one[2]] == [("b", "b", True)]
+    found, _ = pairs(attempts(("a", True), ("b", False), ("c", False)), ties=5)
+    assert [one[2] for one in models(found)] == [False, True]
+
+
+def test_a_text_format_that_writes_the_system_message_belongs_to_the_first_state():
+    """Of possible partners the one in another format starts from other tokens."""
+    formats = ("r2e", "json", "json", "r2e")
+    records = [
+        scripted(
+            actions=[("view", {"path": f"{at}.py"}), ("submit", {})], resolved=at == 0, attempt=at,
+            agent=Agent(name="p", model_name=f"m{at}", settings={"format": name}),
+        )
+        for at, name in enumerate(formats)
+    ]  # fmt: skip
+    for seed in range(5):
+        dataset = pair_samples(records, lambda t: encode(t, byte_tokenizer()), seed=seed)
+        assert len(dataset) == 1
+        assert dataset.report.dropped == {"other-first-state": 2}
+    # A system message of its own, and recorded tokens, are the same in every format.
+    for make in (with_system, sampled):
+        both = [make(agent=Agent(name="p", settings={"format": one})) for one in formats[:2]]
+        both[1] = dataclasses.replace(both[1], resolved=False, steps=(
+            *both[1].steps[:-1], dataclasses.replace(both[1].steps[-1], message="Else.")
+        ))  # fmt: skip
+        assert len(pairs(both)[0]) == 1
+
+
+def with_system(**changes):
+    record = scripted(**changes)
+    system = Step(step_id=1, source="system", message="You mend bugs.")
+    return dataclasses.replace(record, steps=(system, *record.steps))
+
+
+def test_partners_with_the_same_steps_make_no_pair_and_are_told_so():
+    same = [sampled(), sampled(resolved=False)]
+    found, report = pairs(same)
+    assert found == []
+    assert report.dropped == {"same-steps": 2}
+    other = sampled(replies=("else",), resolved=False)
+    assert pairs([*same, other])[1].dropped == {"same-steps": 1}
+
+
+def test_reasons_are_of_each_first_state():
+    records = [sampled(), sampled(replies=("no",), resolved=False)]
+    system = Step(step_id=1, source="system", message="Else.")
+    alone = sampled(replies=("alone",), resolved=False)
+    alone = dataclasses.replace(alone, steps=(system, *alone.steps[1:]))
+    found, report = pairs([*records, alone])
+    assert len(found) == 1
+    assert report.dropped == {"other-first-state": 1}
+
+
+def test_ties_spread_over_the_trajectories():
+    """With three of them the two of one outcome have no side in common."""
+    for seed in range(8):
+        found, _ = pairs(mixed_buffer(tasks=1, each=8, seed=seed), ties=3, seed=seed)
+        ties = [p for p in found if p.tie]
+        assert [p.chosen.resolved for p in ties] == [True, False, True]
+        sides = {id(side) for p in ties for side in (p.chosen, p.rejected)}
+        assert len(sides) == 6
 
 
 def test_every_drop_is_counted_with_its_reason():
@@ -170,6 +288,18 @@ def test_a_step_whose_observation_differs_is_not_shared():
     assert pairs([good, bad])[0][0].shared_steps == 2
     second = bad.agent_steps[1]
     other = dataclasses.replace(second, observation=StepObservation(content="else"))
+    bad = dataclasses.replace(bad, steps=(*bad.steps[:3], other, *bad.steps[4:]))
+    assert pairs([good, bad])[0][0].shared_steps == 1
+
+
+def test_a_step_whose_prompt_keeps_another_beginning_is_not_shared():
+    """New tokens alike behind other ones that were kept are another state."""
+    good, bad = branches((("fix", "done"), True), (("break", "done"), False))
+    bad = with_prompts_of(bad, good, turns=3)
+    assert pairs([good, bad])[0][0].shared_steps == 2
+    second = bad.agent_steps[1]
+    metrics = dataclasses.replace(second.metrics, prompt_prefix=second.metrics.prompt_prefix - 1)
+    other = dataclasses.replace(second, metrics=metrics)
     bad = dataclasses.replace(bad, steps=(*bad.steps[:3], other, *bad.steps[4:]))
     assert pairs([good, bad])[0][0].shared_steps == 1
 

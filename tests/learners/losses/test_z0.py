@@ -38,6 +38,19 @@ def test_estimators_follow_the_latest_rewards_and_survive_a_checkpoint():
         assert again.estimate([0, 4]).tolist() == z0.estimate([0, 4]).tolist()
 
 
+def test_a_smaller_last_batch_moves_the_moving_mean_by_as_much_less():
+    def moved(rows, batch_size):
+        z0 = estimator("ema", torch.zeros(20), [0] * 20, batch_size)
+        z0.update(range(rows), torch.ones(rows))
+        return z0.estimate([0]).item()
+
+    assert moved(16, 16) == moved(16, None) == 1 - 0.95  # a full batch to the last bit
+    assert moved(1, 16) == pytest.approx(1 - 0.95 ** (1 / 16))
+    assert moved(4, 16) == pytest.approx(1 - 0.95 ** (4 / 16))
+    # Where all rows make one batch it is full, whatever the setting.
+    assert moved(20, 64) == 1 - 0.95
+
+
 def test_mismatched_is_clamped_as_ktos():
     policy, ref = torch.tensor([-5.0, -6.0], requires_grad=True), torch.tensor([-4.0, -5.0])
     assert mismatched(policy, ref).item() == 0
