@@ -107,6 +107,8 @@ def two(jobs, request):
         environment |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param[-1]}
     if request.param in LEFT:
         found.append({**jobs(f"left-{request.param}")[1][-1], "leave": True})
+    if request.param == "replicated":
+        found.append({**jobs("damaged")[1][-1], "damage": True})
     launch(home / f"{request.param}.json", found, environment)
     return home / request.param
 
@@ -142,6 +144,8 @@ def test_two_processes_take_the_steps_of_one(one, two, case):
     assert record["processes"] == 2
     if two.name in LEFT and case == "resumed":
         goes_on_alone(two.parent / f"left-{two.name}" / case, one / case)
+    if two.name == "replicated" and case == "resumed":  # from step 2, as step 4 was damaged
+        compare(two.parent / "damaged" / case, one / case)
 
 
 def goes_on_alone(left, whole):
