@@ -107,7 +107,8 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; None for none."""
     keep_checkpoints: int = Field(default=2, ge=1)
     eval_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too."""
+    """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too, also where
+    `stop_entropy` or `stop_kl` ends the run."""
     eval_buffer: str | None = None
     """Folder or URL of a held-out replay buffer, on which the same loss's figures are taken."""
     stop_entropy: float | None = Field(default=None, gt=0, lt=1)
