@@ -116,7 +116,8 @@ class TrainConfig(BaseModel):
     stop_kl: float | None = Field(default=None, gt=0)
     """Stop when the policy is so many nats an agent token from the reference (``kl_bound``)."""
     stop_window: int = Field(default=10, ge=1)
-    """Steps over which the two are averaged; no run is stopped before as many are done."""
+    """Steps over which the two are averaged; no run is stopped before as many are done, and with
+    either of them a shorter run is refused."""
     tensorboard: bool = True
     """Write TensorBoard events beside ``metrics.jsonl``."""
     wandb_project: str | None = None

@@ -39,6 +39,7 @@ from learners.training.schedule import total_steps
 from learners.training.score import Scorer
 from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective, try_loss
+from learners.training.stopping import check_window
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 
@@ -107,6 +108,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     total = total_steps(
         len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
+    check_window(config, total)
     saved = _saved(config, out, data.train.digest, workers)
     log.info("%s", data.train.report)
     show(Progress("data", len(data.train), data.train.report.seen, {}))
