@@ -31,6 +31,7 @@ from learners.training.results import (
     Progress,
     StopTraining,
     TrainResult,
+    heeded,
     silent,
 )
 from learners.training.schedule import batch_at, learning_rate
@@ -68,7 +69,8 @@ def train(
             its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run. Of
             several processes each calls it, and the main one's figures count.
         on_progress: Called with a `Progress` as things go on, by the main process only; may raise
-            `StopTraining` too.
+            `StopTraining` too, which ends the run after the step that is shown, or after the
+            first one if it was raised before that.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
@@ -84,7 +86,7 @@ def train(
     workers = start_workers(config.device)
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
-    show = on_progress if on_progress is not None and workers.main else silent
+    show = heeded(on_progress) if on_progress is not None and workers.main else silent
     run = _Run(make_parts(config, workers, show), on_eval, show)
     with run.recording():
         return run.go()

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from agents.selection.diversity import effective_correct
-from learners import TrainConfig, read_metrics, train
+from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
 from learners.training.solutions import attempts, spread
@@ -213,6 +213,21 @@ def test_a_run_killed_in_the_evaluation_that_a_rule_asked_for_repeats_it_alone(s
     assert seen == [result.steps]
     assert steps == []  # none was taken, and of a run that is over none is shown
     assert read_metrics(result.out)[-1]["eval/x"] == 1.0
+
+
+@pytest.mark.parametrize("stage", ["data", "reference"])
+def test_a_stop_before_the_first_step_is_heeded_after_it(settings, stage):
+    seen = []
+
+    def show(progress):
+        seen.append(progress.stage)
+        if progress.stage == stage:
+            raise StopTraining(f"enough of {stage}")
+
+    result = train(TrainConfig(**settings, loss="dpo"), on_progress=show)
+    assert (result.steps, result.stopped) == (1, f"enough of {stage}")
+    assert {"data", "reference"} <= set(seen)
+    assert (result.out / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
