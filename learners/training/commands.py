@@ -79,8 +79,13 @@ def train(
         return
     _only_with_plan(asked)
     resolved = TrainConfig.load(config, **changes)
-    with progress_bar() as show:
-        result = run(resolved, on_progress=show)
+    try:
+        with progress_bar() as show:
+            result = run(resolved, on_progress=show)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            "run the same command with --resume to go on from its last checkpoint"
+        ) from stop
     if is_main():
         _print(result, as_json)
     stop_workers()

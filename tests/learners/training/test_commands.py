@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from learners.training.commands import progress_bar, train
 from learners.training.results import Progress
+from swe_env import cli
 from swe_env.errors import ConfigError
 
 app = typer.Typer()
@@ -49,3 +51,19 @@ def test_the_bar_tells_the_time_left_of_steps_of_minutes(first, total, left):
             show(Progress("training", done, total, {"loss": 0.5}))
             now[0] += 100
     assert f"{first + 2}/{total} {left} loss 0.5" in " ".join(printed.getvalue().split())
+
+
+def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("learners.training.loop.train", interrupt)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["swe", "train", *options(settings)])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == (
+        "swe: interrupted; run the same command with --resume to go on from its last checkpoint."
+    )
