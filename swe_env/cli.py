@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 from importlib import util
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from swe_env import disk
 from swe_env.errors import ConfigError, InfrastructureError, SweError
@@ -31,6 +33,17 @@ COMMANDS = (
 """Modules that each hold `register(app: typer.Typer)`."""
 
 
+class _Commands(TyperGroup):
+    """Says how to go on after Ctrl-C, which typer would end in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            _say_interrupted(stop)
+            raise typer.Exit(130) from stop
+
+
 def build() -> typer.Typer:
     """The command line with every sub-command that can be had here.
 
@@ -39,6 +52,7 @@ def build() -> typer.Typer:
     """
     app = typer.Typer(
         name="swe",
+        cls=_Commands,
         help="Train coding agents that stay diverse.",
         no_args_is_help=True,
         add_completion=False,
@@ -54,7 +68,8 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run `swe`; a known failure is one sentence on stderr and exit code 2.
 
-    3 is the code where the infrastructure failed, 1 where a disk could not be written to.
+    3 is the code where the infrastructure failed, 1 where a disk could not be written to, 130
+    after Ctrl-C.
     """
     # OpenMP's threads spin while they wait, which starves the tests that run beside a local model
     # (prefill 5 times slower on 2 busy cores). Read when torch is loaded, so set before.
@@ -77,9 +92,15 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("swe: interrupted; run the same command again to continue.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        _say_interrupted(stop)
         sys.exit(130)
+
+
+def _say_interrupted(stop: KeyboardInterrupt) -> None:
+    """A command that goes on otherwise says so in the exception it raises."""
+    how = str(stop) or "run the same command again to continue"
+    print(f"swe: interrupted; {how}.", file=sys.stderr)
 
 
 def _check_agents() -> None:

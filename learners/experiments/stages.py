@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from swe_env.disk import write_atomically
 from swe_env.errors import ConfigError
 
 
@@ -76,13 +76,3 @@ def _give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader or a crash sees the old bytes or the new, nothing between."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

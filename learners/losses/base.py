@@ -17,7 +17,8 @@ class LossOutput:
     loss: Tensor
     """Scalar: the mean over the batch's samples."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Detached figures of this batch, under TRL's names."""
+    """Detached figures of this batch, under TRL's names. Training takes tensors without dimensions,
+    too, and writes their numbers down."""
     per_token: bool = False
     """`loss` is the mean over the batch's tokens instead: micro-batches are weighted by theirs."""
 

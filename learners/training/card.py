@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from learners.data.report import DropReport
 from learners.training.config import TrainConfig
 from learners.training.results import TrainResult
+from swe_env.disk import sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
 
 _RECORD = "training.json"
 _WHAT = {
@@ -34,8 +38,8 @@ def write_card(folder: Path, config: TrainConfig, record: dict[str, Any]) -> Non
     """Write ``README.md`` (for readers and model hubs) and ``training.json`` (everything).
 
     Both are made to be published, so folders of this machine are given by their last name only:
-    what was in them is told by the digests. The second is the last file of a run: where it is, the
-    run is finished.
+    what was in them is told by the digests. The second is the last file of a run, written whole or
+    not at all once the others are on the disk: where it is, the run is finished.
     """
     shown = public_settings(config)
     record = {**record, "config": shown, "versions": versions()}
@@ -75,14 +79,30 @@ code `{record["commit"] or "not a checkout"}`, {installed}.
 {settings}
 """
     )
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    sync_folder(folder)
+    write_atomically(folder / _RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """``training.json`` of a finished run, None where there is none or it is damaged."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("it holds no record")
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): it is taken for missing.", path, error)
+        return None
+    return record
 
 
 def read_result(folder: Path) -> TrainResult | None:
     """What a finished run in `folder` gave, None where there is none."""
-    if not (folder / _RECORD).is_file():
+    record = read_record(folder)
+    if record is None:
         return None
-    record = json.loads((folder / _RECORD).read_text())
     report = DropReport.from_record(record.get("report", {"kept": record["samples"]}))
     return TrainResult(folder, record["steps"], record["metrics"], report, record["stopped"])
 

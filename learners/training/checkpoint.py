@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,16 @@ from torch import Tensor
 
 from learners.training.policy import Policy
 from learners.training.shard import load_optimizer, parted_like, whole, whole_optimizer
+from learners.training.workers import Workers
+from swe_env.disk import sync_folder
 from swe_env.errors import ConfigError, SweError
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".saving-"
 _STATE = "state.pt"
+_DAMAGED = ".damaged"
 
 
 def save_checkpoint(
@@ -32,7 +39,8 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-N`` by way of a temporary name, then drop all but the newest `keep`.
 
-    A step that is there already has these weights: its state alone is replaced, in one go.
+    A step that is there already has these weights: its state alone is replaced, in one go. A
+    checkpoint is on the disk before it has its name, so a power cut leaves no half of one.
 
     States are written whole, however the model is spread, so that a run can go on with another
     number of processes. Unless the whole model is trained, each checkpoint is also an adapter
@@ -79,11 +87,14 @@ def _write(
         if policy.config.mode != "full":
             policy.write(temporary, adapter)
         torch.save(state, temporary / _STATE)
+        sync_folder(temporary)
         if target.exists():
             (temporary / _STATE).replace(target / _STATE)
+            sync_folder(target)
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.rename(target)
+            sync_folder(folder)
     except (OSError, RuntimeError) as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,9 +105,89 @@ def _write(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` stored: ``step``, ``extra`` and the states of the run's parts."""
+    """What `save_checkpoint` stored: ``step``, ``extra`` and the states of the run's parts.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return _load(path)
+    except Exception as error:  # unpickling what is damaged raises whatever it meets
+        raise ConfigError(
+            f"The checkpoint {path} cannot be read ({_reason(error)}): remove it to go on without "
+            "it."
+        ) from error
+
+
+def newest_checkpoint(folder: Path, workers: Workers) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that can be read, None where there are none.
+
+    Called by all processes, which get the same one: the main one chooses, and sets aside what is
+    newer and damaged, so that it counts as a checkpoint no more.
+
+    Raises:
+        ConfigError: none can be read, or a process cannot read what the main one could.
+    """
+    found: list[dict[str, Any]] = []
+    path = workers.on_main(lambda: _choose(folder, found))
+    if path is None:
+        return None
+    problem = ""
+    if not found:
+        try:
+            found.append(read_checkpoint(path))
+        except ConfigError as error:
+            problem = str(error)
+    for said in workers.gather(problem):
+        if said:
+            raise ConfigError(said)
+    return found[0]
+
+
+def _choose(folder: Path, found: list[dict[str, Any]]) -> Path | None:
+    """The newest checkpoint that can be read; its state is added to `found`."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoints(folder)):
+        try:
+            _check_sums(path)
+            found.append(_load(path))
+        except Exception as error:  # as above
+            damaged[path] = _reason(error)
+            continue
+        for other, reason in damaged.items():
+            aside = other.with_name(other.name + _DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            other.rename(aside)
+            log.warning(
+                "The checkpoint %s cannot be read (%s): it is set aside as %s, and the run goes on "
+                "from %s.", other, reason, aside.name, path.name,
+            )  # fmt: skip
+        return path
+    if damaged:
+        newest, reason = next(iter(damaged.items()))
+        raise ConfigError(
+            f"No checkpoint in {folder} can be read ({newest.name}: {reason}): remove that folder "
+            "to begin the run anew with --resume, or train into another."
+        )
+    return None
+
+
+def _load(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Read it once for its checksums, which torch does not look at."""
+    with zipfile.ZipFile(path / _STATE) as archive:
+        part = archive.testzip()
+    if part is not None:
+        raise ValueError(f"the checksum of {part} does not fit")
+
+
+def _reason(error: Exception) -> str:
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}"
 
 
 def restore_checkpoint(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from learners.training.results import OnProgress, Progress
 
 
@@ -76,8 +79,13 @@ def train(
         return
     _only_with_plan(asked)
     resolved = TrainConfig.load(config, **changes)
-    with progress_bar() as show:
-        result = run(resolved, on_progress=show)
+    try:
+        with progress_bar() as show:
+            result = run(resolved, on_progress=show)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            "run the same command with --resume to go on from its last checkpoint"
+        ) from stop
     if is_main():
         _print(result, as_json)
     stop_workers()
@@ -108,12 +116,20 @@ def _only_with_plan(asked: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[OnProgress]:
-    """A bar on stderr, as the callback that `learners.train` takes."""
+def progress_bar(
+    console: Console | None = None, get_time: Callable[[], float] | None = None
+) -> Iterator[OnProgress]:
+    """A bar with the time left, as the callback that `learners.train` takes.
+
+    Args:
+        console: Where it is shown; stderr by default.
+        get_time: The clock, in seconds.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    console = console or Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -121,7 +137,8 @@ def progress_bar() -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    # The time left is told from all steps that were watched: one may take longer than rich's 30 s.
+    with Bar(*columns, console=console, speed_estimate_period=math.inf, get_time=get_time) as bar:
         tasks: dict[str, Any] = {}
 
         def show(progress: Progress) -> None:

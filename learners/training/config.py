@@ -109,7 +109,8 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; None for none."""
     keep_checkpoints: int = Field(default=2, ge=1)
     eval_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too."""
+    """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too, also where
+    `stop_entropy` or `stop_kl` ends the run."""
     eval_buffer: str | None = None
     """Folder or URL of a held-out replay buffer, on which the same loss's figures are taken."""
     stop_entropy: float | None = Field(default=None, gt=0, lt=1)
@@ -117,7 +118,8 @@ class TrainConfig(BaseModel):
     stop_kl: float | None = Field(default=None, gt=0)
     """Stop when the policy is so many nats an agent token from the reference (``kl_bound``)."""
     stop_window: int = Field(default=10, ge=1)
-    """Steps over which the two are averaged; no run is stopped before as many are done."""
+    """Steps over which the two are averaged; no run is stopped before as many are done, and with
+    either of them a shorter run is refused."""
     tensorboard: bool = True
     """Write TensorBoard events beside ``metrics.jsonl``."""
     wandb_project: str | None = None

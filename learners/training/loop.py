@@ -31,6 +31,7 @@ from learners.training.results import (
     Progress,
     StopTraining,
     TrainResult,
+    heeded,
     silent,
 )
 from learners.training.schedule import batch_at, learning_rate
@@ -63,11 +64,13 @@ def train(
 
     Args:
         config: The settings; `TrainConfig.load` reads them from a file.
-        on_eval: Called every ``eval_every`` steps and at the end with the model in evaluation
-            mode; its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run.
-            Of several processes each calls it, and the main one's figures count.
+        on_eval: Called every ``eval_every`` steps and at the end (the last step, or the one after
+            which ``stop_entropy`` or ``stop_kl`` ends the run) with the model in evaluation mode;
+            its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run. Of
+            several processes each calls it, and the main one's figures count.
         on_progress: Called with a `Progress` as things go on, by the main process only; may raise
-            `StopTraining` too.
+            `StopTraining` too, which ends the run after the step that is shown, or after the
+            first one if it was raised before that.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
@@ -83,7 +86,7 @@ def train(
     workers = start_workers(config.device)
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
-    show = on_progress if on_progress is not None and workers.main else silent
+    show = heeded(on_progress) if on_progress is not None and workers.main else silent
     run = _Run(make_parts(config, workers, show), on_eval, show)
     with run.recording():
         return run.go()
@@ -193,27 +196,32 @@ class _Run:
             )
 
     def _after_step(self) -> None:
-        config = self.config
+        config, reason = self.config, self._rule_says()
         # Saved before the evaluation, which may be long: a run killed in it repeats no step.
-        if self._evaluates() or (config.save_every and self.step % config.save_every == 0):
+        if self._evaluates(reason) or (config.save_every and self.step % config.save_every == 0):
             self._save()
-        self._report()
+        self._report(reason)
 
-    def _evaluates(self) -> bool:
+    def _rule_says(self) -> str:
+        """Why a stopping rule ends the run now, on all processes, or empty."""
+        return self.workers.agree(self.rule.reason())
+
+    def _evaluates(self, ending: str) -> bool:
         every = self.config.eval_every
-        due = self.step == self.parts.total or (every is not None and self.step % every == 0)
+        last = self.step == self.parts.total or bool(ending)
+        due = last or (every is not None and self.step % every == 0)
         return due and (self.on_eval is not None or self.parts.held_out is not None)
 
-    def _report(self) -> None:
+    def _report(self, reason: str) -> None:
         """Evaluate where it is due, write the step's figures down and show them."""
         if not self.stopped:
-            reason = self.rule.reason()
-            if self._evaluates():
+            if self._evaluates(reason):
                 try:
                     figures = self._evaluate()
                     self.metrics |= {f"eval/{name}": value for name, value in figures.items()}
                 except StopTraining as stop:
                     reason = stop.reason
+                reason = self.workers.agree(reason)
             # Before the figures are written: a resumed run that finds them asks no more.
             self._stop(reason)
         if self.writer is not None:
@@ -229,11 +237,10 @@ class _Run:
             self.on_progress(Progress("training", self.step, self.parts.total, self.metrics))
         except StopTraining as stop:
             reason = stop.reason
-        self._stop(reason)
+        self._stop(self.workers.agree(reason))
 
     def _stop(self, reason: str) -> None:
-        """No more steps if the main process has a reason; a resumed run takes none either."""
-        reason = self.workers.agree(reason)
+        """No more steps if there is a reason, the same on all; a resumed run takes none either."""
         if not reason:
             return
         self.stopped = reason
@@ -293,7 +300,7 @@ class _Run:
             lambda: [r for r in read_metrics(self.out) if r["step"] == self.step]
         )
         if not written:
-            self._report()
+            self._report(self._rule_says())
             return
         self.metrics = {name: value for name, value in written[-1].items() if name != "step"}
         self._show()

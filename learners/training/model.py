@@ -19,7 +19,7 @@ from learners.ops.keeping import checkpoint_settings
 from learners.ops.lean import lean_layers
 from learners.ops.lora import lean_lora
 from learners.ops.rotary import lean_rotary
-from learners.training.card import public_model
+from learners.training.card import public_model, read_record
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_RECORD = "training.json"
 
 
 def base_fingerprint(model: PreTrainedModel) -> str:
@@ -159,7 +158,7 @@ def _continued(base: PreTrainedModel, folder: Path, config: TrainConfig) -> Any:
     if loaded.missing_keys or loaded.unexpected_keys:
         raise _other_base(folder, config.model)
     made_for = model.peft_config["default"].base_model_name_or_path or config.model
-    if not (folder / _RECORD).is_file() and Path(made_for).name != Path(config.model).name:
+    if read_record(folder) is None and Path(made_for).name != Path(config.model).name:
         log.warning(
             "The adapter in %s was made for %s, as it says itself, and is trained on %s.",
             folder, made_for, config.model,
@@ -177,11 +176,9 @@ def check_adapter(path: str | Path, fingerprint: str | None = None, model: str =
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise ConfigError(f"There is no adapter in {folder}: it has no {name}.")
-    record = folder / _RECORD
-    if fingerprint is not None and record.is_file():
-        trained_on = json.loads(record.read_text()).get("base_fingerprint", fingerprint)
-        if trained_on != fingerprint:
-            raise _other_base(folder, model)
+    record = read_record(folder) if fingerprint is not None else None
+    if record is not None and record.get("base_fingerprint", fingerprint) != fingerprint:
+        raise _other_base(folder, model)
     return folder
 
 

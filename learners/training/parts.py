@@ -17,7 +17,7 @@ from learners.losses import Loss, get_loss
 from learners.losses.z0 import Z0
 from learners.training.baseline import check_mismatched, make_z0, mismatches
 from learners.training.card import versions
-from learners.training.checkpoint import checkpoints, read_checkpoint
+from learners.training.checkpoint import newest_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.heldout import HeldOut
 from learners.training.metrics import check_wandb
@@ -40,6 +40,7 @@ from learners.training.schedule import total_steps
 from learners.training.score import Scorer
 from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective, try_loss
+from learners.training.stopping import check_window
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 
@@ -111,7 +112,11 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     out = workers.on_main(lambda: check_folder(config))
     data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
-    saved = _saved(config, out, data.train.digest)
+    total = total_steps(
+        len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
+    )
+    check_window(config, total)
+    saved = _saved(config, out, data.train.digest, workers)
     log.info("%s", data.train.report)
     show(Progress("data", len(data.train), data.train.report.seen, {}))
 
@@ -142,9 +147,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
         references=references,
         z0=z0,
         held_out=_held_out(policy, objective, data, config),
-        total=total_steps(
-            len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
-        ),
+        total=total,
     )
 
 
@@ -192,14 +195,13 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
     )
 
 
-def _saved(config: TrainConfig, out: Path, data: str) -> dict[str, Any] | None:
+def _saved(config: TrainConfig, out: Path, data: str, workers: Workers) -> dict[str, Any] | None:
     """The last checkpoint, once it is known to be of the same data and starting adapter.
 
     Raises:
-        ConfigError: one of them is another than when the run began.
+        ConfigError: one of them is another than when the run began, or no checkpoint can be read.
     """
-    found = checkpoints(out / "checkpoints")
-    saved = read_checkpoint(found[-1]) if found else None
+    saved = newest_checkpoint(out / "checkpoints", workers)
     _check_same(
         saved, out, "data", data, f"The buffer {config.buffer} gives other samples", "the buffer"
     )

@@ -16,6 +16,7 @@ from learners.losses import Loss
 from learners.ops.rotary import learned_positions
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
+from swe_env.disk import part_of, write_atomically
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Trajectory
 
@@ -34,6 +35,7 @@ class NoSignal(ConfigError):
 
 
 _SETTINGS = "settings.json"
+_PART = part_of(Path(_SETTINGS)).name
 _MAY_CHANGE = {
     "resume", "out", "save_every", "keep_checkpoints", "eval_every", "eval_buffer", "tensorboard",
     "wandb_project",
@@ -45,7 +47,8 @@ def check_folder(config: TrainConfig) -> Path:
     """The output folder: missing, empty, or holding the same run's earlier part.
 
     Raises:
-        ConfigError: it holds something else, or a run with other settings, or cannot be made.
+        ConfigError: it holds something else, or a run with other settings or settings that cannot
+            be read, or cannot be made.
     """
     out = Path(config.out).expanduser()
     record = out / _SETTINGS
@@ -56,7 +59,7 @@ def check_folder(config: TrainConfig) -> Path:
             f"The output folder {out} cannot be made: {place} is "
             f"{'not writable' if place.is_dir() else 'no folder'}."
         )
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != _PART for path in out.iterdir()):
         if not config.resume:
             raise ConfigError(
                 f"The output folder {out} is not empty: give another, or go on with --resume."
@@ -65,7 +68,7 @@ def check_folder(config: TrainConfig) -> Path:
             raise ConfigError(f"{out} holds no earlier training run, so there is none to resume.")
         # A setting that this version has and that one had not was as it is by default.
         default = json.loads(TrainConfig(model="", buffer="", out="").model_dump_json())
-        before = default | json.loads(record.read_text())
+        before = default | _read_settings(record)
         changed = [
             name for name in settings
             if name not in _MAY_CHANGE and settings[name] != before.get(name)
@@ -77,6 +80,19 @@ def check_folder(config: TrainConfig) -> Path:
                 f"{settings[name]!r}: resume it with the same settings."
             )
     return out
+
+
+def _read_settings(record: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(record.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{record} cannot be read ({error}), so what the run was started with is not known: "
+            "write its settings there again, as JSON, or train into another folder."
+        ) from error
+    return found
 
 
 def check_device(device: str) -> None:
@@ -122,7 +138,7 @@ def open_folder(out: Path, config: TrainConfig, weights: int) -> None:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / _SETTINGS).write_text(config.model_dump_json(indent=2) + "\n")
+        write_atomically(out / _SETTINGS, (config.model_dump_json(indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"The output folder {out} cannot be written ({error}).") from error
 

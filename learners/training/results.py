@@ -59,5 +59,26 @@ class TrainResult:
     """Why the run ended early, or empty."""
 
 
+def heeded(show: OnProgress) -> OnProgress:
+    """`show`, whose `StopTraining` of before the first step is raised at that step.
+
+    Only from then on do all processes ask together whether the run ends.
+    """
+    early: list[StopTraining] = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "training":
+            if early:
+                raise early[0]
+            show(progress)
+            return
+        try:
+            show(progress)
+        except StopTraining as stop:
+            early.append(stop)
+
+    return on_progress
+
+
 def silent(_: Progress) -> None:
     """Show nothing."""

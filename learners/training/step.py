@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,9 +133,31 @@ def batch_figures(
     offered = _offer(objective.loss, objective.settings, samples, *sides, z0, everything)
     out = objective.loss(**offered)
     tokens = counts.sum().clamp(min=1)
-    figures = {"loss": float(out.loss), **out.metrics, "entropy": float(entropies.sum() / tokens)}
+    own = plain_figures(objective.loss, out)
+    figures = {"loss": float(out.loss), **own, "entropy": float(entropies.sum() / tokens)}
     if objective.loss.needs_reference:
         figures["kl_bound"] = float((logps - references).abs().sum() / tokens)
+    return figures
+
+
+def plain_figures(loss: Loss, out: LossOutput) -> dict[str, float]:
+    """The metrics of a loss as numbers; tensors without dimensions are taken for theirs.
+
+    Raises:
+        ConfigError: one of them is something else.
+    """
+    figures = {}
+    for name, value in out.metrics.items():
+        found: Any = value  # a loss of one's own gives whatever it does
+        if isinstance(found, Tensor) and found.dim() == 0 and not found.is_complex():
+            found = found.item()
+        if not isinstance(found, numbers.Real):
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+            raise ConfigError(
+                f"The metric {name!r} of the loss {loss.name!r} is {what or type(found).__name__}: "
+                "give a number, or a tensor without dimensions."
+            )
+        figures[str(name)] = float(found)
     return figures
 
 
@@ -142,7 +165,8 @@ def try_loss(loss: Loss, settings: Mapping[str, float]) -> None:
     """Call the loss once, on two samples of a token, as the steps will.
 
     Raises:
-        ConfigError: it refuses the settings, asks for what no step offers, or gives no loss.
+        ConfigError: it refuses the settings, asks for what no step offers, or gives no loss or
+            metrics that are no numbers.
     """
     width = 2 if loss.kind == "pairs" else 1
     token = Encoded((0, 0), (False, True), (-1, 0))
@@ -153,8 +177,9 @@ def try_loss(loss: Loss, settings: Mapping[str, float]) -> None:
     sides = logps.requires_grad_(), torch.ones(2, width, dtype=torch.long), logps.detach()
     z0 = torch.zeros(2, dtype=torch.float64) if loss.needs_reference else None
     try:
-        found = loss(**_offer(loss, settings, samples, *sides, z0, (0, 1))).loss
-        torch.autograd.backward(found)
+        out = loss(**_offer(loss, settings, samples, *sides, z0, (0, 1)))
+        torch.autograd.backward(out.loss)
+        plain_figures(loss, out)
     except SweError:
         raise
     except Exception as error:  # a loss of one's own raises whatever it does

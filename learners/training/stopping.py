@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from learners.training.config import TrainConfig
+from swe_env.errors import ConfigError
 
 
 class StopRule:
@@ -53,6 +54,21 @@ class StopRule:
         self._first = list(state["first"])
         self._entropies = list(state["entropies"])
         self._distances = list(state["distances"])
+
+
+def check_window(config: TrainConfig, total: int) -> None:
+    """A rule that is asked for has as many steps as it looks at.
+
+    Raises:
+        ConfigError: the run of `total` steps is over before.
+    """
+    for name in ("stop_entropy", "stop_kl"):
+        if getattr(config, name) is not None and config.stop_window > total:
+            raise ConfigError(
+                f"{name} is averaged over stop_window = {config.stop_window} steps and the run has "
+                f"{total}, so it could never stop it: give a smaller stop_window, or leave {name} "
+                "out."
+            )
 
 
 def _mean(values: list[float]) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import swe_env
 from swe_env.cache import build_once, cache_dir
-from swe_env.disk import refusal
+from swe_env.disk import refusal, sync_folder, write_atomically
 from swe_env.errors import InfrastructureError, TaskError
 from swe_env.repos.commit import commit_all
 from swe_env.repos.git import must
@@ -42,6 +45,33 @@ def test_tasks_that_cannot_be_written_leave_the_old_file(shop_task, tmp_path):
     assert caught.value.filename == str(path)
     assert [task.instance_id for task in load(str(path))] == ["shop-1"]
     assert [file.name for file in tmp_path.iterdir()] == ["tasks.jsonl"]
+
+
+def test_a_file_that_cannot_be_written_whole_is_the_old_one(tmp_path):
+    path = tmp_path / "settings.json"
+    write_atomically(path, b"old")
+    with files_of_at_most(100), pytest.raises(OSError, match=r"settings\.json'$"):
+        write_atomically(path, b"new" * 100)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_are_on_the_disk_before_their_name(tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        at = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((at.name, (tmp_path / "a.json").exists()))
+        if at == tmp_path:
+            raise OSError(errno.EINVAL, "Invalid argument")  # as some network file systems do
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "a.json", b"{}")
+    assert synced == [(".a.json.part", False), (tmp_path.name, True)]
+    (tmp_path / "folder").mkdir()
+    sync_folder(tmp_path)
+    assert synced[2:] == [("a.json", True), (tmp_path.name, True)]
 
 
 def test_the_command_line_says_it_in_one_sentence(source, tmp_path):

@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from agents.viewer.svg import Axis, Point, Series, legend_mark, line_chart
-from learners.experiments.stages import write_atomically
 from learners.experiments.tool_mdp.cells import GAMMA, LABELS
 from learners.experiments.tool_mdp.tables import NAMES, Row
+from swe_env.disk import write_atomically
 
 _SHELL = Markup(
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from learners.experiments.stages import Stages, write_atomically
+from learners.experiments.stages import Stages
 from learners.experiments.tool_mdp.cells import Cell, grid
 from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
 from learners.experiments.tool_mdp.page import write_page
@@ -29,6 +29,7 @@ from learners.experiments.tool_mdp.summary import summarize
 from learners.experiments.tool_mdp.tables import tables
 from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
 from learners.experiments.tool_mdp.world import World, table_world, tool_world
+from swe_env.disk import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 import torch
 
 from learners.losses import LossOutput, get_loss, losses, sft
+from learners.training.step import try_loss
 from swe_env.errors import ConfigError
 
 
@@ -30,6 +33,37 @@ def test_an_own_loss_plugs_in_by_decorator_and_gets_what_it_names():
         chosen_num_tokens=torch.tensor([2]), gamma=3.0, ref_chosen_logps=one,
     )  # fmt: skip
     assert out.loss.item() == pytest.approx(0.474077, abs=1e-5)
+
+
+def test_an_installed_package_gives_a_loss_a_name(tmp_path, monkeypatch):
+    """By an entry point, as pip leaves it: a dist-info folder on the path."""
+    info = tmp_path / "own_loss-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-loss\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[swe_env.losses]\nown-loss = own_loss:mine\nbroken = own_loss:gone\n"
+    )
+    (tmp_path / "own_loss.py").write_text(
+        "from learners.losses import LossOutput\n\n\n"
+        "def mine(policy_chosen_logps, policy_rejected_logps, *, gamma):\n"
+        "    return LossOutput(gamma * (policy_rejected_logps - policy_chosen_logps).mean())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(losses, "_objects", {})
+    monkeypatch.delitem(sys.modules, "own_loss", raising=False)
+    assert "own-loss" in losses.names()
+    loss = get_loss("own-loss")
+    assert (loss.name, loss.kind, loss.needs_reference) == ("own-loss", "pairs", False)
+    try_loss(loss, {"gamma": 0.5})
+    one = torch.tensor([-1.0])
+    out = loss(policy_chosen_logps=one, policy_rejected_logps=3 * one, gamma=0.5, zeta=1.0)
+    assert out.loss.item() == -1.0
+    with pytest.raises(ConfigError, match="Did you mean 'own-loss'"):
+        get_loss("own-los")
+    with pytest.raises(
+        ConfigError, match="loss 'broken' could not be imported from 'own_loss:gone"
+    ):
+        get_loss("broken")
 
 
 def test_unknown_and_unfit_losses_are_one_sentence():

@@ -1,11 +1,16 @@
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from learners.training.commands import train
+from learners.training.commands import progress_bar, train
+from learners.training.results import Progress
+from swe_env import cli
 from swe_env.errors import ConfigError
 
 app = typer.Typer()
@@ -35,3 +40,30 @@ def test_a_wrong_setting_reaches_the_user_as_a_sentence(settings):
         CliRunner().invoke(app, [*options(settings), "--set", "lora_q=4"], catch_exceptions=False)
     with pytest.raises(ConfigError, match="not of the form NAME=VALUE"):
         CliRunner().invoke(app, [*options(settings), "--set", "lora_r"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("first", "total", "left"), [(1, 10, "0:11:40"), (50, 100, "1:20:00")])
+def test_the_bar_tells_the_time_left_of_steps_of_minutes(first, total, left):
+    """100 s a step, also where the first one shown is that of a checkpoint."""
+    now, printed = [0.0], io.StringIO()
+    with progress_bar(Console(file=printed, width=120), get_time=lambda: now[0]) as show:
+        for done in range(first, first + 3):
+            show(Progress("training", done, total, {"loss": 0.5}))
+            now[0] += 100
+    assert f"{first + 2}/{total} {left} loss 0.5" in " ".join(printed.getvalue().split())
+
+
+def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("learners.training.loop.train", interrupt)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["swe", "train", *options(settings)])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == (
+        "swe: interrupted; run the same command with --resume to go on from its last checkpoint."
+    )

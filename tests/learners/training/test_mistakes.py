@@ -242,6 +242,36 @@ def learns_nothing(policy_chosen_logps):
     return LossOutput(policy_chosen_logps.detach().mean())
 
 
+def gives_a_vector(policy_chosen_logps):
+    return LossOutput(policy_chosen_logps.mean(), {"my/margin": policy_chosen_logps.detach()})
+
+
+def gives_a_word(policy_chosen_logps):
+    return LossOutput(policy_chosen_logps.mean(), {"my/word": "margin"})
+
+
+def test_metrics_that_are_no_numbers(settings):
+    own = "tests.learners.training.test_mistakes"
+    fails(settings, r"metric 'my/margin' of the loss '.*_vector' is a tensor of shape \(2,\)",
+          loss=f"{own}:gives_a_vector")  # fmt: skip
+    fails(settings, "metric 'my/word' of the loss '.*gives_a_word' is str: give a number",
+          loss=f"{own}:gives_a_word")  # fmt: skip
+    assert not Path(settings["out"]).exists()
+
+
+def test_a_window_that_the_run_is_too_short_for(settings):
+    fails(settings, r"stop_kl is averaged over stop_window = 10 steps and the run has 6, so it",
+          stop_kl=0.1)  # fmt: skip
+    fails(settings, r"stop_entropy is averaged over stop_window = 7 steps and the run has 6",
+          stop_entropy=0.5, stop_window=7)  # fmt: skip
+    fails(settings, r"stop_window = 10 steps and the run has \d, so", stop_kl=0.1, max_steps=None)
+    assert not Path(settings["out"]).exists()
+    for changes in ({"stop_window": 10}, {"stop_window": 6, "stop_kl": 0.1}):
+        with pytest.raises(AssertionError, match="long work began"):
+            train(TrainConfig(**{**settings, **changes}))
+        shutil.rmtree(settings["out"])
+
+
 def test_a_loss_that_cannot_be_called(settings):
     fails(settings, "h-dpo sharpens, so its zeta must not be above gamma", loss="h-dpo")
     own = "tests.learners.training.test_mistakes"

@@ -21,7 +21,7 @@ from learners.training.zero import deepspeed_settings
 from swe_env.errors import ConfigError
 from tests.learners.models import save_model
 from tests.learners.records import rewriting_buffer
-from tests.learners.training.conftest import write_buffer
+from tests.learners.training.conftest import train_and_kill, write_buffer
 
 CASES = {
     "pairs": {"loss": "entropo-dpo", "tie_word_embeddings": False},
@@ -40,6 +40,8 @@ DEEPSPEED = pytest.mark.skipif(
 )
 LEFT = ("sharded", "zero-3")
 """Where a run is also left to be gone on with by a single process."""
+TAKEN = ("replicated", "sharded")
+"""Where a run that a single process began is also gone on with."""
 pytestmark = [
     pytest.mark.timeout(600),  # three trainings of five runs each, on a busy machine
     pytest.mark.xdist_group("processes"),  # which are made once for all
@@ -108,6 +110,14 @@ def two(jobs, request):
         environment |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param[-1]}
     if request.param in LEFT:
         found.append({**jobs(f"left-{request.param}")[1][-1], "leave": True})
+    if request.param in TAKEN:
+        begun = jobs(f"taken-{request.param}")[1][-1]["settings"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SWE_ENV_CACHE", environment["SWE_ENV_CACHE"])
+            train_and_kill(begun, after=4)
+        found.append({"settings": {**begun, "resume": True}, "kill_at": None})
+    if request.param == "replicated":
+        found.append({**jobs("damaged")[1][-1], "damage": True})
     launch(home / f"{request.param}.json", found, environment)
     return home / request.param
 
@@ -143,6 +153,12 @@ def test_two_processes_take_the_steps_of_one(one, two, case):
     assert record["processes"] == 2
     if two.name in LEFT and case == "resumed":
         goes_on_alone(two.parent / f"left-{two.name}" / case, one / case)
+    if two.name in TAKEN and case == "resumed":
+        taken = two.parent / f"taken-{two.name}" / case
+        assert json.loads((taken / "training.json").read_text())["processes"] == 2
+        compare(taken, one / case)
+    if two.name == "replicated" and case == "resumed":  # from step 2, as step 4 was damaged
+        compare(two.parent / "damaged" / case, one / case)
 
 
 def goes_on_alone(left, whole):

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from agents.selection.diversity import effective_correct
-from learners import TrainConfig, read_metrics, train
+from learners import StopTraining, TrainConfig, read_metrics, train
 from learners.data import encode
 from learners.ops import sequence_logps
 from learners.training.solutions import attempts, spread
@@ -19,7 +19,7 @@ from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
 from tests.learners.models import byte_tokenizer, tiny_llama
 from tests.learners.records import FAILURE, mixed_buffer, sampled
-from tests.learners.training.conftest import write_buffer
+from tests.learners.training.conftest import Killed, write_buffer
 
 
 @pytest.fixture
@@ -180,6 +180,54 @@ def test_a_rule_goes_on_where_it_was(settings):
         assert after.reason() == whole.reason()
         reasons.append(bool(whole.reason()))
     assert reasons == [False] * 6 + [True]
+
+
+def test_a_run_that_a_rule_ends_is_evaluated_where_it_ends(settings, held_out):
+    settings |= {"loss": "dpo", "stop_kl": 0.02, "stop_window": 1, "max_steps": 40}
+    settings |= {"eval_buffer": held_out}
+    seen = []
+    result = train(TrainConfig(**settings), on_eval=lambda model, step: seen.append(step) or {})
+    assert "over the budget" in result.stopped
+    assert seen == [result.steps]
+    evaluated = [r["step"] for r in read_metrics(result.out) if "eval/loss" in r]
+    assert evaluated == [result.steps]
+    assert result.metrics["eval/loss"] > 0
+
+
+def test_a_run_killed_in_the_evaluation_that_a_rule_asked_for_repeats_it_alone(settings):
+    settings |= {"loss": "dpo", "stop_kl": 0.02, "stop_window": 1, "max_steps": 40}
+    settings |= {"save_every": 50}
+
+    def killed(model, step):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(TrainConfig(**settings), on_eval=killed)
+    seen, steps = [], []
+    result = train(
+        TrainConfig(**settings, resume=True),
+        on_eval=lambda model, step: seen.append(step) or {"x": 1.0},
+        on_progress=lambda p: steps.append(p.done) if p.stage == "training" else None,
+    )
+    assert "over the budget" in result.stopped
+    assert seen == [result.steps]
+    assert steps == []  # none was taken, and of a run that is over none is shown
+    assert read_metrics(result.out)[-1]["eval/x"] == 1.0
+
+
+@pytest.mark.parametrize("stage", ["data", "reference"])
+def test_a_stop_before_the_first_step_is_heeded_after_it(settings, stage):
+    seen = []
+
+    def show(progress):
+        seen.append(progress.stage)
+        if progress.stage == stage:
+            raise StopTraining(f"enough of {stage}")
+
+    result = train(TrainConfig(**settings, loss="dpo"), on_progress=show)
+    assert (result.steps, result.stopped) == (1, f"enough of {stage}")
+    assert {"data", "reference"} <= set(seen)
+    assert (result.out / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
