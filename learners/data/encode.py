@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class LaterContext:
     """A context that is not the one before it and something more.
 
     Kept as what is new, or a hundred contexts of one trajectory would be held a hundred times.
@@ -53,7 +53,7 @@ class Encoded:
     """The agent turn (from 0) that sampled the token, or -1."""
     cut_tokens: int = 0
     """Tokens of observations that were left out to keep within a limit (`learners.data.cut`)."""
-    later: tuple[Rewritten, ...] = ()
+    later: tuple[LaterContext, ...] = ()
     """Contexts of later turns, in order, where a prompt rewrites what came before."""
 
     def __len__(self) -> int:
@@ -262,7 +262,7 @@ def _recorded(trajectory: Trajectory) -> Encoded:
         contexts[-1][1].extend(new)
         length = kept + len(metrics.prompt_token_ids) + len(metrics.completion_token_ids)
     (_, pieces), *rest = contexts
-    later = tuple(Rewritten(kept, *_join(more, trajectory, kept)) for kept, more in rest)
+    later = tuple(LaterContext(kept, *_join(more, trajectory, kept)) for kept, more in rest)
     return Encoded(*_join(pieces, trajectory), later=later)
 
 

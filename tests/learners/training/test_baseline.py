@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from learners.data.dataset import Sample, mismatched_sequence
-from learners.data.encode import Encoded, Rewritten
+from learners.data.encode import Encoded, LaterContext
 from learners.training.baseline import mismatches
 from swe_env.errors import ConfigError
 
@@ -51,7 +51,7 @@ def test_contexts_of_a_partner_count_with_the_other_first_state():
     (sequence,) = row(1, 3, 2).sequences
     later = dataclasses.replace(row(1, 0, 4).sequences[0], turn_ids=(1,) * 4, input_ids=(7,) * 4)
     longer = dataclasses.replace(
-        sequence, later=(Rewritten(4, later.input_ids, later.loss_mask, later.turn_ids),)
+        sequence, later=(LaterContext(4, later.input_ids, later.loss_mask, later.turn_ids),)
     )
     rows = [row(0, 5, 1), Sample((longer,), 1), row(2, 3, 1)]
     assert mismatches(rows, 10)[0].longest == 10
