@@ -47,7 +47,7 @@ class KeptAttention:
     def weigh(self, model: nn.Module, layout: Layout) -> None:
         """Decide for the pass that comes: on CUDA, for long runs, if they fit what is free.
 
-        Nothing is kept of a row that several processes share: a part of it has no runs.
+        Nothing is kept of a row that several processes share: a part of it has no spans.
         """
         device = layout.ends.device
         self.keeps = False

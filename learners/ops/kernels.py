@@ -25,12 +25,12 @@ _QUICKEST = [
     SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
 ]  # fmt: skip
 _BLOCK = 512
-"""Queries of a run that see a longer path, or a window, computed at once."""
+"""Queries of a span that see a longer path, or a window, computed at once."""
 _STEPS = 32
 """On CUDA a run's path is filled up to a multiple of this share of the power of two below it, so
 that lengths repeat: cuDNN prepares a kernel for every new one, in 0.06 s (H200)."""
 _LONG = 4096
-"""Mean tokens of a run from which on a call of SDPA for each run is quicker than one `varlen`."""
+"""Mean tokens of a span from which on a call of SDPA for each is quicker than one `varlen`."""
 
 
 def segments(
@@ -42,7 +42,7 @@ def segments(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Run by run, each against the keys of its own path: computes nothing that is masked."""
+    """Span by span, each against the keys of its own path: computes nothing that is masked."""
     done = [
         part
         for span in layout.spans

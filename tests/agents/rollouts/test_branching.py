@@ -198,7 +198,7 @@ def test_a_local_model_goes_on_from_its_own_tokens(tiny, shop_task, tmp_path):
     assert len({reply[2] for reply in replies}) == 3
     for trajectory in runs[0]:
         length = 0
-        for step in trajectory.agent_steps:  # one append-only sequence, as a learner needs it
+        for step in trajectory.agent_steps:  # one sequence, of which nothing is rewritten
             assert step.metrics.prompt_prefix == length
             length += len(step.metrics.prompt_token_ids + step.metrics.completion_token_ids)
         assert trajectory.truncation == "steps"
