@@ -3,15 +3,19 @@
     python benchmarks/learner_gpu.py
 
 Models of 0.5B, 1.5B, 4B and 8B with random weights (Qwen's shapes), LoRA r = 8 on all linear
-layers, bfloat16, gradient checkpointing; one DPO pair of 2 x 8k to 128k random tokens an optimizer
-step, a fifth of them sampled, the first 1,024 in common. A point is one step of at most 2 x 8k to
-warm up and one timed step, through the code that `learners.train` runs; the peak is that of the
-timed step, weights included. Every point goes into the result file as soon as it is there; a point
-that runs out of memory says so, and points that the time (`--minutes`) is too short for are named.
+layers, bfloat16; one DPO pair of 2 x 8k to 128k random tokens an optimizer step, a fifth of them
+sampled, the first 1,024 in common. Gradient checkpointing is as each side has it by default: ours
+recomputes what the card does not hold (`learners.ops.keeping`), TRL's recomputes every layer. At 8k
+there is also TRL's with nothing recomputed (``trl, kept``).
 
-``utilisation`` counts what is computed, attention and recomputation included (attention once less
-where it was kept, see `learners.ops.keeping`); ``mfu`` leaves recomputation out. Both are shares of
-the card's dense bf16 peak (`learners.training.plan.gpus`).
+A point is two steps of at most 2 x 8k to warm up and timed steps of its own, one or at 8k five, of
+which the median counts, through the code that `learners.train` runs. The peak is that of the timed
+steps, weights included. Every point goes into the result file as soon as it is there; a point that
+runs out of memory says so, and points that the time (`--minutes`) is too short for are named.
+
+``utilisation`` counts what is computed, attention and recomputation included (less what was kept);
+``mfu`` leaves recomputation out. Both are shares of the card's dense bf16 peak
+(`learners.training.plan.gpus`).
 
 `--device cpu --tiny` runs the same code on a CPU with models of a few thousand weights: its figures
 mean nothing.
@@ -20,10 +24,12 @@ mean nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.util
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -39,8 +45,9 @@ from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.losses import get_loss
 from learners.ops.keeping import checkpoint_settings
+from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
-from learners.training.model import add_adapter, trainable
+from learners.training.model import add_adapter, checkpoint, trainable
 from learners.training.passes import Packing, Passes
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.costs import Costs, Setup
@@ -53,7 +60,7 @@ from swe_env.machine import machine
 
 K = 1024
 SHARED = 1024
-CONFIG = TrainConfig(model="", buffer="", out="", gradient_checkpointing=True)
+CONFIG = TrainConfig(model="", buffer="", out="")
 
 
 def _shapes(kind: Any, *sizes: int, tied: bool) -> PretrainedConfig:
@@ -78,12 +85,17 @@ MODELS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 """Shapes of Qwen2.5-0.5B and 1.5B, Qwen3-4B and 8B."""
 POINTS = (
-    ("8B", 32 * K), ("0.5B", 128 * K),  # the two that must fit, first
-    ("0.5B", 8 * K), ("1.5B", 8 * K), ("4B", 8 * K), ("8B", 8 * K), ("0.5B", 32 * K),
-    ("1.5B", 32 * K), ("4B", 32 * K), ("0.5B", 64 * K), ("1.5B", 64 * K), ("4B", 64 * K),
+    ("0.5B", 8 * K), ("1.5B", 8 * K), ("4B", 8 * K), ("8B", 8 * K), ("8B", 32 * K),
+    ("0.5B", 128 * K), ("0.5B", 32 * K), ("1.5B", 32 * K), ("4B", 32 * K), ("0.5B", 64 * K),
+    ("1.5B", 64 * K), ("4B", 64 * K),
 )  # fmt: skip
 """Model and tokens of each sequence of the pair."""
 TINY = (("tiny", 96), ("tiny", 160))
+SIDES = ("ours", "trl", "trl, kept")
+KEPT = (("0.5B", 8 * K), ("1.5B", 8 * K), ("4B", 8 * K), ("tiny", 96))
+"""Points that TRL's side is played at without recomputation, too."""
+WARM = 2
+"""Steps to warm up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,11 @@ class Point:
     short: Sample
     """To warm up with."""
 
+    @property
+    def steps(self) -> int:
+        """Timed ones."""
+        return 5 if self.tokens <= 8 * K else 1
+
 
 def main() -> int:
     """Play every point on both sides."""
@@ -103,7 +120,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="models of a few thousand weights")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no point after that")
-    parser.add_argument("--sides", nargs="*", default=["ours", "trl"], choices=["ours", "trl"])
+    parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--points", nargs="*", help="as in 0.5B:8192; by default all")
+    parser.add_argument("--card-gb", type=float, help="use no more of the card than so many GB")
     parser.add_argument("--packing", default="auto", help="as the learner's setting")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -120,22 +139,29 @@ def main() -> int:
     device = torch.device(given.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     out = given.out or Path(__file__).parent / "results" / f"learner_gpu_{_plain(name)}.json"
-    sides = [side for side in given.sides if side == "ours" or importlib.util.find_spec("trl")]
+    has_trl = importlib.util.find_spec("trl") is not None
+    sides = [side for side in given.sides if side == "ours" or has_trl]
     result: dict[str, Any] = {
         "machine": machine("torch", "transformers", "peft"), "device": name,
         "peak_flops": _peak(name), "sides": sides, "points": [], "not_started": [],
         "command": "python benchmarks/learner_gpu.py " + " ".join(sys.argv[1:]),
     }  # fmt: skip
-    if "trl" in given.sides and "trl" not in sides:
+    if len(sides) < len(given.sides):
         print("trl is not installed here: only our side is played.", file=sys.stderr)
+    filled = _fill(device, given.card_gb) if given.card_gb else None
     started = time.monotonic()
-    for model, tokens in TINY if given.tiny else POINTS:
+    points = [_point(text) for text in given.points] if given.points else None
+    for model, tokens in points or (TINY if given.tiny else POINTS):
         for side in sides:
+            if side == "trl, kept" and (model, tokens) not in KEPT:
+                continue
             if time.monotonic() - started > 60 * given.minutes:
                 result["not_started"].append(f"{model}, 2 x {tokens}, {side}")
                 continue
             row = play(side, make_point(model, tokens), device, given.packing, result["peak_flops"])
             result["points"].append(row)
+            if filled is not None and row.get("peak_bytes"):
+                row["peak_bytes"] -= filled.numel()
             print(json.dumps(row), flush=True)
             out.write_text(json.dumps(result, indent=1) + "\n")
     out.write_text(json.dumps(result, indent=1) + "\n")
@@ -149,7 +175,10 @@ def play(
     """One point on one side: the figures, or why there are none."""
     row: dict[str, Any] = {"side": side, "model": point.model, "tokens_each": point.tokens}
     try:
-        took = ours(point, device, packing) if side == "ours" else trl_side(point, device)
+        if side == "ours":
+            took = ours(point, device, packing)
+        else:
+            took = trl_side(point, device, checkpointing=side == "trl")
         row |= took | _derived(point, took, peak, shared=side == "ours")
     except torch.OutOfMemoryError:
         row["failed"] = "out of memory"
@@ -166,6 +195,7 @@ def ours(point: Point, device: torch.device, packing: str) -> dict[str, Any]:
     with torch.device(device):
         base = _model(point.model)
     model = add_adapter(base.requires_grad_(False), CONFIG, "").train()
+    checkpoint(model, CONFIG, device)
     workers = Workers()
     scorer = Scorer(PolicySums(model), Passes(model, device, Packing(packing)), workers)
     settings = {"gamma": 0.1, "zeta": 0.11, "beta": 0.1, "label_smoothing": 0.0}
@@ -180,13 +210,16 @@ def ours(point: Point, device: torch.device, packing: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    took = _timed(step, point, device)
+    kept = checkpoint_settings(model)["context_fn"]
+    layers = len(unwrap(model).get_decoder().layers)
     return {
-        **_timed(step, point, device), "packing": scorer.passes.kernel,
-        "kept_attention": checkpoint_settings(model)["context_fn"].keeps,
+        **took, "packing": scorer.passes.kernel, "kept_attention": kept.attention,
+        "kept_layers": kept.layers if CONFIG.checkpoints_on(device.type) else layers,
     }  # fmt: skip
 
 
-def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
+def trl_side(point: Point, device: torch.device, *, checkpointing: bool) -> dict[str, Any]:
     """TRL's trainer, reference precomputed; its loss on the whole completion."""
     import trl
     from datasets import Dataset
@@ -196,7 +229,7 @@ def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
 
     with torch.device(device):
         base = _model(point.model)
-    pairs = [point.short, point.pair]
+    pairs = [point.short] * WARM + [point.pair] * point.steps
     data = []
     for pair in pairs:
         chosen, rejected = (list(side.input_ids) for side in pair.sequences)
@@ -204,22 +237,26 @@ def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
         data.append(
             {"prompt_ids": chosen[:cut], "chosen_ids": chosen[cut:], "rejected_ids": rejected[cut:]}
         )
-    took: dict[str, Any] = {}
+    times: list[float] = []
+    begun = peak = 0.0
 
     class Watch(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            took["begun"] = _now(device)
-            if device.type == "cuda":
+        def on_step_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+            nonlocal begun
+            if device.type == "cuda" and state.global_step == WARM:
                 torch.cuda.reset_peak_memory_stats()
+            begun = _now(device)
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            took["seconds"] = _now(device) - took["begun"]
-            took["peak_bytes"] = _peak_bytes(device)
+        def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+            nonlocal peak
+            if state.global_step > WARM:
+                times.append(_now(device) - begun)
+                peak = _peak_bytes(device) or 0
 
     with tempfile.TemporaryDirectory() as folder:
         settings = trl.DPOConfig(
-            output_dir=folder, per_device_train_batch_size=1, max_steps=2, beta=0.1,
-            max_length=None, precompute_ref_log_probs=True, gradient_checkpointing=True,
+            output_dir=folder, per_device_train_batch_size=1, max_steps=len(pairs), beta=0.1,
+            max_length=None, precompute_ref_log_probs=True, gradient_checkpointing=checkpointing,
             bf16=True, use_cpu=device.type == "cpu", save_strategy="no", report_to="none",
             disable_tqdm=True, remove_unused_columns=False, train_sampling_strategy="sequential",
         )  # fmt: skip
@@ -229,7 +266,8 @@ def trl_side(point: Point, device: torch.device) -> dict[str, Any]:
             processing_class=_tokenizer(), peft_config=lora, callbacks=[Watch()],
             data_collator=_collator(),
         ).train()  # fmt: skip
-    return {"seconds": took["seconds"], "peak_bytes": took["peak_bytes"], "trl": trl.__version__}
+    kept = {} if checkpointing else {"kept_layers": len(base.get_decoder().layers)}
+    return {**_seconds(times), "peak_bytes": int(peak) or None, "trl": trl.__version__, **kept}
 
 
 def make_point(model: str, tokens: int) -> Point:
@@ -260,12 +298,20 @@ def _model(name: str) -> Any:
 
 
 def _timed(step: Callable[[Sample], None], point: Point, device: torch.device) -> dict[str, Any]:
-    step(point.short)
+    for _ in range(WARM):
+        step(point.short)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    begun = _now(device)
-    step(point.pair)
-    return {"seconds": _now(device) - begun, "peak_bytes": _peak_bytes(device)}
+    times: list[float] = []
+    for _ in range(point.steps):
+        begun = _now(device)
+        step(point.pair)
+        times.append(_now(device) - begun)
+    return {**_seconds(times), "peak_bytes": _peak_bytes(device)}
+
+
+def _seconds(times: list[float]) -> dict[str, Any]:
+    return {"seconds": statistics.median(times), "of_steps": [round(one, 4) for one in times]}
 
 
 def _now(device: torch.device) -> float:
@@ -282,13 +328,16 @@ def _derived(
     point: Point, took: dict[str, Any], peak: float | None, *, shared: bool
 ) -> dict[str, float | None]:
     """Speed and shares of the peak; TRL's work is taken without sharing, on agent tokens."""
-    costs = Costs(MODELS[point.model](), CONFIG, "lora", Assumptions())
+    costs = _costs(point.model)
     sides = point.pair.sequences
     common = (sides[0].prompt_length,) if shared else ()
     loss_tokens = point.pair.num_loss_tokens
     batch = MicroBatch(tuple(map(len, sides)), loss_tokens, common)
-    seconds, kept = took["seconds"], took.get("kept_attention", False)
-    done = costs.flops(Setup("lora", 1, True), batch, kept_attention=kept)
+    seconds, attention = took["seconds"], took.get("kept_attention", False)
+    done = costs.flops(
+        Setup("lora", 1, True), batch, kept_attention=attention,
+        kept_layers=took.get("kept_layers", 0),
+    )  # fmt: skip
     needed = costs.flops(Setup("lora", 1, False), batch)
     return {
         "agent_tokens_per_second": loss_tokens / seconds,
@@ -298,11 +347,27 @@ def _derived(
     }
 
 
+@functools.cache
+def _costs(model: str) -> Costs:
+    return Costs(MODELS[model](), CONFIG, "lora", Assumptions())
+
+
 def _peak(name: str) -> float | None:
     """The card's dense bf16 peak, FLOP/s, if it is known."""
     words = name.upper().replace("-", " ").split()
     known = {card.name.partition("-")[0]: card.peak for card in GPUS.values()}
     return next((peak for card, peak in known.items() if card in words), None)
+
+
+def _point(text: str) -> tuple[str, int]:
+    model, _, tokens = text.partition(":")
+    return model, int(tokens)
+
+
+def _fill(device: torch.device, gigabytes: float) -> torch.Tensor:
+    """What is to be left alone of the card."""
+    free = torch.cuda.mem_get_info(device)[0]
+    return torch.empty(max(free - int(gigabytes * 1e9), 0), dtype=torch.uint8, device=device)
 
 
 def _plain(name: str) -> str:

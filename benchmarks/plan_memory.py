@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from learners.ops import sequence_logps
 from learners.training.config import TrainConfig
-from learners.training.model import add_adapter
+from learners.training.model import add_adapter, checkpoint
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.costs import Costs, Setup
 from learners.training.plan.samples import MicroBatch
@@ -66,6 +66,7 @@ def measure(tokens: int, loss_tokens: int, checkpointing: bool) -> dict[str, flo
     base = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES.to_dict()), dtype=torch.float32)
     base.requires_grad_(False)
     model = add_adapter(base, config, "").train()
+    checkpoint(model, config, torch.device("cpu"))
     step(model, 32, 8)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = resident("VmRSS")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from learners.ops.attention import NAMES, carrier, take_over
-from learners.ops.keeping import weigh
 from learners.ops.kernels import KERNELS
 from learners.ops.logps import token_logps
 from learners.ops.packing import Call, Layout, Packed, pack
@@ -46,7 +45,6 @@ def packed_logps(
     """
     causal = unwrap(model)
     packed.layout.kernel = kernel
-    weigh(causal, packed.layout)
     hidden = causal.base_model(
         input_ids=packed.input_ids,
         attention_mask=carrier(causal, packed.layout),

@@ -101,9 +101,10 @@ class TrainConfig(BaseModel):
     default bfloat16 where the device computes in it natively. What is trained and the optimizer
     are float32 always. float16, whose gradients would need scaling, is not offered."""
     device: str = "auto"
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third more time, far less memory. On CUDA
-    attention over long sequences is kept where free memory allows it (docs/learner-speed.md)."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: a third more time, far less memory. ``auto``: on
+    CUDA for the layers that free memory does not hold, elsewhere for none. With `true` too CUDA
+    keeps attention over long sequences where free memory allows it (docs/learner-speed.md)."""
 
     save_every: int | None = Field(default=50, ge=1)
     """Steps between checkpoints; None for none."""
@@ -127,6 +128,11 @@ class TrainConfig(BaseModel):
     resume: bool = False
     """Go on from the last checkpoint in `out`, to the same result as if never stopped; a finished
     run is left as it is."""
+
+    def checkpoints_on(self, device: str) -> bool:
+        """Whether layers are made to be recomputed on a kind of device."""
+        asked = self.gradient_checkpointing
+        return device == "cuda" if asked == "auto" else asked
 
     @property
     def pairs_per_task(self) -> int:

@@ -19,6 +19,7 @@ from learners.ops.keeping import checkpoint_settings
 from learners.ops.lean import lean_layers
 from learners.ops.lora import lean_lora
 from learners.ops.rotary import lean_rotary
+from learners.ops.sequence import unwrap
 from learners.training.card import public_model, read_record
 from learners.training.config import TrainConfig
 from swe_env.errors import ConfigError
@@ -132,11 +133,21 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
     lean_layers(base)
     lean_rotary(base)
     model.peft_config["default"].base_model_name_or_path = public_model(config.model)
-    if config.gradient_checkpointing:
-        with hub.quiet_renames():
-            model.gradient_checkpointing_enable(checkpoint_settings(model))
     found: PeftModel = model
     return found
+
+
+def checkpoint(model: Any, config: TrainConfig, device: torch.device) -> None:
+    """Let layers be recomputed in the backward pass, where `config` asks for it on that device."""
+    filled = config.gradient_checkpointing == "auto"
+    if not config.checkpoints_on(device.type) or (filled and not _can(model)):
+        return
+    with hub.quiet_renames():
+        model.gradient_checkpointing_enable(checkpoint_settings(model, whole=filled))
+
+
+def _can(model: nn.Module) -> bool:
+    return bool(getattr(unwrap(model), "supports_gradient_checkpointing", False))
 
 
 def _continued(base: PreTrainedModel, folder: Path, config: TrainConfig) -> Any:

@@ -13,6 +13,7 @@ from learners.data.batching import Batch, collate, microbatches, padded_size, tr
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.ops import SequenceLogps, sequence_logps
+from learners.ops.keeping import weigh
 from learners.ops.kernels import KERNELS
 from learners.ops.packed import packed_logps, prepare
 from learners.ops.packing import Packed, pack
@@ -141,6 +142,8 @@ class Passes:
 
 def forward(model: nn.Module, batch: Batch | Packed, kernel: str) -> SequenceLogps:
     """One pass."""
+    layout = batch.layout if isinstance(batch, Packed) else None
+    weigh(model, batch.input_ids, layout)
     if isinstance(batch, Packed):
         return packed_logps(model, batch, kernel)
     return sequence_logps(

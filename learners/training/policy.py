@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from agents.policies import hub
 from learners.ops import check_logits
-from learners.ops.keeping import checkpoint_settings
 from learners.training.config import TrainConfig
 from learners.training.model import (
     add_adapter,
     base_fingerprint,
+    checkpoint,
     model_digest,
     save_adapter,
     saved_fingerprint,
@@ -151,6 +151,7 @@ def make_policy(
     fingerprint, digest = workers.on_main(lambda: _fingerprint(config, base)), model_digest(base)
     full = config.mode == "full"
     model = _all_trained(base, config) if full else add_adapter(base, config, fingerprint)
+    checkpoint(model, config, device)
     check_logits(model, torch.tensor(probe, device=place))
     # FSDP casts whole weights to `compute`; under autocast norms give attention float32.
     inputs = torch.float32 if full and workers.fsdp is None else compute
@@ -211,8 +212,4 @@ def _fingerprint(config: TrainConfig, base: PreTrainedModel) -> str:
 
 def _all_trained(base: PreTrainedModel, config: TrainConfig) -> PreTrainedModel:
     torch.manual_seed(config.seed)
-    base.requires_grad_(True)
-    if config.gradient_checkpointing:
-        untyped: Any = base
-        untyped.gradient_checkpointing_enable(checkpoint_settings(untyped))
-    return base
+    return base.requires_grad_(True)

@@ -38,7 +38,7 @@ _SETTINGS = "settings.json"
 _PART = part_of(Path(_SETTINGS)).name
 _MAY_CHANGE = {
     "resume", "out", "save_every", "keep_checkpoints", "eval_every", "eval_buffer", "tensorboard",
-    "wandb_project",
+    "wandb_project", "gradient_checkpointing",
 }  # fmt: skip
 """Settings that a resumed run may have other values of: they do not change its result."""
 

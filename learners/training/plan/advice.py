@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from learners.losses import Loss
 from learners.training.config import TrainConfig
-from learners.training.plan.assumptions import GIB, Assumptions
-from learners.training.plan.costs import Costs, Setup
+from learners.training.plan.assumptions import GIB
+from learners.training.plan.costs import Costs, Setup, usable
 from learners.training.plan.gpus import Gpu
 from learners.training.plan.samples import MicroBatch, sample_of
 
@@ -20,11 +20,6 @@ _LONGEST = 1 << 20
 _MOST_GPUS = 64
 _TIGHT = 0.95
 """Share of a card beyond which the verdict warns: no plan is exact to the last GiB."""
-
-
-def usable(card: Gpu, assume: Assumptions) -> int:
-    """Bytes of a card that a run can have: all but what the allocator loses."""
-    return round(card.memory * (1 - assume.fragmentation))
 
 
 def longest_that_fits(costs: Costs, setup: Setup, loss: Loss, room: int, loss_share: float) -> int:

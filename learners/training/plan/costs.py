@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from learners.ops.keeping import SHARE
 from learners.ops.lora import SPLIT_BYTES
 from learners.ops.packed import layer_windows
 from learners.ops.sequence import output_layer, unwrap
@@ -34,6 +35,9 @@ class Setup:
     """1, or more with weights, gradients and optimizer state sharded over them (FSDP); QLoRA's
     4-bit weights are whole on each, see `sharded`."""
     checkpointing: bool
+    fills: bool = False
+    """With checkpointing: whether the last layers are not computed again where a GPU has room for
+    what they keep (`learners.ops.keeping`)."""
 
     @property
     def sharded(self) -> bool:
@@ -127,7 +131,7 @@ class Costs:
         whole = setup.sharded or setup.method == "full"
         gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
         inputs = len(self.layers) * hidden
-        paths = 2 * self._keys_width * size * sum(batch.lengths) if batch.shared else 0
+        paths = self._paths(batch)
         own = [layer.kept(batch.tokens) + paths for layer in self.layers]
         kept = inputs + sum(own)
         worst = max(layer.backward(batch.tokens) for layer in self.layers) + paths
@@ -150,6 +154,18 @@ class Costs:
             reference=round(max(forward, logps) + 2 * hidden),
             overhead=assume.context_bytes,
         )
+
+    def kept_layers(self, setup: Setup, card: Gpu, batch: MicroBatch) -> int:
+        """How many layers of a checkpointed micro-batch are not computed again: what has room."""
+        if not (setup.checkpointing and setup.fills):
+            return 0
+        room = SHARE * (usable(card, self.assume) - self.memory(setup, batch).total)
+        largest = max(layer.kept(batch.tokens) for layer in self.layers) + self._paths(batch)
+        return max(min(int(room / largest), len(self.layers)), 0)
+
+    def _paths(self, batch: MicroBatch) -> int:
+        """Copies of keys and values in one layer."""
+        return 2 * self._keys_width * self.size * sum(batch.lengths) if batch.shared else 0
 
     def weight_bytes(self, method: str) -> float:
         """Of the base model on all GPUs together.
@@ -179,7 +195,13 @@ class Costs:
         )
 
     def flops(
-        self, setup: Setup, batch: MicroBatch, *, train: bool = True, kept_attention: bool = False
+        self,
+        setup: Setup,
+        batch: MicroBatch,
+        *,
+        train: bool = True,
+        kept_attention: bool = False,
+        kept_layers: int = 0,
     ) -> float:
         """Floating-point operations of one micro-batch, shared tokens once.
 
@@ -187,8 +209,8 @@ class Costs:
         and F = sum over sequences and layers of 4 x (heads x head size) x (tokens attended to,
         summed over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients
         of inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n,
-        in which the logits are computed again. Checkpointing adds one forward of the layers, or
-        with `kept_attention` (see `learners.ops.keeping`) all of it but F.
+        in which the logits are computed again. Checkpointing adds one forward of the layers but
+        for `kept_layers`, or with `kept_attention` (see `learners.ops.keeping`) all of it but F.
         """
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
@@ -203,12 +225,14 @@ class Costs:
         backward = linear * (2 if setup.method == "full" else 1) + 2 * adapter
         backward += self.assume.attention_backward * attention + 2 * head
         again = layers - (attention if kept_attention else 0) if setup.checkpointing else 0
-        return layers + again + head + backward
+        return layers + again * (1 - kept_layers / len(self.layers)) + head + backward
 
     def _seconds(self, setup: Setup, card: Gpu, batch: MicroBatch, *, train: bool) -> float:
         """The longer of computing and reading the weights once for each pass through them."""
         assume = self.assume
-        compute = self.flops(setup, batch, train=train) / (card.peak * assume.utilisation)
+        kept = self.kept_layers(setup, card, batch) if train else 0
+        work = self.flops(setup, batch, train=train, kept_layers=kept)
+        compute = work / (card.peak * assume.utilisation)
         passes = 1 if not train else 3 if setup.checkpointing else 2
         read = passes * self.weight_bytes(setup.method)
         return max(compute, read / (card.bandwidth * assume.bandwidth_utilisation))
@@ -227,6 +251,11 @@ class Costs:
             head: Tensor = self._head
             self._logps[key] = logps_bytes(head, *key, self._softcap)
         return self._logps[key]
+
+
+def usable(card: Gpu, assume: Assumptions) -> int:
+    """Bytes of a card that a run can have: all but what the allocator loses."""
+    return round(card.memory * (1 - assume.fragmentation))
 
 
 def _speed(setup: Setup, assume: Assumptions) -> float:

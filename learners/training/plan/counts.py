@@ -89,9 +89,7 @@ def adapted(model: PreTrainedModel, config: TrainConfig, method: str) -> nn.Modu
         raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
     if method == "full":
         return model.requires_grad_(True)
-    fresh = config.model_copy(
-        update={"init_adapter": None, "gradient_checkpointing": False, **_inherited(config)}
-    )
+    fresh = config.model_copy(update={"init_adapter": None, **_inherited(config)})
     with torch.random.fork_rng(), torch.device("meta"), warnings.catch_warnings():
         # peft looks for the experts' rank among modules, though they are parameters.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)

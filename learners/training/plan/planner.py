@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from learners.losses import get_loss
 from learners.training.config import TrainConfig
-from learners.training.plan.advice import advise, longest_that_fits, usable
+from learners.training.plan.advice import advise, longest_that_fits
 from learners.training.plan.assumptions import Assumptions
-from learners.training.plan.costs import Costs, Memory, Setup
+from learners.training.plan.costs import Costs, Memory, Setup, usable
 from learners.training.plan.counts import METHODS, Counts
 from learners.training.plan.gpus import Gpu
 from learners.training.plan.gpus import gpu as find_gpu
@@ -96,7 +96,8 @@ def plan_training(
     loss = get_loss(config.loss)
     shapes = model_config(config.model)
     work = workload(read_buffer(config.buffer), config, loss, assume)
-    setup = Setup(method, gpus, config.gradient_checkpointing)
+    filled = config.gradient_checkpointing == "auto"
+    setup = Setup(method, gpus, config.checkpoints_on("cuda"), filled)
     other = replace(setup, checkpointing=not setup.checkpointing)
     costs = Costs(shapes, config, method, assume)
     longest = work.longest
@@ -126,7 +127,7 @@ def plan_training(
         reference_hours=reference_seconds / 3600,
         fits=memory.total <= room,
         verdict=advise(costs, setup, card, longest, loss, shapes, config),
-        notes=_notes(costs, setup, work, config),
+        notes=_notes(costs, setup, work, config, costs.kept_layers(setup, card, longest)),
         data=work.report,
         assumptions=assume,
     )
@@ -141,9 +142,17 @@ def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float
     )
 
 
-def _notes(costs: Costs, setup: Setup, work: Workload, config: TrainConfig) -> tuple[str, ...]:
+def _notes(
+    costs: Costs, setup: Setup, work: Workload, config: TrainConfig, kept: int
+) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
+    if setup.checkpointing and setup.fills:
+        notes.append(
+            "Layers are computed again only where memory demands it: of the longest sample "
+            f"{kept} of {len(costs.layers)} are not, in memory that is free otherwise "
+            "(gradient_checkpointing=true keeps memory low, =false keeps all)."
+        )
     if work.shared:
         notes.append(
             f"Sequences share {work.shared / work.tokens:.0%} of their tokens with others of the "

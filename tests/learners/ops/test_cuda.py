@@ -12,6 +12,7 @@ from learners.ops.lean import gated, rms_norm
 from learners.ops.lora import lean_lora, lora_linear, unchanging
 from learners.ops.prefix import grow
 from learners.ops.rotary import _plainly, _rotate
+from learners.training.passes import forward
 from tests.learners.models import tiny
 from tests.learners.ops.plain import plain_gated, plain_norm
 from tests.learners.ops.test_lora import adapted
@@ -176,21 +177,52 @@ def test_attention_that_is_kept_is_not_computed_again():
     assert prepare(model, "flash", GPU) == ""
     ids = torch.randint(300, (12_000,)).tolist()
     packed = pack([(ids, [False] + [True] * 11_999)], GPU)
-    found = {}
+    kept, found = settings["context_fn"], {}
     for worth in (0.0, float("inf")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("learners.ops.keeping._WORTH", worth)
             model.zero_grad()
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-                packed_logps(model, packed, "flash").logps.sum().backward()
+                forward(model, packed, "flash").logps.sum().backward()
                 torch.cuda.synchronize()
-            assert settings["context_fn"].keeps == (worth == 0.0)
+            assert kept.attention == (worth == 0.0)
         names = [event.key for event in seen.key_averages() for _ in range(event.count)]
         passes = sum("fprop" in name or "flash_fwd" in name for name in names)
         found[worth] = passes, [p.grad.clone() for p in model.parameters()]
     assert (found[0.0][0], found[float("inf")][0]) == (2, 4)  # layers, and those again
     for one, other in zip(found[0.0][1], found[float("inf")][1], strict=True):
         assert apart(one, other) < 2e-2
+
+
+def test_as_many_layers_are_kept_as_the_card_has_room_for():
+    """Passes of several lengths on a card of which little is left: none runs out of memory."""
+    shape = {
+        "hidden_size": 1024, "head_dim": 64, "intermediate_size": 3072, "initializer_range": 0.02,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "num_hidden_layers": 12,
+    }  # fmt: skip
+    model = adapted(torch.bfloat16, "qwen3", shape).to(GPU).train()
+    lean_lora(model)
+    settings = checkpoint_settings(model, whole=True)
+    model.gradient_checkpointing_enable(settings)
+    kept, layers, found = settings["context_fn"], [], []
+    assert prepare(model, "flash", GPU) == ""
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0]
+    rest = torch.empty(free - (16 << 30), dtype=torch.uint8, device=GPU)
+    for size in (2_000, 30_000, 60_000, 30_000, 100, 60_000):
+        ids = torch.randint(300, (size,), generator=torch.Generator().manual_seed(size)).tolist()
+        packed = pack([(ids, [False] + [True] * (size - 1))], GPU)
+        model.zero_grad()
+        forward(model, packed, "flash").logps.sum().backward()
+        layers.append(kept.layers)
+        found.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    del rest
+    assert layers[0] == 1, layers
+    assert layers[4] == 12, layers
+    assert layers[3] > layers[2], layers
+    assert 0 < layers[5] < 12, layers
+    for one, other in zip(found[1] + found[2], found[3] + found[5], strict=True):
+        assert apart(one, other) < 2e-2  # recomputed or not
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral"])

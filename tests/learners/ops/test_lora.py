@@ -9,9 +9,9 @@ from learners.ops.lora import lean_lora, lora_linear
 from tests.learners.models import tiny, tiny_llama
 
 
-def adapted(dtype=torch.float32, family="llama", **changes):
+def adapted(dtype=torch.float32, family="llama", shape=None, **changes):
     """A tiny model with an adapter that does something."""
-    base = tiny(family).to(dtype).requires_grad_(False)
+    base = tiny(family, **(shape or {})).to(dtype).requires_grad_(False)
     settings = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     model = get_peft_model(base, LoraConfig(**{**settings, **changes}))
     torch.manual_seed(1)

@@ -69,6 +69,23 @@ def test_memory_is_the_sum_that_the_docstring_says(qwen):
     assert without.fixed == memory.fixed
 
 
+def test_what_is_free_holds_layers_that_are_not_computed_again(qwen):
+    """Of 16,384 tokens a layer keeps 1.6 GiB."""
+    batch, filled = one(16_384), Setup("lora", 1, True, fills=True)
+    layer = 104_968 * 16_384
+    needed = qwen.memory(filled, batch).total
+    found = {}
+    for name in ("RTX4090-24", "A100-80", "H200-141"):
+        found[name] = qwen.kept_layers(filled, gpu(name), batch)
+        room = 0.8 * (usable(gpu(name), Assumptions()) - needed)
+        assert found[name] == min(max(int(room / layer), 0), 36)
+    assert 0 <= found["RTX4090-24"] < found["A100-80"] < found["H200-141"] == 36
+    assert qwen.kept_layers(Setup("lora", 1, True), gpu("H200-141"), batch) == 0
+    whole, none = (qwen.flops(Setup("lora", 1, how), batch) for how in (True, False))
+    assert qwen.flops(filled, batch, kept_layers=36) == pytest.approx(none)
+    assert qwen.flops(filled, batch, kept_layers=9) == pytest.approx(none + (whole - none) * 0.75)
+
+
 def test_shared_beginnings_cost_copies_of_keys_and_values(qwen):
     """8 key heads of 128, two bytes, keys and values, of every path: kept, and their gradients."""
     alone, shared = MicroBatch((700, 600), 100), MicroBatch((1000, 300 + 500), 100, shared=(500,))

@@ -164,6 +164,7 @@ def test_a_started_adapter_gives_its_own_rank(config, settings):
 
 
 def test_a_page_and_the_data_say_the_same(config):
+    config = config.model_copy(update={"gradient_checkpointing": False})
     plan = plan_training(config, method="qlora", gpus=2)
     page = as_text(plan)
     assert "trained" in page.splitlines()[1]
@@ -175,7 +176,19 @@ def test_a_page_and_the_data_say_the_same(config):
     record = json.loads(json.dumps(as_dict(plan)))
     assert record["memory"]["total"] == plan.memory.total
     assert record["longest"]["width"] == plan.longest.width
-    assert record["setup"] == {"method": "qlora", "gpus": 2, "checkpointing": False}
+    setup = {"method": "qlora", "gpus": 2, "checkpointing": False, "fills": False}
+    assert record["setup"] == setup
+
+
+def test_layers_that_have_room_cost_no_second_pass(config):
+    """By default all of a tiny model's; with checkpointing asked for, none."""
+    asked = [config.model_copy(update={"gradient_checkpointing": how}) for how in ("auto", True)]
+    filled, whole = (plan_training(one) for one in asked)
+    assert filled.setup.checkpointing
+    assert filled.memory == whole.memory
+    assert any("2 of 2 are not" in note for note in filled.notes)
+    assert not any("are not" in note for note in whole.notes)
+    assert filled.hours < whole.hours
 
 
 def test_the_command_plans_and_writes_nothing(config, settings):
