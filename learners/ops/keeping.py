@@ -52,6 +52,12 @@ class _Parts(NamedTuple):
         new = (p.numel() * p.element_size() for p in self.trained if p.grad is None)
         return sum(new) + self.halves
 
+    def cast(self, layer: nn.Module) -> int:
+        """Bytes of a layer's weights in half precision, which autocast makes and keeps."""
+        if not self.trained or not torch.is_autocast_enabled(self.trained[0].device.type):
+            return 0
+        return sum(2 * p.numel() for p in layer.parameters())
+
 
 def _parts(causal: PreTrainedModel, *, whole: bool) -> _Parts:
     """Of a model as it is trained, sharded if it will be.
@@ -88,7 +94,14 @@ class Kept:
         """How many, the last ones, are not checkpointed in the pass that comes."""
         self.measured = 0, 0
         """Tokens of a pass, and the bytes that its last layer kept: of the longest so far."""
+        self._share, self._took = SHARE, 0.0
         self._parts: _Parts | None = None
+
+    def give_way(self) -> bool:
+        """Keep at most half as much from now on; False if no layer was kept in the last pass."""
+        if self.layers:
+            self._share = self._took / 2 if self.layers > 1 else 0.0
+        return self.layers > 0
 
     def __call__(self) -> tuple[Any, Any]:
         """Contexts of a layer's first pass and of the second."""
@@ -130,10 +143,11 @@ class Kept:
             return
         longest, found = self.measured
         if longest:
-            mine = found * max(tokens / longest, 1.0) + _copies(config, layout)
+            mine = found * tokens / longest + _copies(config, layout) + parts.cast(layers[-1])
             mine -= attention / len(layers) if self.attention else 0
-            self.layers = min(int(SHARE * room / max(mine, 1.0)), len(layers))
-        else:
+            self.layers = min(int(self._share * room / max(mine, 1.0)), len(layers))
+            self._took = self.layers * mine / room
+        elif self._share:
             self.layers = 1  # which any checkpointed layer's backward pass holds
         if self.layers and tokens > longest:
             self._measure(layers[-1], tokens)
@@ -183,6 +197,12 @@ def weigh(model: nn.Module, input_ids: Tensor, layout: Layout | None) -> None:
     kept = _kept.get(unwrap(model))
     if kept is not None:
         kept.weigh(model, input_ids, layout)
+
+
+def give_way(model: nn.Module) -> bool:
+    """Let a model whose pass ran out of memory keep less; False if that changes nothing."""
+    kept = _kept.get(unwrap(model))
+    return kept is not None and kept.give_way()
 
 
 _kept: weakref.WeakKeyDictionary[nn.Module, Kept] = weakref.WeakKeyDictionary()

@@ -4,11 +4,12 @@ from learners.training.config import TrainConfig
 from learners.training.loop import train
 from learners.training.metrics import read_metrics
 from learners.training.prepare import NoSignal
-from learners.training.results import Diverged, Progress, StopTraining, TrainResult
+from learners.training.results import Diverged, OutOfMemory, Progress, StopTraining, TrainResult
 
 __all__ = [
     "Diverged",
     "NoSignal",
+    "OutOfMemory",
     "Progress",
     "StopTraining",
     "TrainConfig",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learners.training.draws import draw_again, draws
 from learners.training.policy import Policy
 from learners.training.shard import load_optimizer, parted_like, whole, whole_optimizer
 from learners.training.workers import Workers
@@ -59,7 +60,7 @@ def save_checkpoint(
         "step": step,
         "parameters": parameters,
         "optimizer": optimizer_state,
-        "rng": workers.gather(_rng(policy.scorer.device)),
+        "rng": workers.gather(draws(policy.scorer.device)),
         "extra": dict(extra),
     }
     adapter = policy.collect() if policy.config.mode != "full" else None
@@ -211,20 +212,10 @@ def restore_checkpoint(
         load_optimizer(optimizer, state["optimizer"])
     index = policy.scorer.workers.index
     if index < len(state["rng"]):  # a process that was not there before keeps its own
-        generators = state["rng"][index]
-        torch.set_rng_state(generators["cpu"])
-        if "device" in generators and policy.scorer.device.type == "cuda":
-            torch.cuda.set_rng_state(generators["device"], policy.scorer.device)
+        draw_again(state["rng"][index], policy.scorer.device)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found)
-
-
-def _rng(device: torch.device) -> dict[str, Tensor]:
-    found = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_rng_state(device)
-    return found

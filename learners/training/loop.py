@@ -20,6 +20,7 @@ from learners.training.baseline import state_of
 from learners.training.card import public_settings, read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
+from learners.training.memory import told
 from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
@@ -76,6 +77,7 @@ def train(
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
         NoSignal: the buffer holds nothing to learn from (a ConfigError too).
         Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
+        OutOfMemory: a pass does not fit the GPU; the checkpoint before it is intact.
         SweError: a checkpoint could not be written.
     """
     if config.eval_every is not None and config.eval_buffer is None and on_eval is None:
@@ -87,9 +89,10 @@ def train(
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
     show = heeded(on_progress) if on_progress is not None and workers.main else silent
-    run = _Run(make_parts(config, workers, show), on_eval, show)
-    with run.recording():
-        return run.go()
+    with told():
+        run = _Run(make_parts(config, workers, show), on_eval, show)
+        with run.recording():
+            return run.go()
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:

@@ -31,6 +31,10 @@ class Diverged(SweError):
     """A loss or gradient is not a finite number: no step with it is kept."""
 
 
+class OutOfMemory(SweError):
+    """A pass did not fit the GPU's memory; the last checkpoint is intact."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands, for whoever shows it."""

@@ -16,6 +16,7 @@ from learners.data.encode import Encoded
 from learners.losses import Loss, LossOutput
 from learners.losses.variants import normalized_reward
 from learners.ops.lora import unchanging
+from learners.training.memory import retried
 from learners.training.score import Scorer
 from swe_env.errors import ConfigError, SweError
 
@@ -74,13 +75,25 @@ def run_batch(
         references: Reference sums, float64, (samples, sequences a sample).
         z0: KTO's reference point of each sample, (samples,), or None.
     """
+    scorer = objective.scorer
+    references = references.to(scorer.device)
+    found = retried(lambda: _passes(objective, samples, references, z0), scorer)
+    logps, entropies, counts, shared = found
+    scorer.workers.add(logps, entropies, counts, shared)
+    metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)
+    metrics["shared_tokens"] = float(shared)
+    return BatchResult(metrics, logps.cpu())
+
+
+def _passes(
+    objective: Objective, samples: Sequence[Sample], references: Tensor, z0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """This process's passes: sums, entropies and loss tokens of its samples, and shared tokens."""
     scorer, workers = objective.scorer, objective.scorer.workers
-    device = scorer.device
-    shared = torch.zeros(1, dtype=torch.float64, device=device)
+    shared = torch.zeros(1, dtype=torch.float64, device=scorer.device)
     width = len(samples[0].sequences)
-    logps = torch.zeros(len(samples), width, dtype=torch.float64, device=device)
+    logps = torch.zeros(len(samples), width, dtype=torch.float64, device=scorer.device)
     entropies, counts = torch.zeros_like(logps), torch.zeros_like(logps, dtype=torch.long)
-    references = references.to(device)
     with unchanging(scorer.model):
         for rows, counted in _my_batches(objective, samples):
             chosen = [samples[row] for row in rows]
@@ -99,10 +112,7 @@ def run_batch(
             entropies[rows] = sums.entropies.detach().view(len(rows), width)
             counts[rows] = tokens
             shared += scorer.shared_tokens - before
-    workers.add(logps, entropies, counts, shared)
-    metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)
-    metrics["shared_tokens"] = float(shared)
-    return BatchResult(metrics, logps.cpu())
+    return logps, entropies, counts, shared
 
 
 def batch_figures(

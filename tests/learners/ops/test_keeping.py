@@ -119,6 +119,28 @@ def test_layers_that_have_room_are_computed_once(room):
     room(spare + int(2.5 * size / keeping.SHARE) - 2 * needed_bytes(config, 40))
     scored(model, 80)  # twice as long a pass is given twice as much, beside what it needs itself
     assert kept.layers == 0
+    room(spare + int(2.5 * size / keeping.SHARE))
+    scored(model, 20)
+    assert kept.layers == 4
+
+
+def test_what_autocast_makes_of_a_layers_weights_is_counted(room):
+    """Once more on top of what was measured, in which a short pass has a larger part."""
+    model, kept = prepared(tiny("llama", num_hidden_layers=4))
+    room(ROOM)
+    scored(model)
+    config, size = model.config, kept.measured[1]
+    weights = sum(2 * p.numel() for p in model.model.layers[-1].parameters())
+    owed = sum(4 * p.numel() for p in model.parameters())
+    needed = owed + needed_bytes(config, 40) + keeping._SPARE
+    room(needed + int((2 * size + weights) / keeping.SHARE))
+    model.zero_grad()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            weigh(model, row().input_ids, row().layout)
+        found.append(kept.layers)
+    assert found == [2, 1]
 
 
 def test_what_a_layer_keeps_is_what_the_plan_says(room):
