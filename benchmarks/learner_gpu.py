@@ -11,7 +11,8 @@ there is also TRL's with nothing recomputed (``trl, kept``).
 A point is two steps of at most 2 x 8k to warm up and timed steps of its own, one or at 8k five, of
 which the median counts, through the code that `learners.train` runs. The peak is that of the timed
 steps, weights included. Every point goes into the result file as soon as it is there; a point that
-runs out of memory says so, and points that the time (`--minutes`) is too short for are named.
+runs out of memory says so, and points that the time (`--minutes`) is too short for are named:
+`--resume` plays those.
 
 ``utilisation`` counts what is computed, attention and recomputation included (less what was kept);
 ``mfu`` leaves recomputation out. Both are shares of the card's dense bf16 peak
@@ -125,6 +126,7 @@ def main() -> int:
     parser.add_argument("--card-gb", type=float, help="use no more of the card than so many GB")
     parser.add_argument("--packing", default="auto", help="as the learner's setting")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="play what the file has not yet")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         print(
@@ -141,32 +143,48 @@ def main() -> int:
     out = given.out or Path(__file__).parent / "results" / f"learner_gpu_{_plain(name)}.json"
     has_trl = importlib.util.find_spec("trl") is not None
     sides = [side for side in given.sides if side == "ours" or has_trl]
-    result: dict[str, Any] = {
-        "machine": machine("torch", "transformers", "peft"), "device": name,
-        "peak_flops": _peak(name), "sides": sides, "points": [], "not_started": [],
-        "command": "python benchmarks/learner_gpu.py " + " ".join(sys.argv[1:]),
-    }  # fmt: skip
     if len(sides) < len(given.sides):
         print("trl is not installed here: only our side is played.", file=sys.stderr)
-    filled = _fill(device, given.card_gb) if given.card_gb else None
-    started = time.monotonic()
-    points = [_point(text) for text in given.points] if given.points else None
-    for model, tokens in points or (TINY if given.tiny else POINTS):
-        for side in sides:
-            if side == "trl, kept" and (model, tokens) not in KEPT:
-                continue
-            if time.monotonic() - started > 60 * given.minutes:
-                result["not_started"].append(f"{model}, 2 x {tokens}, {side}")
-                continue
-            row = play(side, make_point(model, tokens), device, given.packing, result["peak_flops"])
-            result["points"].append(row)
-            if filled is not None and row.get("peak_bytes"):
-                row["peak_bytes"] -= filled.numel()
-            print(json.dumps(row), flush=True)
-            out.write_text(json.dumps(result, indent=1) + "\n")
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    asked = [_point(text) for text in given.points] if given.points else None
+    points = [
+        (model, tokens, side)
+        for model, tokens in asked or (TINY if given.tiny else POINTS) for side in sides
+        if side != "trl, kept" or (model, tokens) in KEPT
+    ]  # fmt: skip
+    result: dict[str, Any] = {"device": name, "peak_flops": _peak(name), "calls": [], "points": []}
+    if given.resume and out.exists():
+        result = json.loads(out.read_text())
+    command = "python benchmarks/learner_gpu.py " + " ".join(sys.argv[1:])
+    result["calls"].append(
+        {"machine": machine("torch", "transformers", "peft"), "command": command}
+    )
+    play_all(points, result, out, given)
     print(out)
     return 0
+
+
+def play_all(
+    points: list[tuple[str, int, str]], result: dict[str, Any], out: Path, given: Any
+) -> None:
+    """Add the points that `result` has not yet, and write it after each."""
+    device, started = torch.device(given.device), time.monotonic()
+    filled = _fill(device, given.card_gb) if given.card_gb else None
+    there = {(row["model"], row["tokens_each"], row["side"]) for row in result["points"]}
+    result["not_played"] = []
+    for model, tokens, side in points:
+        if (model, tokens, side) in there:
+            continue
+        if time.monotonic() - started > 60 * given.minutes:
+            result["not_played"].append(f"{model}, 2 x {tokens}, {side}")
+            continue
+        row = play(side, make_point(model, tokens), device, given.packing, result["peak_flops"])
+        row["call"] = len(result["calls"]) - 1
+        if filled is not None and row.get("peak_bytes"):
+            row["peak_bytes"] -= filled.numel()
+        result["points"].append(row)
+        print(json.dumps(row), flush=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def play(

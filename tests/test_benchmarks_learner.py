@@ -29,13 +29,17 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_gpu_script_runs_on_a_cpu_with_tiny_models(tmp_path):
+    """What one call had no time for, the next adds."""
     out = tmp_path / "gpu.json"
-    done = run("learner_gpu.py", "--device", "cpu", "--tiny", "--sides", "ours", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+    asked = ("--device", "cpu", "--tiny", "--sides", "ours", "--out", str(out))
+    for more, missing in ((("--minutes", "0.0001"), 1), (("--resume",), 0)):
+        done = run("learner_gpu.py", *asked, *more)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(out.read_text())
+        assert len(result["not_played"]) == missing
     assert result["device"] == "cpu"
-    assert result["not_started"] == []
     points = result["points"]
+    assert [point["call"] for point in points] == [0, 1]
     assert [point["tokens_each"] for point in points] == [96, 160]
     assert not any("failed" in point for point in points)
     assert all(point["agent_tokens_per_second"] > 0 for point in points)

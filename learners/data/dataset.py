@@ -196,10 +196,13 @@ def _build(found: Sequence[T], build: Callable[[T], Sample], report: DropReport)
             report.drop(problem.reason)
     report.kept = len(samples)
     report.step_level = sum(sample.from_turn > 0 for sample in samples)
-    cuts = [s.cut_tokens for sample in samples for s in sample.sequences if s.cut_tokens]
+    sequences = [sequence for sample in samples for sequence in sample.sequences]
+    cuts = [one.cut_tokens for one in sequences if one.cut_tokens]
     report.cut, report.cut_tokens = len(cuts), sum(cuts)
-    rewritten = [len(s.contexts) for sample in samples for s in sample.sequences if s.later]
+    rewritten = [len(one.contexts) for one in sequences if one.later]
     report.rewritten, report.contexts = len(rewritten), sum(rewritten)
+    report.templated = sum(one.templated for one in sequences)
+    report.partly = sum(one.unused_ids for one in sequences)
     return Dataset(tuple(samples), report)
 
 

@@ -55,6 +55,10 @@ class Encoded:
     """Tokens of observations that were left out to keep within a limit (`learners.data.cut`)."""
     later: tuple[LaterContext, ...] = ()
     """Contexts of later turns, in order, where a prompt rewrites what came before."""
+    templated: bool = False
+    """Whether a chat template wrote the tokens, as some turn's were not recorded."""
+    unused_ids: bool = False
+    """Whether other turns' were, and are not used."""
 
     def __len__(self) -> int:
         """Tokens of all its contexts, those that one has from the one before it not again."""
@@ -137,6 +141,9 @@ class Chat(Protocol):
 class Format(Protocol):
     """What `encode` asks of a text format; those of `agents.parsing` are."""
 
+    name: str
+    """As a policy's settings name it."""
+
     def system_prompt(self, tools: Any) -> str:
         """The system message that explains the tools."""
         ...
@@ -167,8 +174,8 @@ def encode(
         trajectory: A record of an episode.
         tokenizer: The trained model's.
         chat: The chat template; by default `agents.chat.ChatTemplate` over `tokenizer`.
-        text_format: How tool calls are written and explained; by default the one that the
-            record names in ``agent.settings["format"]``, else the project's default.
+        text_format: How tool calls are written and explained; by default `format_name`. Where the
+            record names another, its system message is that one's and is written anew.
         max_tokens: The longest trajectory allowed, by its `len`: so many are computed where its
             contexts share what they have in common, and none of them is longer.
         too_long: What becomes of a longer one: refused, or, if it is one context, cut in the middle
@@ -185,11 +192,12 @@ def encode(
     else:
         from agents.chat import ChatTemplate
 
-        # These two are wrong for every record when they fail; what comes after, for this one.
+        # This is wrong for every record when it fails; what comes after, for this one.
         chat = chat or ChatTemplate(tokenizer)
-        text_format = text_format or _format_of(trajectory)
         try:
-            encoded = _templated(trajectory, tokenizer, chat, text_format)
+            encoded = _templated(trajectory, tokenizer, chat, text_format or _format_of(trajectory))
+            some = any(s.metrics and s.metrics.completion_token_ids for s in steps)
+            encoded = replace(encoded, templated=True, unused_ids=some)
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
     if max_tokens is None or len(encoded) <= max_tokens:
@@ -317,7 +325,8 @@ def _conversation(
     for step in trajectory.steps:
         if step.source == "agent":
             break
-        first.append({"role": step.source, "content": step.message})
+        if step.source != "system" or not explained_anew(trajectory, text_format.name):
+            first.append({"role": step.source, "content": step.message})
     if not any(message["role"] == "system" for message in first):
         first.insert(0, {"role": "system", "content": text_format.system_prompt(trajectory.tools)})
     replies = []
@@ -343,10 +352,23 @@ def _reply(step: Step, text_format: Format) -> str:
     return text_format.render(action)
 
 
+_BY_SERVER = "tools"
+"""What a policy names as its format that has the server write and read its calls."""
+
+
 def format_name(trajectory: Trajectory) -> str:
-    """The text format in which a record's calls are written where the caller names none."""
+    """The text format in which a record's calls are written where the caller names none.
+
+    Its own, or where it has none, as after function calling by a server, the project's default.
+    """
     name = trajectory.agent.settings.get("format")
-    return name if isinstance(name, str) else DEFAULT_FORMAT
+    return name if isinstance(name, str) and name != _BY_SERVER else DEFAULT_FORMAT
+
+
+def explained_anew(trajectory: Trajectory, name: str) -> bool:
+    """Whether a record's system message is for another way to write calls than this format."""
+    own = trajectory.agent.settings.get("format")
+    return isinstance(own, str) and own != name
 
 
 def _format_of(trajectory: Trajectory) -> Format:

@@ -54,6 +54,10 @@ class DropReport:
     """Sequences whose prompts rewrite earlier turns."""
     contexts: int = 0
     """In how many contexts those are learned."""
+    templated: int = 0
+    """Sequences written by the chat template, as their records lack token ids."""
+    partly: int = 0
+    """Of those, the ones whose records have ids for some turns, which are not used."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason (a key of `REASONS`) → trajectories, or pairs where a pair was given up."""
 
@@ -82,6 +86,9 @@ class DropReport:
                 f"; {self.rewritten} sequences in {self.contexts} contexts, as prompts rewrite "
                 "earlier turns"
             )
+        if self.templated:
+            some = f" ({self.partly} with ids for some turns only)" if self.partly else ""
+            head += f"; {self.templated} sequences without token ids by the chat template{some}"
         if not self.dropped:
             return head
         rest = ", ".join(

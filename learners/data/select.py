@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, product, takewhile
 
-from learners.data.encode import format_name, recorded
+from learners.data.encode import explained_anew, format_name, recorded
 from learners.data.report import DropReport
 from swe_env.cache import digest
 from swe_env.replay.trajectory import Step, Trajectory
@@ -148,19 +148,22 @@ def first_state(trajectory: Trajectory, text_format: str | None = None) -> str:
     """Digest of s_1: everything said before the first action, and the tools on offer.
 
     V*_1 cancels in a pair only between trajectories with the same s_1 (Lemma 3.1). Where no token
-    ids were recorded and no system message, the text format (by default the record's) writes one,
-    and so belongs to s_1.
+    ids were recorded and no system message, or one for another format, the text format (by default
+    the record's) writes one, and so belongs to s_1.
     """
+    name = text_format or format_name(trajectory)
+    ours = not recorded(trajectory) and explained_anew(trajectory, name)
     before = []
     for step in trajectory.steps:
         if step.source == "agent":
             break
-        before.append((step.source, step.message))
+        if step.source != "system" or not ours:
+            before.append((step.source, step.message))
     start: object = ()
     if recorded(trajectory):
         start = next((ids for _, ids in trajectory.prompt_ids()), ())
     elif all(source != "system" for source, _ in before):
-        start = text_format or format_name(trajectory)
+        start = name
     return digest([before, trajectory.tools, start])
 
 

@@ -35,8 +35,8 @@ def entropo_kto(
 
     `z0` estimates ``E[S - (gamma / zeta) S_ref]`` over the policy's own trajectories
     (`learners.losses.z0` has the estimators). It is used as given, without KTO's clamp at zero:
-    with zeta > gamma it is negative, and at 5,000 agent tokens the clamp would leave a gradient of
-    3e-7.
+    with zeta > gamma it is negative, and at 5,000 agent tokens the clamp would leave 1e-6 of the
+    gradient.
 
     Args:
         policy_logps: S of each trajectory, shape (batch,), float32 or float64.

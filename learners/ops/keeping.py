@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from learners.ops.lora import SPLIT_BYTES, lean_weights
@@ -31,77 +33,164 @@ each operation of the layer some microseconds of Python."""
 _SPARE = 3 << 30
 """Bytes left for logits and what else a pass needs."""
 SHARE = 0.8
-"""Of what is free beyond that, for whole layers: blocks of other sizes, of passes before, lie in
-the allocator's way."""
+"""Of what is free beyond that: blocks of other sizes, of passes before, lie in the allocator's
+way."""
 _BUFFERS = 10
 """Hidden states, and of them units' inner ones, that a layer's backward pass holds at once."""
+
+
+class Sizes(NamedTuple):
+    """A model's widths, whatever its family calls them."""
+
+    layers: int
+    hidden: int
+    heads: int
+    width: int
+    """Of all heads together."""
+    inner: int
+    """Of all units that a token meets in a layer."""
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Sizes | None:
+        """Read from a text model's configuration; None where it is of an unknown kind."""
+        found: Any = config
+        try:
+            hidden, heads = int(found.hidden_size), int(found.num_attention_heads)
+            experts = getattr(found, "num_experts_per_tok", None)
+            inner = (experts and getattr(found, "moe_intermediate_size", None)) or next(
+                (size for name in _INNER if (size := getattr(found, name, None))), 4 * hidden
+            )
+            inner = max(inner) if isinstance(inner, Sequence) else inner
+            head = getattr(found, "head_dim", None) or hidden // heads
+            layers = int(found.num_hidden_layers)
+            return cls(layers, hidden, heads, heads * int(head), (experts or 1) * int(inner))
+        except (AttributeError, TypeError, ValueError):
+            return None
+
+    def needed_bytes(self, tokens: int, size: int) -> int:
+        """A pass's most memory beyond weights if nothing is kept, on the safe side.
+
+        Args:
+            tokens: Of the pass.
+            size: Bytes of a value.
+        """
+        held = self.layers * self.hidden + _BUFFERS * (self.hidden + self.width + self.inner)
+        return size * tokens * held
+
+    def attention_bytes(self, tokens: int, size: int) -> int:
+        """What attention gave, in all layers, and its sums in float32."""
+        return tokens * self.layers * (size * self.width + 4 * self.heads)
+
+    def attention_work(self, layout: Layout) -> float:
+        """Operations of one layer's attention, forward."""
+        work = 0.0
+        for span in layout.spans:
+            new, seen = span.stop - span.start, sum(stop - start for start, stop in span.keys)
+            work += 4.0 * self.width * new * (seen - new / 2)
+        return work
+
+    def copied_bytes(self, layout: Layout | None, size: int) -> int:
+        """Queries, keys and values that a layer copies of paths that are not one range."""
+        if layout is None or all(len(span.keys) == 1 for span in layout.spans):
+            return 0
+        seen = sum(stop - start for span in layout.spans for start, stop in span.keys)
+        return size * 3 * self.width * seen
+
+
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
 class _Parts(NamedTuple):
     """What `Kept` asks of a model before every pass."""
 
-    config: PretrainedConfig
+    sizes: Sizes | None
+    size: int
+    """Bytes of a value of hidden states."""
     layers: list[Any]
     """Those that can be checkpointed or not in every pass."""
+    kinds: list[int]
+    """Of them, the last of each kind: those whose weights have the same shapes."""
     trained: list[nn.Parameter]
     halves: int
-    """Bytes of the adapters' halves."""
+    """Bytes of the adapters' halves, whether they are made or not."""
+    casts: int
+    """Bytes of all weights in half precision, which autocast makes and holds through a pass."""
 
     def owed(self) -> int:
-        """Bytes of gradients and halves that are still to be made."""
-        new = (p.numel() * p.element_size() for p in self.trained if p.grad is None)
-        return sum(new) + self.halves
-
-    def cast(self, layer: nn.Module) -> int:
-        """Bytes of a layer's weights in half precision, which autocast makes and keeps."""
-        if not self.trained or not torch.is_autocast_enabled(self.trained[0].device.type):
-            return 0
-        return sum(2 * p.numel() for p in layer.parameters())
+        """Bytes of gradients that are still to be made, of halves and of casts."""
+        new = sum(_local(p).numel() * p.element_size() for p in self.trained if p.grad is None)
+        cast = self.trained and torch.is_autocast_enabled(self.trained[0].device.type)
+        return new + self.halves + (self.casts if cast else 0)
 
 
-def _parts(causal: PreTrainedModel, *, whole: bool) -> _Parts:
-    """Of a model as it is trained, sharded if it will be.
+def _parts(causal: PreTrainedModel, *, selective: bool) -> _Parts:
+    """Of a model as it is trained, sharded if it will be."""
+    weights = list(causal.parameters())
+    sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in weights)
+    layers = keepable_layers(causal) if selective and not sharded else []
+    shapes = [tuple(p.shape for p in layer.parameters()) for layer in layers]
+    wide = sum(2 * _local(p).numel() for p in weights if p.dtype == torch.float32)
+    return _Parts(
+        Sizes.of(causal.config.get_text_config()),
+        causal.dtype.itemsize,
+        layers,
+        sorted(dict(zip(shapes, range(len(layers)), strict=True)).values()),
+        [p for p in weights if p.requires_grad],
+        SPLIT_BYTES * lean_weights(causal),
+        wide,
+    )
 
-    DeepSpeed gathers a layer's weights once more where it is computed again, and processes that
-    differed in that would wait for each other forever: there no layer is kept whole.
+
+def keepable_layers(causal: PreTrainedModel) -> list[Any]:
+    """The decoder's layers, if a pass may have any of them checkpointed and others not.
+
+    They are none where frequencies depend on length: several passes then wait for one backward.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     untyped: Any = causal
-    layers = list(getattr(untyped.get_decoder(), "layers", ())) if whole else []
-    plain = all(isinstance(layer, GradientCheckpointingLayer) for layer in layers)
-    weights = list(causal.parameters())
-    return _Parts(
-        causal.config.get_text_config(),
-        layers if plain and not any(hasattr(p, "ds_id") for p in weights) else [],
-        [p for p in weights if p.requires_grad],
-        SPLIT_BYTES * lean_weights(causal),
-    )
+    try:
+        found = list(getattr(untyped.get_decoder(), "layers", None) or ())
+    except (AttributeError, TypeError):
+        return []
+    plain = all(isinstance(layer, GradientCheckpointingLayer) for layer in found)
+    return found if plain and not moving_rotary(causal) else []
 
 
 class Kept:
-    """What a checkpointed model keeps all the same; a `context_fn` for `torch.utils.checkpoint`."""
+    """What a checkpointed model keeps all the same; a `context_fn` for `torch.utils.checkpoint`.
 
-    def __init__(self, *, whole: bool) -> None:
+    Layers are not kept whole where a model is sharded: that was not run on several GPUs, and with
+    DeepSpeed processes that differed in it would gather weights different numbers of times.
+    """
+
+    def __init__(self, *, selective: bool) -> None:
         """Keeps nothing until `weigh` finds that it pays.
 
         Args:
-            whole: Whether layers may be kept whole, or attention only.
+            selective: Whether layers may be kept whole, or attention only.
         """
-        self.whole = whole
+        self.selective = selective
         self.attention = False
         self.layers = 0
         """How many, the last ones, are not checkpointed in the pass that comes."""
         self.measured = 0, 0
-        """Tokens of a pass, and the bytes that its last layer kept: of the longest so far."""
-        self._share, self._took = SHARE, 0.0
+        """Tokens of a pass, and the bytes that a layer kept: of the longest so far."""
+        self._share, self._took, self._attends = SHARE, 0.0, True
         self._parts: _Parts | None = None
+        self._undo: list[Callable[[], None]] = []
 
     def give_way(self) -> bool:
-        """Keep at most half as much from now on; False if no layer was kept in the last pass."""
+        """Keep at most half the layers from now on, then no attention; False if nothing was kept.
+
+        Told after a pass that ran out of memory.
+        """
+        gave = self.layers > 0 or self.attention
         if self.layers:
             self._share = self._took / 2 if self.layers > 1 else 0.0
-        return self.layers > 0
+        elif self.attention:
+            self._attends = False
+        return gave
 
     def __call__(self) -> tuple[Any, Any]:
         """Contexts of a layer's first pass and of the second."""
@@ -121,74 +210,95 @@ class Kept:
             input_ids: Of the pass.
             layout: Of a packed row; None for rows side by side.
         """
-        causal = unwrap(model)
-        parts = self._parts = self._parts or _parts(causal, whole=self.whole)
+        for undo in self._undo:  # of a pass that did not come to its last layer
+            undo()
+        self._undo = []
+        causal, grows = unwrap(model), torch.is_grad_enabled()
+        parts = self._parts = self._parts or _parts(causal, selective=self.selective)
         self.attention, self.layers = False, 0
-        tokens = input_ids.numel()
-        free = _free(input_ids.device) if torch.is_grad_enabled() else None
-        if free is not None and (layout is None or layout.spans):
-            room = free - _SPARE - parts.owed() - needed_bytes(parts.config, tokens)
-            self._choose(parts, tokens, layout, room)
+        free = _free(input_ids.device) if grows else None
+        kept: set[int] = set()
+        if free is not None and parts.sizes is not None and (layout is None or layout.spans):
+            kept = self._choose(parts, parts.sizes, input_ids.numel(), layout, free)
         for number, layer in enumerate(parts.layers):
-            layer.gradient_checkpointing = number < len(parts.layers) - self.layers
+            layer.gradient_checkpointing = grows and number not in kept
 
-    def _choose(self, parts: _Parts, tokens: int, layout: Layout | None, room: int) -> None:
-        config, layers = parts.config, parts.layers
-        attention = attention_bytes(config, tokens)
-        if layout is not None and attention_work(config, layout) >= _WORTH:
-            self.attention = attention < room
+    def _choose(
+        self, parts: _Parts, sizes: Sizes, tokens: int, layout: Layout | None, free: int
+    ) -> set[int]:
+        """Numbers of the layers that are kept whole."""
+        count, kinds = len(parts.layers), parts.kinds
+        attention = sizes.attention_bytes(tokens, parts.size)
+        room = free - _SPARE - parts.owed() - sizes.needed_bytes(tokens, parts.size)
+        worth = layout is not None and sizes.attention_work(layout) >= _WORTH
+        self.attention = worth and self._attends and attention < SHARE * room
         if self.attention:
             room -= attention
-        if not layers or room <= 0:
-            return
+        if not count or room <= 0 or not self._share:
+            return set()
         longest, found = self.measured
-        if longest:
-            mine = found * tokens / longest + _copies(config, layout) + parts.cast(layers[-1])
-            mine -= attention / len(layers) if self.attention else 0
-            self.layers = min(int(self._share * room / max(mine, 1.0)), len(layers))
-            self._took = self.layers * mine / room
-        elif self._share:
-            self.layers = 1  # which any checkpointed layer's backward pass holds
-        if self.layers and tokens > longest:
-            self._measure(layers[-1], tokens)
-        self.attention = self.attention and self.layers < len(layers)
+        if not longest:  # one of each kind, which a checkpointed layer's backward pass holds too
+            self.layers, self._took = len(kinds), 0.0
+            self._measure([parts.layers[number] for number in kinds], tokens)
+            return set(kinds)
+        mine = found * tokens / longest + sizes.copied_bytes(layout, parts.size)
+        mine = max(mine - (attention / sizes.layers if self.attention else 0), 1.0)
+        self.layers = min(int(self._share * room / mine), count)
+        self._took = self.layers * mine / room
+        self.attention = self.attention and self.layers < count
+        kept = set(range(count - self.layers, count))
+        if tokens > longest and kept.issuperset(kinds):
+            self._measure([parts.layers[number] for number in kinds], tokens)
+        return kept
 
-    def _measure(self, layer: nn.Module, tokens: int) -> None:
-        """Count what the layer saves for its backward pass, in the pass that comes."""
-        weights = [*layer.parameters(), *layer.buffers()]
-        seen: dict[int, int] = {}
+    def _measure(self, layers: Sequence[nn.Module], tokens: int) -> None:
+        """Count what these layers save for their backward passes, in the pass that comes."""
+        sizes: list[int] = []
 
-        def save(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
+        def done(size: int) -> None:
+            sizes.append(size)
+            if len(sizes) == len(layers):
+                self.measured = tokens, max(sizes)
 
-        hooks = saved_tensors_hooks(save, lambda tensor: tensor)
-
-        def begin(*_: Any) -> None:
-            hooks.__enter__()
-
-        def end(*_: Any) -> None:
-            hooks.__exit__()
-            for handle in handles:
-                handle.remove()
-            own = {weight.untyped_storage().data_ptr() for weight in weights}
-            self.measured = tokens, sum(size for at, size in seen.items() if at not in own)
-
-        handles = [
-            layer.register_forward_pre_hook(begin),
-            layer.register_forward_hook(end, always_call=True),
-        ]
+        self._undo = [_watch(layer, done) for layer in layers]
 
 
-def checkpoint_settings(model: nn.Module, *, whole: bool = False) -> dict[str, Any]:
-    """For `gradient_checkpointing_enable` of a model, bare or wrapped by peft; see `Kept`.
+def _watch(layer: nn.Module, done: Callable[[int], None]) -> Callable[[], None]:
+    """Let `done` be told what the next forward pass of a layer saves; gives what stops that."""
+    seen: dict[int, int] = {}
 
-    Layers are kept whole only where one pass is all that is held for the backward pass, which
-    rotary frequencies that depend on length prevent.
-    """
-    causal = unwrap(model)
-    kept = _kept.setdefault(causal, Kept(whole=whole and not moving_rotary(causal)))
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # itself, if it is a result, would hold on to the graph it is in
+
+    hooks = saved_tensors_hooks(save, lambda tensor: tensor)
+
+    def begin(*_: Any) -> None:
+        hooks.__enter__()
+
+    def end(_module: nn.Module, _args: Any, output: Any) -> None:
+        hooks.__exit__()
+        stop()
+        weights = {p.untyped_storage().data_ptr() for p in [*layer.parameters(), *layer.buffers()]}
+        if output is not None:  # there is none after an error
+            done(sum(size for at, size in seen.items() if at not in weights))
+
+    handles = [
+        layer.register_forward_pre_hook(begin),
+        layer.register_forward_hook(end, always_call=True),
+    ]
+
+    def stop() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return stop
+
+
+def checkpoint_settings(model: nn.Module, *, selective: bool = False) -> dict[str, Any]:
+    """For `gradient_checkpointing_enable` of a model, bare or wrapped by peft; see `Kept`."""
+    kept = _kept.setdefault(unwrap(model), Kept(selective=selective))
     return {"use_reentrant": False, "context_fn": kept}
 
 
@@ -208,43 +318,8 @@ def give_way(model: nn.Module) -> bool:
 _kept: weakref.WeakKeyDictionary[nn.Module, Kept] = weakref.WeakKeyDictionary()
 
 
-def needed_bytes(config: PretrainedConfig, tokens: int) -> int:
-    """A pass's most memory beyond weights if nothing is kept, bfloat16, on the safe side."""
-    hidden: int = config.hidden_size
-    experts = getattr(config, "num_experts_per_tok", None)
-    inner = (experts or 1) * (
-        (experts and getattr(config, "moe_intermediate_size", 0)) or config.intermediate_size
-    )
-    held = config.num_hidden_layers * hidden + _BUFFERS * (hidden + _width(config) + inner)
-    return 2 * int(tokens * held)
-
-
-def attention_bytes(config: PretrainedConfig, tokens: int) -> int:
-    """What attention gave, in all layers, and its sums: bfloat16 and float32."""
-    heads: int = config.num_attention_heads
-    return tokens * int(config.num_hidden_layers) * (2 * _width(config) + 4 * heads)
-
-
-def attention_work(config: PretrainedConfig, layout: Layout) -> float:
-    """Operations of one layer's attention, forward."""
-    work = 0.0
-    for span in layout.spans:
-        new, seen = span.stop - span.start, sum(stop - start for start, stop in span.keys)
-        work += 4.0 * _width(config) * new * (seen - new / 2)
-    return work
-
-
-def _copies(config: PretrainedConfig, layout: Layout | None) -> int:
-    """Bytes of queries, keys and values that a layer copies of paths that are not one range."""
-    if layout is None or all(len(span.keys) == 1 for span in layout.spans):
-        return 0
-    seen = sum(stop - start for span in layout.spans for start, stop in span.keys)
-    return 2 * 3 * _width(config) * seen
-
-
-def _width(config: PretrainedConfig) -> int:
-    heads: int = config.num_attention_heads
-    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _free(device: torch.device) -> int | None:

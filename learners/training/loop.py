@@ -20,7 +20,7 @@ from learners.training.baseline import state_of
 from learners.training.card import public_settings, read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
-from learners.training.memory import told
+from learners.training.memory import out_of_memory
 from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
@@ -89,10 +89,9 @@ def train(
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
     show = heeded(on_progress) if on_progress is not None and workers.main else silent
-    with told():
-        run = _Run(make_parts(config, workers, show), on_eval, show)
-        with run.recording():
-            return run.go()
+    run = _Run(make_parts(config, workers, show), on_eval, show)
+    with run.recording():
+        return run.go()
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
@@ -156,7 +155,10 @@ class _Run:
             self.step, parts.total, peak=config.learning_rate, warmup=config.warmup
         )
         z0 = parts.z0.estimate(rows) if parts.z0 is not None else None
-        result = run_batch(parts.objective, samples, parts.references[rows], z0)
+        try:
+            result = run_batch(parts.objective, samples, parts.references[rows], z0)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, config, self.step) from error
         self._check_finite("loss", result.metrics["loss"], samples)
         norm = self._update(rate, samples)
         self._update_z0(rows, result)

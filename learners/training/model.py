@@ -139,11 +139,11 @@ def add_adapter(base: PreTrainedModel, config: TrainConfig, fingerprint: str) ->
 
 def checkpoint(model: Any, config: TrainConfig, device: torch.device) -> None:
     """Let layers be recomputed in the backward pass, where `config` asks for it on that device."""
-    filled = config.gradient_checkpointing == "auto"
-    if not config.checkpoints_on(device.type) or (filled and not _can(model)):
+    selective = config.gradient_checkpointing == "auto"
+    if not config.checkpoints_on(device.type) or (selective and not _can(model)):
         return
     with hub.quiet_renames():
-        model.gradient_checkpointing_enable(checkpoint_settings(model, whole=filled))
+        model.gradient_checkpointing_enable(checkpoint_settings(model, selective=selective))
 
 
 def _can(model: nn.Module) -> bool:

@@ -43,6 +43,7 @@ from learners.training.step import Objective, try_loss
 from learners.training.stopping import check_window
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
+from swe_env.machine import commit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -292,14 +293,21 @@ def _score(
     sequences = [s for sample in dataset.samples for s in sample.sequences]
     key = [
         policy.digest, adapter_digest(config.init_adapter), dataset.digest,
-        f"{config.mode} {policy.compute} {policy.model.dtype}", policy.scorer.device.type,
-        str(sorted(versions().items())),
+        f"{config.mode} {policy.compute} {policy.model.dtype}", _processor(policy.scorer.device),
+        str(sorted(versions().items())), commit(),
     ]  # fmt: skip
     return reference_logps(
         policy.scorer, [*sequences, *extra], key=key,
         width=len(dataset.samples[0].sequences),
         progress=lambda done, total: show(Progress("reference", done, total, {})),
     ).logps  # fmt: skip
+
+
+def _processor(device: torch.device) -> str:
+    """What decides in which order a device adds up."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _shape(samples: Sequence[Sample]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
 from swe_env.disk import part_of, write_atomically
 from swe_env.errors import ConfigError
-from swe_env.replay.trajectory import Trajectory
+from swe_env.replay.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -274,16 +274,57 @@ def _check_tokenizer(
     from agents.policies.hub import fingerprint
 
     ours = fingerprint(tokenizer)
+    unnamed: dict[str, list[Step]] = {}
     for trajectory in trajectories:
         theirs = trajectory.agent.settings.get("tokenizer")
-        recorded = any(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
-        if recorded and theirs is not None and theirs != ours:
+        steps = [s for s in trajectory.agent_steps if s.metrics and s.metrics.completion_token_ids]
+        who = trajectory.agent.model_name or trajectory.agent.name
+        if steps and theirs is None:
+            unnamed.setdefault(who, []).extend(steps)
+        elif steps and theirs != ours:
             raise ConfigError(
                 f"The buffer's trajectories were sampled with another tokenizer or chat template "
-                f"({theirs}, by {trajectory.agent.model_name or trajectory.agent.name}) than this "
-                f"model's ({ours}): train the model that sampled them, with the chat_template it "
-                "was given."
+                f"({theirs}, by {who}) than this model's ({ours}): train the model that sampled "
+                "them, with the chat_template it was given."
             )
+    for who, steps in unnamed.items():
+        _check_texts(who, steps, tokenizer)
+
+
+_READ = 64
+"""Turns of each model whose ids are read back."""
+_BEGINNING = 40
+"""Characters of a message that are looked for: a parser may have cut its end."""
+
+
+def _check_texts(who: str, steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ids of records that name no tokenizer, as servers' do not, must read as what was said.
+
+    Raises:
+        ConfigError: most of them do not.
+    """
+    said = [step for step in steps if step.message.strip()][:_READ]
+    if not said:
+        log.warning(
+            "The records of %s name no tokenizer, and their turns hold no text to compare: nothing "
+            "tells whether their token ids are this model's.", who,
+        )  # fmt: skip
+        return
+    alike = 0
+    for step in said:
+        assert step.metrics is not None
+        text = tokenizer.decode(list(step.metrics.completion_token_ids))
+        alike += _bare(step.message)[:_BEGINNING] in _bare(str(text))
+    if alike < len(said) / 2:
+        raise ConfigError(
+            f"The token ids of {who} read as something else than its turns in {len(said) - alike} "
+            f"of {len(said)} of them with this model's tokenizer: train the model that sampled "
+            "them."
+        )
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def check_samples(dataset: Dataset, loss: Loss) -> None:

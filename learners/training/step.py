@@ -16,7 +16,7 @@ from learners.data.encode import Encoded
 from learners.losses import Loss, LossOutput
 from learners.losses.variants import normalized_reward
 from learners.ops.lora import unchanging
-from learners.training.memory import retried
+from learners.training.memory import retry_out_of_memory
 from learners.training.score import Scorer
 from swe_env.errors import ConfigError, SweError
 
@@ -77,7 +77,7 @@ def run_batch(
     """
     scorer = objective.scorer
     references = references.to(scorer.device)
-    found = retried(lambda: _passes(objective, samples, references, z0), scorer)
+    found = retry_out_of_memory(lambda: _passes(objective, samples, references, z0), scorer)
     logps, entropies, counts, shared = found
     scorer.workers.add(logps, entropies, counts, shared)
     metrics = batch_figures(objective, samples, references, z0, logps, entropies, counts)

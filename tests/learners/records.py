@@ -32,7 +32,7 @@ def sampled(task="t-1", *, replies=("look", "done"), resolved=True, attempt=0, *
     length = 0
     for turn, reply in enumerate(replies):
         prompt = first if turn == 0 else tuple(rng.randrange(40, 200) for _ in range(6))
-        completion = tuple(ord(c) % 200 for c in reply)
+        completion = tuple((ord(c) - ord("!")) % 200 for c in reply)  # as `byte_tokenizer` has it
         metrics = Metrics(
             prompt_prefix=length,
             prompt_token_ids=prompt,

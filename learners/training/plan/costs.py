@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from learners.ops.keeping import SHARE
+from learners.ops.keeping import SHARE, keepable_layers
 from learners.ops.lora import SPLIT_BYTES
 from learners.ops.packed import layer_windows
 from learners.ops.sequence import output_layer, unwrap
@@ -35,9 +35,9 @@ class Setup:
     """1, or more with weights, gradients and optimizer state sharded over them (FSDP); QLoRA's
     4-bit weights are whole on each, see `sharded`."""
     checkpointing: bool
-    fills: bool = False
+    selective: bool = False
     """With checkpointing: whether the last layers are not computed again where a GPU has room for
-    what they keep (`learners.ops.keeping`)."""
+    what they keep (`learners.ops.keeping`); not of a sharded model."""
 
     @property
     def sharded(self) -> bool:
@@ -96,6 +96,7 @@ class Costs:
         self.assume = assume
         self.counts: Counts = count(model)
         self.layers: list[LayerCosts] = layer_costs(model)
+        self.keepable = bool(keepable_layers(unwrap(model)))
         text = model_config.get_text_config()
         self.width: int = text.hidden_size
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -157,7 +158,8 @@ class Costs:
 
     def kept_layers(self, setup: Setup, card: Gpu, batch: MicroBatch) -> int:
         """How many layers of a checkpointed micro-batch are not computed again: what has room."""
-        if not (setup.checkpointing and setup.fills):
+        keeps = setup.checkpointing and setup.selective and self.keepable
+        if not keeps or setup.sharded:
             return 0
         room = SHARE * (usable(card, self.assume) - self.memory(setup, batch).total)
         largest = max(layer.kept(batch.tokens) for layer in self.layers) + self._paths(batch)

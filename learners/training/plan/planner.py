@@ -96,8 +96,8 @@ def plan_training(
     loss = get_loss(config.loss)
     shapes = model_config(config.model)
     work = workload(read_buffer(config.buffer), config, loss, assume)
-    filled = config.gradient_checkpointing == "auto"
-    setup = Setup(method, gpus, config.checkpoints_on("cuda"), filled)
+    selective = config.gradient_checkpointing == "auto"
+    setup = Setup(method, gpus, config.checkpoints_on("cuda"), selective)
     other = replace(setup, checkpointing=not setup.checkpointing)
     costs = Costs(shapes, config, method, assume)
     longest = work.longest
@@ -147,7 +147,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
-    if setup.checkpointing and setup.fills:
+    if setup.checkpointing and setup.selective and costs.keepable and not setup.sharded:
         notes.append(
             "Layers are computed again only where memory demands it: of the longest sample "
             f"{kept} of {len(costs.layers)} are not, in memory that is free otherwise "

@@ -10,8 +10,10 @@ from agents.parsing import get_format
 from learners.data import Unusable, encode
 from learners.data.batching import collate
 from learners.data.dataset import row_samples
+from learners.data.select import first_state
 from learners.ops import sequence_logps
 from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Agent, Step
 from tests.learners.models import byte_tokenizer, tiny_llama
 from tests.learners.records import sampled, scripted
 
@@ -202,3 +204,50 @@ def test_gradient_is_exactly_zero_on_every_token_the_policy_did_not_sample(repli
     for position, nonzero in enumerate((gradient != 0).tolist()):
         predicts_sampled = encoded.loss_mask[position + 1 : position + 2] == (True,)
         assert nonzero == predicts_sampled
+
+
+def by_functions(**changes):
+    """What a policy records whose server writes and reads the calls."""
+    record = scripted(agent=Agent(name="openai", settings={"format": "tools"}), **changes)
+    system = Step(step_id=1, source="system", message="Use the tools you are given.")
+    return dataclasses.replace(record, steps=(system, *record.steps))
+
+
+@pytest.mark.parametrize("name", [None, "json"])
+def test_function_calls_are_written_in_a_text_format_that_the_prompt_explains(name):
+    """By default the project's, without the message that left the calls to the server."""
+    text_format = get_format(name) if name else None
+    found = encode(by_functions(), TOKENIZER, text_format=text_format)
+    assert found.input_ids == encode(scripted(), TOKENIZER, text_format=text_format).input_ids
+    assert first_state(by_functions(), name) == first_state(scripted(), name)
+    assert first_state(by_functions(), name) != first_state(by_functions(), "bash")
+
+
+def test_a_system_message_for_another_format_is_written_anew():
+    own = scripted(agent=Agent(name="p", settings={"format": "json"}))
+    system = Step(step_id=1, source="system", message=get_format("json").system_prompt(own.tools))
+    own = dataclasses.replace(own, steps=(system, *own.steps))
+    text = TOKENIZER.decode(encode(own, TOKENIZER, text_format=get_format("r2e")).input_ids)
+    assert text.count("<|im_start|>system") == 1
+    assert get_format("r2e").system_prompt(own.tools) in text
+    same = encode(own, TOKENIZER, text_format=get_format("json"))
+    assert encode(own, TOKENIZER).input_ids == same.input_ids
+
+
+def test_a_format_that_is_not_installed_costs_the_record_alone():
+    record = scripted(agent=Agent(name="p", settings={"format": "theirs"}))
+    with pytest.raises(Unusable, match="no format named 'theirs'") as caught:
+        encode(record, TOKENIZER)
+    assert caught.value.reason == "format"
+    assert encode(record, TOKENIZER, text_format=get_format("json"))
+
+
+def test_what_the_chat_template_wrote_is_counted_and_ids_that_were_not_used():
+    whole, partly = sampled(), sampled(task="t-2")
+    last = dataclasses.replace(partly.steps[-1], metrics=None)
+    partly = dataclasses.replace(partly, steps=(*partly.steps[:-1], last))
+    rows = [whole, partly, scripted(task="t-3")]
+    dataset = row_samples(rows, lambda t: encode(t, TOKENIZER), kind="sft")
+    assert (dataset.report.templated, dataset.report.partly) == (2, 1)
+    said = "2 sequences without token ids by the chat template (1 with ids for some turns only)"
+    assert said in str(dataset.report)

@@ -1,7 +1,8 @@
 """Masks under the chat templates of the families people train, proven token by token.
 
-Their tokenizers can't be downloaded here: small ones are trained that carry the templates as data
-(`tests/data/chat_templates.json`), with merges, so that a token may straddle what it should not.
+Their tokenizers can't be downloaded here: small ones are trained that carry templates as data
+(`tests/data/chat_templates.json`: what the families' do with messages, written anew and without
+their branches for tools), with merges, so that a token may straddle what it should not.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ from hypothesis import strategies as st
 from agents import chat as templates
 from agents.chat import ChatTemplate
 from agents.parsing import get_format
+from agents.policies.hub import fingerprint
 from learners import TrainConfig
 from learners.data import encode
 from learners.losses import get_loss
 from learners.training.prepare import build_dataset
 from swe_env.errors import ConfigError
+from swe_env.replay.trajectory import Agent
 from tests.learners.records import sampled, scripted
 
 FAMILIES = json.loads((Path(__file__).parents[2] / "data" / "chat_templates.json").read_text())[
@@ -124,7 +127,8 @@ def test_recorded_ids_ask_no_chat_template():
     """A hybrid's own template may be unfit, the ids that were sampled are as they are."""
     config = TrainConfig(model="m", buffer="b", out="o", loss="sft")
     tokenizer = tokenizer_of("Qwen3")
-    dataset = build_dataset([sampled()], tokenizer, config, get_loss("sft"))
-    assert dataset.samples[0].sequences[0] == encode(sampled(), tokenizer)
+    own = sampled(agent=Agent(name="p", settings={"tokenizer": fingerprint(tokenizer)}))
+    dataset = build_dataset([own], tokenizer, config, get_loss("sft"))
+    assert dataset.samples[0].sequences[0] == encode(own, tokenizer)
     with pytest.raises(ConfigError, match="not append-only"):
         build_dataset([scripted()], tokenizer, config, get_loss("sft"))

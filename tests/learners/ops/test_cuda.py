@@ -202,7 +202,7 @@ def test_as_many_layers_are_kept_as_the_card_has_room_for():
     }  # fmt: skip
     model = adapted(torch.bfloat16, "qwen3", shape).to(GPU).train()
     lean_lora(model)
-    settings = checkpoint_settings(model, whole=True)
+    settings = checkpoint_settings(model, selective=True)
     model.gradient_checkpointing_enable(settings)
     kept, layers, found = settings["context_fn"], [], []
     assert prepare(model, "flash", GPU) == ""

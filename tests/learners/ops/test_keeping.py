@@ -1,5 +1,8 @@
 import contextlib
 import copy
+import gc
+import types
+import weakref
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.ops import keeping, pack
 from learners.ops.context import Context, part_of
-from learners.ops.keeping import Kept, attention_bytes, checkpoint_settings, needed_bytes, weigh
+from learners.ops.keeping import Kept, Sizes, checkpoint_settings, give_way, weigh
 from tests.learners.models import tiny
 
 CALLS = []
@@ -29,7 +32,7 @@ squared.register_autograd(
 @pytest.mark.parametrize("keeps", [False, True])
 def test_attention_is_computed_once_if_it_is_kept(keeps, monkeypatch):
     monkeypatch.setattr("learners.ops.keeping._ATTENTION", {"swe_tests.squared"})
-    kept = Kept(whole=False)
+    kept = Kept(selective=False)
     kept.attention = keeps
     x = torch.randn(30, requires_grad=True)
 
@@ -49,10 +52,10 @@ def test_attention_is_computed_once_if_it_is_kept(keeps, monkeypatch):
 ROOM = 1 << 50
 
 
-def prepared(model, *, whole=True):
+def prepared(model, *, selective=True):
     """A model in training whose layers can be checkpointed, and what it keeps."""
     model.train()
-    settings = checkpoint_settings(model, whole=whole)
+    settings = checkpoint_settings(model, selective=selective)
     model.gradient_checkpointing_enable(settings)
     return model, settings["context_fn"]
 
@@ -65,7 +68,6 @@ def scored(model, size=40):
     """Gradients of one pass as the learner makes it."""
     packed = row(size)
     model.zero_grad()
-    model.set_attn_implementation("sdpa")
     weigh(model, packed.input_ids, packed.layout)
     model(input_ids=packed.input_ids, use_cache=False).logits.logsumexp(-1).sum().backward()
     return [p.grad.clone() for p in model.parameters()]
@@ -109,14 +111,14 @@ def test_layers_that_have_room_are_computed_once(room):
         assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
         seen.append([calls.count(number) for number in range(4)])
     assert seen == [[2, 2, 2, 1], [1, 1, 1, 1], [2, 2, 2, 2]]
-    config, (tokens, size) = model.config, kept.measured
+    tokens, size = kept.measured
     assert tokens == 40
-    owed = sum(4 * p.numel() for p in model.parameters())
-    spare = owed + needed_bytes(config, 40) + keeping._SPARE
+    needed = Sizes.of(model.config).needed_bytes(40, 4)
+    spare = sum(4 * p.numel() for p in model.parameters()) + needed + keeping._SPARE
     room(spare + int(2.5 * size / keeping.SHARE))
     scored(model)
     assert kept.layers == 2
-    room(spare + int(2.5 * size / keeping.SHARE) - 2 * needed_bytes(config, 40))
+    room(spare + int(2.5 * size / keeping.SHARE) - 2 * needed)
     scored(model, 80)  # twice as long a pass is given twice as much, beside what it needs itself
     assert kept.layers == 0
     room(spare + int(2.5 * size / keeping.SHARE))
@@ -124,23 +126,55 @@ def test_layers_that_have_room_are_computed_once(room):
     assert kept.layers == 4
 
 
-def test_what_autocast_makes_of_a_layers_weights_is_counted(room):
-    """Once more on top of what was measured, in which a short pass has a larger part."""
+def test_what_autocast_makes_of_the_weights_is_counted(room):
+    """It holds all of them through a pass."""
     model, kept = prepared(tiny("llama", num_hidden_layers=4))
     room(ROOM)
     scored(model)
-    config, size = model.config, kept.measured[1]
-    weights = sum(2 * p.numel() for p in model.model.layers[-1].parameters())
-    owed = sum(4 * p.numel() for p in model.parameters())
-    needed = owed + needed_bytes(config, 40) + keeping._SPARE
-    room(needed + int((2 * size + weights) / keeping.SHARE))
+    size, weights = kept.measured[1], sum(2 * p.numel() for p in model.parameters())
+    needed = 2 * weights + Sizes.of(model.config).needed_bytes(40, 4) + keeping._SPARE
+    room(needed + weights + int(2.5 * size / keeping.SHARE))
     model.zero_grad()
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             weigh(model, row().input_ids, row().layout)
         found.append(kept.layers)
-    assert found == [2, 1]
+    assert found[0] > found[1] == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gemma2", "mistral", "gpt2"])
+def test_every_familys_layers_can_be_kept(room, family):
+    """GPT-2's decoder calls its layers something else: there none is."""
+    model, kept = prepared(tiny(family))
+    room(0)
+    wanted = scored(model)
+    room(ROOM)
+    for _ in range(2):
+        found = scored(model)
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    assert kept.layers == (0 if family == "gpt2" else 2)
+
+
+def test_one_layer_of_each_kind_is_measured(room):
+    """Experts in every layer but the first: the largest counts."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    shape = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 16, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "moe_intermediate_size": 64,
+        "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 3, "mlp_only_layers": [2],
+    }  # fmt: skip
+    model, kept = prepared(Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape)))
+    room(ROOM)
+    scored(model)
+    flags = [layer.gradient_checkpointing for layer in model.model.layers]
+    assert flags == [True, False, False]
+    largest = kept.measured[1]
+    dense = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape | {"mlp_only_layers": [0, 1, 2]}))
+    model, kept = prepared(dense)
+    scored(model)
+    assert kept.measured[1] < largest
 
 
 def test_what_a_layer_keeps_is_what_the_plan_says(room):
@@ -159,19 +193,71 @@ def test_what_a_layer_keeps_is_what_the_plan_says(room):
     assert kept.measured == (64, planned + states + factors)
 
 
-def test_a_layer_that_fails_leaves_nothing_behind(room):
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_pass_that_fails_tells_nothing_and_leaves_nothing_behind(room, number):
+    """Neither hooks nor, if a later one goes on without keeping, a measurement of that."""
     model, kept = prepared(tiny("llama"))
     room(ROOM)
-    layer = model.model.layers[-1]
+    layer = model.model.layers[number]
     mlp, layer.mlp = layer.mlp, torch.nn.Linear(1, 1)
     with pytest.raises(RuntimeError):
         scored(model)
     layer.mlp = mlp
-    assert not layer._forward_hooks
-    assert not layer._forward_pre_hooks
-    measured = kept.measured
-    torch.ones(3, requires_grad=True).exp().sum().backward()
-    assert kept.measured == measured
+    room(0)
+    scored(model)
+    assert kept.measured == (0, 0)
+    last = model.model.layers[-1]
+    assert not last._forward_hooks
+    assert not last._forward_pre_hooks
+    room(ROOM)
+    scored(model, 20)
+    assert kept.measured[0] == 20
+
+
+def test_what_a_measured_layer_saved_is_freed_with_its_graph(room):
+    """Also if no backward pass comes, as after an error."""
+    model, _ = prepared(tiny("llama"))
+    room(ROOM)
+    saved = []
+    attend = model.model.layers[-1].self_attn.o_proj
+    attend.register_forward_hook(lambda _m, args, _o: saved.append(weakref.ref(args[0])))
+    gc.disable()
+    try:
+        weigh(model, row().input_ids, row().layout)
+        out = model(input_ids=row().input_ids, use_cache=False).logits
+        del out
+        assert saved[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_attention_gives_way_after_layers(monkeypatch, room):
+    monkeypatch.setattr(keeping, "_WORTH", 0.0)
+    room(ROOM)
+    model, kept = prepared(tiny("llama", num_hidden_layers=4))
+    found = []
+    for _ in range(5):
+        scored(model)
+        found.append((kept.layers, kept.attention, give_way(model) if found else None))
+    assert found == [
+        (1, True, None), (4, False, True), (2, True, True), (1, True, True), (0, True, True)
+    ]  # fmt: skip
+    scored(model)
+    assert (kept.layers, kept.attention, give_way(model)) == (0, False, False)
+
+
+def test_a_sharded_model_keeps_no_layer_whole(room):
+    from torch.distributed.tensor import DTensor
+
+    model, kept = prepared(tiny("llama"))
+    weight = model.lm_head.weight
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping, "DTensor", type(weight))
+        patch.setattr(keeping, "_local", lambda parameter: parameter)
+        room(ROOM)
+        scored(model)
+    assert issubclass(DTensor, torch.Tensor)
+    assert kept.layers == 0
 
 
 @pytest.mark.parametrize("reason", ["asked for all", "deepspeed", "rotary", "no gradients"])
@@ -181,12 +267,13 @@ def test_no_layer_is_kept_whole(room, reason, monkeypatch):
         next(model.parameters()).ds_id = 0
     if reason == "rotary":
         monkeypatch.setattr(keeping, "moving_rotary", lambda _: "dynamic")
-    model, kept = prepared(model, whole=reason != "asked for all")
+    model, kept = prepared(model, selective=reason != "asked for all")
     room(ROOM)
     with torch.set_grad_enabled(reason != "no gradients"):
         weigh(model, row().input_ids, row().layout)
     assert kept.layers == 0
-    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+    recomputed = [layer.gradient_checkpointing for layer in model.model.layers]
+    assert recomputed == [reason != "no gradients"] * 2
 
 
 def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
@@ -195,7 +282,7 @@ def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
     room(ROOM)
     keeps = []
     for packed in (row(), part_of(row(), Context(2, 0))):
-        model, kept = prepared(tiny("llama"), whole=False)
+        model, kept = prepared(tiny("llama"), selective=False)
         weigh(model, packed.input_ids, packed.layout)
         keeps.append(kept.attention)
     assert keeps == [True, False]
@@ -217,9 +304,10 @@ def test_paths_that_are_copied_are_counted(room):
     start = list(range(3, 40))
     sequences = [([*start, at, at + 1, at + 2], [False] + [True] * 39) for at in (50, 60, 70)]
     shared = pack(sequences, torch.device("cpu"), min_share=0.1)
-    assert keeping._copies(tiny("llama").config, row().layout) == 0
+    sizes = Sizes.of(tiny("llama").config)
+    assert sizes.copied_bytes(row().layout, 2) == 0
     paths = 40 + 40 + 40
-    assert keeping._copies(tiny("llama").config, shared.layout) == 2 * 3 * 32 * paths
+    assert sizes.copied_bytes(shared.layout, 2) == 2 * 3 * 32 * paths
 
 
 def test_what_keeping_needs():
@@ -231,5 +319,18 @@ def test_what_keeping_needs():
         num_attention_heads=32, num_key_value_heads=8, head_dim=128,
     )  # fmt: skip
     states = 36 * 65_536 * 2 * 4096
-    assert states < needed_bytes(config, 65_536) < states + 30 * 2**30
-    assert attention_bytes(config, 65_536) == states + 36 * 65_536 * 32 * 4
+    sizes = Sizes.of(config)
+    assert states < sizes.needed_bytes(65_536, 2) < states + 30 * 2**30
+    assert sizes.attention_bytes(65_536, 2) == states + 36 * 65_536 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("names", "inner"),
+    [({"n_inner": 50}, 50), ({"ffn_dim": 70}, 70), ({"intermediate_size": None}, 128),
+     ({"intermediate_size": [40, 60]}, 60),
+     ({"num_experts_per_tok": 4, "moe_intermediate_size": 9, "intermediate_size": 99}, 36)],
+)  # fmt: skip
+def test_sizes_by_whatever_name(names, inner):
+    common = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    assert Sizes.of(types.SimpleNamespace(**common, **names)) == Sizes(2, 32, 4, 32, inner)
+    assert Sizes.of(types.SimpleNamespace(hidden_size=32)) is None

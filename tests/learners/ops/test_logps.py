@@ -88,14 +88,22 @@ def test_autocast_does_not_reach_the_products():
     assert torch.equal(plain, cast)
 
 
-def test_a_frozen_head_gets_no_gradient_and_no_tokens_give_none():
-    hidden, weight, _, targets = draw()
-    hidden.requires_grad_()
-    logps, _ = token_logps(hidden, weight, targets)
-    logps.sum().backward()
-    assert weight.grad is None
-    assert hidden.grad.abs().sum() > 0
-    empty, _ = token_logps(hidden[:0], weight, targets[:0])
+def test_no_gradient_is_made_of_a_frozen_head_and_no_tokens_give_none():
+    """None that autograd would throw away either: it is as large as the head."""
+    made = {}
+    for trained in (False, True):
+        hidden, weight, _, targets = draw(tokens=4, dim=64, vocab=40_000)
+        hidden.requires_grad_()
+        weight.requires_grad_(trained)
+        logps, _ = token_logps(hidden, weight, targets)
+        with PeakBytes() as memory:
+            logps.sum().backward()
+        assert hidden.grad.abs().sum() > 0
+        made[trained] = memory.peak
+    size = weight.numel() * weight.element_size()
+    assert made[True] - made[False] > 0.9 * size
+    hidden, weight = hidden.detach(), weight.detach()
+    empty, _ = token_logps(hidden[:0].requires_grad_(), weight, targets[:0])
     empty.sum().backward()
     assert empty.shape == (0,)
 

@@ -1,15 +1,29 @@
 """What each of several processes runs: trainings one after the other, some of them killed."""
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 from learners import TrainConfig, train
+from learners.ops import keeping
 
 
 class Killed(BaseException):
     """Stands for a kill between two steps, of all processes."""
+
+
+@contextlib.contextmanager
+def filled():
+    """As on GPUs of which one has room for every layer and the other for none."""
+    free = (1 << 50, 0)[int(os.environ["RANK"])]
+    with (
+        mock.patch.object(TrainConfig, "checkpoints_on", return_value=True),
+        mock.patch.object(keeping, "_free", return_value=free),
+    ):
+        yield
 
 
 def run(job):
@@ -32,4 +46,5 @@ def run(job):
 
 if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        run(job)
+        with filled() if job.get("fill") else contextlib.nullcontext():
+            run(job)

@@ -23,8 +23,9 @@ def test_the_losses_are_the_cpus(settings, tmp_path, loss):
         assert one["entropy"] == pytest.approx(other["entropy"], rel=1e-3)
 
 
-def test_half_precision_with_checkpointing_learns(settings):
-    settings |= {"device": "cuda", "dtype": "bfloat16", "gradient_checkpointing": True}
+@pytest.mark.parametrize("how", ["auto", True, False])
+def test_half_precision_learns_whatever_is_recomputed(settings, how):
+    settings |= {"device": "cuda", "dtype": "bfloat16", "gradient_checkpointing": how}
     records = read_metrics(train(TrainConfig(**settings, loss="entropo-dpo")).out)
     assert records[-1]["rewards/margins"] > records[0]["rewards/margins"]
 

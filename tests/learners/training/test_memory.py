@@ -13,6 +13,7 @@ from learners.training.score import PolicySums, Scorer
 from learners.training.step import Objective, run_batch
 from learners.training.workers import Workers
 from tests.learners.models import tiny_llama
+from tests.learners.training.conftest import train_and_kill
 from tests.learners.training.test_passes import CPU
 from tests.learners.training.test_step import PAIRS, SETTINGS
 from tests.learners.training.test_train import same, weights
@@ -23,7 +24,7 @@ class Card:
 
     def __init__(self, monkeypatch, holds, *, count=8, free=1 << 50):
         self.model = tiny_llama(num_hidden_layers=count).train()
-        settings = checkpoint_settings(self.model, whole=True)
+        settings = checkpoint_settings(self.model, selective=True)
         self.model.gradient_checkpointing_enable(settings)
         self.kept, self.holds, self.seen = settings["context_fn"], holds, []
         monkeypatch.setattr(keeping, "_free", lambda _: free)
@@ -93,12 +94,34 @@ def test_a_run_that_runs_out_says_what_takes_less_and_goes_on(settings, monkeypa
         if progress.stage == "training" and progress.done == 3:
             monkeypatch.setattr(torch.nn.functional, "linear", short)
 
-    with pytest.raises(
-        OutOfMemory, match=r"ran out \(CUDA out of memory\).*gradient_checkpointing"
-    ):
-        train(TrainConfig(**settings), on_progress=after_three)
+    said = r"step 4 \(Tried to allocate 2\.00 GiB\)\. A step takes less with gradient_checkpointing"
+    with pytest.raises(OutOfMemory, match=said):
+        train(TrainConfig(**settings, gradient_checkpointing=False), on_progress=after_three)
     assert calls
     monkeypatch.setattr(torch.nn.functional, "linear", real)
     out = train(TrainConfig(**settings, resume=True, gradient_checkpointing=True)).out
     assert [path.name for path in checkpoints(out)] == [path.name for path in checkpoints(whole)]
     assert same(weights(whole), weights(out))
+
+
+def test_layers_kept_by_default_change_no_run(settings, monkeypatch, tmp_path):
+    """A whole run as on CUDA, beside one that never recomputes; each may go on as the other."""
+    settings |= {"loss": "kto", "z0": "mismatched", "max_steps": 4, "save_every": 2}
+    wanted = weights(train(TrainConfig(**settings, gradient_checkpointing=False)).out)
+    seen = []
+    monkeypatch.setattr(TrainConfig, "checkpoints_on", lambda *_: True)
+    monkeypatch.setattr(keeping, "_free", lambda _: 1 << 50)
+    real = keeping.Kept.weigh
+
+    def weigh(self, *args):
+        real(self, *args)
+        seen.append(self.layers)
+
+    monkeypatch.setattr(keeping.Kept, "weigh", weigh)
+    settings["out"] = str(tmp_path / "auto")
+    assert same(weights(train(TrainConfig(**settings)).out), wanted)
+    assert set(seen) == {0, 1, 2}  # no gradients, the first pass, all others
+    begun = {**settings, "out": str(tmp_path / "begun"), "gradient_checkpointing": False}
+    train_and_kill(begun, after=3)
+    resumed = train(TrainConfig(**{**begun, "gradient_checkpointing": "auto", "resume": True}))
+    assert same(weights(resumed.out), wanted)

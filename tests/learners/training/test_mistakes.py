@@ -1,5 +1,6 @@
 """Everything wrong is one clear sentence before any long work."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import torch
 from agents.policies import hub
 from learners import TrainConfig, train
 from learners.losses import LossOutput
-from learners.training import NoSignal
+from learners.training import NoSignal, prepare
 from learners.training.model import adapter_digest, add_adapter
 from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
@@ -84,6 +85,29 @@ def test_another_tokenizer(settings, tmp_path):
     buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
     fails(settings, r"another tokenizer or chat template \(0123456789abcdef, by other/model\)",
           buffer=buffer)  # fmt: skip
+
+
+def test_ids_of_a_server_that_names_no_tokenizer(settings, tmp_path, caplog):
+    """They are read back: as something else than was said they are another model's."""
+    shifted = []
+    for task in range(4):
+        record = sampled(f"t-{task}", replies=("read the file", "mend it"))
+        steps = [shift(step) if step.metrics else step for step in record.steps]
+        shifted.append(dataclasses.replace(record, steps=tuple(steps)))
+    buffer = write_buffer(tmp_path / "b", shifted)
+    fails(settings, "ids of p read as something else than its turns in 8 of 8", buffer=buffer)
+    for record in shifted:
+        steps = tuple(dataclasses.replace(step, message="") for step in record.steps)
+        dumb = dataclasses.replace(record, steps=steps)
+        prepare._check_tokenizer([dumb], byte_tokenizer())
+    assert "nothing tells whether their token ids are this model's" in caplog.text
+
+
+def shift(step):
+    """The step with the next token for each of its own."""
+    ids = tuple(token + 1 for token in step.metrics.completion_token_ids)
+    metrics = dataclasses.replace(step.metrics, completion_token_ids=ids)
+    return dataclasses.replace(step, metrics=metrics)
 
 
 def test_another_chat_template(settings, tmp_path):

@@ -30,10 +30,18 @@ CASES = {
     "mismatched": {"loss": "kto", "z0": "mismatched"},
     "full": {"loss": "entropo-dpo", "mode": "full", "learning_rate": 1e-3},
     "resumed": {"loss": "entropo-kto", "z0": "task", "save_every": 2},
+    "recomputed": {"loss": "entropo-dpo", "gradient_checkpointing": True},
+    "filled": {"loss": "entropo-dpo", "gradient_checkpointing": "auto"},  # see `launched`
 }
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
-CONTEXT = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"}
+_SHARDED = ("--use_fsdp", "--fsdp_version", "2")
+OPTIONS = {
+    "replicated": ("--multi_gpu",),  # accelerate's name for several processes
+    "sharded": _SHARDED,
+    "context": (*_SHARDED, "--use_parallelism_config", "--parallelism_config_cp_size", "2"),
+    "zero-2": ("--use_deepspeed", "--zero_stage", "2"),
+    "zero-3": ("--use_deepspeed", "--zero_stage", "3"),
+}
+"""Of `accelerate launch`."""
 DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="deepspeed is not installed (its package needs wheel, ninja and a C++ compiler)",
@@ -68,7 +76,8 @@ def jobs(tmp_path_factory, model_folder):
                 "model": model_folder if tied else untied, "out": str(home / kind / name),
             }  # fmt: skip
             kill_at = 4 if name == "resumed" else None
-            found.append({"settings": {**settings, **changes}, "kill_at": kill_at})
+            job = {"settings": {**settings, **changes}, "kill_at": kill_at}
+            found.append(job | {"fill": name == "filled"})
         return home, found
 
     return build
@@ -102,30 +111,31 @@ def two(jobs, request):
     """
     home, found = jobs(request.param)
     environment = {"SWE_ENV_CACHE": str(home / f"cache-{request.param}"), "OMP_NUM_THREADS": "1"}
-    if request.param == "sharded":
-        environment |= SHARDED
-    if request.param == "context":
-        environment |= SHARDED | CONTEXT  # as accelerate's launcher wants it
-    if request.param.startswith("zero"):
-        environment |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": request.param[-1]}
+    environment |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
     if request.param in LEFT:
-        found.append({**jobs(f"left-{request.param}")[1][-1], "leave": True})
+        found.append({**resumed(jobs(f"left-{request.param}")[1]), "leave": True})
     if request.param in TAKEN:
-        begun = jobs(f"taken-{request.param}")[1][-1]["settings"]
+        begun = resumed(jobs(f"taken-{request.param}")[1])["settings"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SWE_ENV_CACHE", environment["SWE_ENV_CACHE"])
             train_and_kill(begun, after=4)
         found.append({"settings": {**begun, "resume": True}, "kill_at": None})
     if request.param == "replicated":
-        found.append({**jobs("damaged")[1][-1], "damage": True})
-    launch(home / f"{request.param}.json", found, environment)
+        found.append({**resumed(jobs("damaged")[1]), "damage": True})
+    launch(home / f"{request.param}.json", found, OPTIONS[request.param], environment)
     return home / request.param
 
 
-def launch(file, jobs, environment):
+def resumed(jobs):
+    return jobs[list(CASES).index("resumed")]
+
+
+def launch(file, jobs, options, environment):
     file.write_text(json.dumps(jobs))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0", *options,
         "-m", "tests.learners.training.launched", str(file),
     ]  # fmt: skip
     done = subprocess.run(

@@ -71,7 +71,7 @@ def test_memory_is_the_sum_that_the_docstring_says(qwen):
 
 def test_what_is_free_holds_layers_that_are_not_computed_again(qwen):
     """Of 16,384 tokens a layer keeps 1.6 GiB."""
-    batch, filled = one(16_384), Setup("lora", 1, True, fills=True)
+    batch, filled = one(16_384), Setup("lora", 1, True, selective=True)
     layer = 104_968 * 16_384
     needed = qwen.memory(filled, batch).total
     found = {}

@@ -78,8 +78,11 @@ def test_twice_the_utilisation_is_never_slower(config):
     slow = plan_training(config, assumptions=Assumptions(utilisation=1e-6))
     fast = plan_training(config, assumptions=Assumptions(utilisation=2e-6))
     assert fast.tokens_per_second == pytest.approx(2 * slow.tokens_per_second)
-    two = plan_training(config, gpus=2, assumptions=Assumptions(utilisation=1e-6))
-    assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
+    whole = config.model_copy(update={"gradient_checkpointing": True})  # as sharded models are
+    slow = plan_training(whole, assumptions=Assumptions(utilisation=1e-6))
+    for how in (whole, config):
+        two = plan_training(how, gpus=2, assumptions=Assumptions(utilisation=1e-6))
+        assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
 
 
 def test_packing_and_min_share_are_the_runs(config):
@@ -176,7 +179,7 @@ def test_a_page_and_the_data_say_the_same(config):
     record = json.loads(json.dumps(as_dict(plan)))
     assert record["memory"]["total"] == plan.memory.total
     assert record["longest"]["width"] == plan.longest.width
-    setup = {"method": "qlora", "gpus": 2, "checkpointing": False, "fills": False}
+    setup = {"method": "qlora", "gpus": 2, "checkpointing": False, "selective": False}
     assert record["setup"] == setup
 
 
