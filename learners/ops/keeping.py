@@ -27,7 +27,7 @@ from learners.ops.sequence import unwrap
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_WORTH = 1e12
+WORTH = 1e12
 """Operations of one layer's attention from which on keeping it pays: choosing what to keep costs
 each operation of the layer some microseconds of Python."""
 _SPARE = 3 << 30
@@ -230,7 +230,7 @@ class Kept:
         count, kinds = len(parts.layers), parts.kinds
         attention = sizes.attention_bytes(tokens, parts.size)
         room = free - _SPARE - parts.owed() - sizes.needed_bytes(tokens, parts.size)
-        worth = layout is not None and sizes.attention_work(layout) >= _WORTH
+        worth = layout is not None and sizes.attention_work(layout) >= WORTH
         self.attention = worth and self._attends and attention < SHARE * room
         if self.attention:
             room -= attention

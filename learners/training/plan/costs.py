@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from learners.ops.keeping import SHARE, keepable_layers
+from learners.ops.keeping import SHARE, WORTH, keepable_layers
 from learners.ops.lora import SPLIT_BYTES
 from learners.ops.packed import layer_windows
 from learners.ops.sequence import output_layer, unwrap
@@ -78,6 +78,14 @@ class Memory:
         return self.fixed + max(step, self.reference)
 
 
+class Keeps(NamedTuple):
+    """What checkpointed layers keep where memory is free."""
+
+    attention: bool
+    layers: int
+    """Layers that are not computed again at all."""
+
+
 class Costs:
     """What a model costs with one method of training, traced once."""
 
@@ -100,7 +108,8 @@ class Costs:
         text = model_config.get_text_config()
         self.width: int = text.hidden_size
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self._heads_width: int = text.num_attention_heads * head
+        self._heads: int = text.num_attention_heads
+        self._heads_width: int = self._heads * head
         keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self._keys_width: int = keys * head
         self.windows = layer_windows(model_config)
@@ -156,14 +165,26 @@ class Costs:
             overhead=assume.context_bytes,
         )
 
-    def kept_layers(self, setup: Setup, card: Gpu, batch: MicroBatch) -> int:
-        """How many layers of a checkpointed micro-batch are not computed again: what has room."""
-        keeps = setup.checkpointing and setup.selective and self.keepable
-        if not keeps or setup.sharded:
-            return 0
-        room = SHARE * (usable(card, self.assume) - self.memory(setup, batch).total)
+    def keeps(self, setup: Setup, card: Gpu, batch: MicroBatch) -> Keeps:
+        """What of a checkpointed micro-batch `learners.ops.keeping` does not compute again.
+
+        Attention where it is worth it, then whole layers unless the model is sharded, in what
+        memory is free beyond what `memory` says.
+        """
+        count = len(self.layers)
+        if not setup.checkpointing:
+            return Keeps(attention=False, layers=0)
+        room = usable(card, self.assume) - self.memory(setup, batch).total
+        given = batch.tokens * (self.size * self._heads_width + 4 * self._heads)
+        work = self._attention(batch) / count
+        attention = work >= WORTH and count * given < SHARE * room
+        if not setup.selective or not self.keepable or setup.sharded:
+            return Keeps(attention, layers=0)
         largest = max(layer.kept(batch.tokens) for layer in self.layers) + self._paths(batch)
-        return max(min(int(room / largest), len(self.layers)), 0)
+        if attention:
+            room, largest = room - count * given, largest - given
+        layers = max(min(int(SHARE * room / largest), count), 0)
+        return Keeps(attention and layers < count, layers)
 
     def _paths(self, batch: MicroBatch) -> int:
         """Copies of keys and values in one layer."""
@@ -217,9 +238,7 @@ class Costs:
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
         adapter = 2.0 * counts.adapter_active * batch.tokens
-        attended = sum(self._attended(tokens) for tokens in batch.computed)
-        attended -= sum(self._attended(tokens) for tokens in batch.shared)
-        attention = 4.0 * self._heads_width * attended
+        attention = self._attention(batch)
         head = 2.0 * counts.head * batch.loss_tokens
         layers = linear + adapter + attention
         if not train:
@@ -232,12 +251,20 @@ class Costs:
     def _seconds(self, setup: Setup, card: Gpu, batch: MicroBatch, *, train: bool) -> float:
         """The longer of computing and reading the weights once for each pass through them."""
         assume = self.assume
-        kept = self.kept_layers(setup, card, batch) if train else 0
-        work = self.flops(setup, batch, train=train, kept_layers=kept)
+        kept = self.keeps(setup, card, batch)
+        work = self.flops(
+            setup, batch, train=train, kept_attention=kept.attention, kept_layers=kept.layers
+        )
         compute = work / (card.peak * assume.utilisation)
         passes = 1 if not train else 3 if setup.checkpointing else 2
         read = passes * self.weight_bytes(setup.method)
         return max(compute, read / (card.bandwidth * assume.bandwidth_utilisation))
+
+    def _attention(self, batch: MicroBatch) -> float:
+        """Operations of all layers' attention, forward."""
+        attended = sum(self._attended(tokens) for tokens in batch.computed)
+        attended -= sum(self._attended(tokens) for tokens in batch.shared)
+        return 4.0 * self._heads_width * attended
 
     def _attended(self, width: int) -> float:
         """Tokens attended to, summed over the tokens of a row and over layers."""

@@ -8,7 +8,7 @@ from learners.losses import get_loss
 from learners.training.config import TrainConfig
 from learners.training.plan.advice import advise, longest_that_fits
 from learners.training.plan.assumptions import Assumptions
-from learners.training.plan.costs import Costs, Memory, Setup, usable
+from learners.training.plan.costs import Costs, Keeps, Memory, Setup, usable
 from learners.training.plan.counts import METHODS, Counts
 from learners.training.plan.gpus import Gpu
 from learners.training.plan.gpus import gpu as find_gpu
@@ -127,7 +127,7 @@ def plan_training(
         reference_hours=reference_seconds / 3600,
         fits=memory.total <= room,
         verdict=advise(costs, setup, card, longest, loss, shapes, config),
-        notes=_notes(costs, setup, work, config, costs.kept_layers(setup, card, longest)),
+        notes=_notes(costs, setup, work, config, costs.keeps(setup, card, longest)),
         data=work.report,
         assumptions=assume,
     )
@@ -143,14 +143,14 @@ def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float
 
 
 def _notes(
-    costs: Costs, setup: Setup, work: Workload, config: TrainConfig, kept: int
+    costs: Costs, setup: Setup, work: Workload, config: TrainConfig, kept: Keeps
 ) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
     if setup.checkpointing and setup.selective and costs.keepable and not setup.sharded:
         notes.append(
             "Layers are computed again only where memory demands it: of the longest sample "
-            f"{kept} of {len(costs.layers)} are not, in memory that is free otherwise "
+            f"{kept.layers} of {len(costs.layers)} are not, in memory that is free otherwise "
             "(gradient_checkpointing=true keeps memory low, =false keeps all)."
         )
     if work.shared:

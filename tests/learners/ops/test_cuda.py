@@ -180,7 +180,7 @@ def test_attention_that_is_kept_is_not_computed_again():
     kept, found = settings["context_fn"], {}
     for worth in (0.0, float("inf")):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("learners.ops.keeping._WORTH", worth)
+            patch.setattr("learners.ops.keeping.WORTH", worth)
             model.zero_grad()
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
                 forward(model, packed, "flash").logps.sum().backward()

@@ -232,7 +232,7 @@ def test_what_a_measured_layer_saved_is_freed_with_its_graph(room):
 
 
 def test_attention_gives_way_after_layers(monkeypatch, room):
-    monkeypatch.setattr(keeping, "_WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH", 0.0)
     room(ROOM)
     model, kept = prepared(tiny("llama", num_hidden_layers=4))
     found = []
@@ -278,7 +278,7 @@ def test_no_layer_is_kept_whole(room, reason, monkeypatch):
 
 def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
     """Were all of it worth keeping and to fit."""
-    monkeypatch.setattr(keeping, "_WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH", 0.0)
     room(ROOM)
     keeps = []
     for packed in (row(), part_of(row(), Context(2, 0))):
@@ -289,7 +289,7 @@ def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
 
 
 def test_attention_is_not_kept_where_every_layer_is(monkeypatch, room):
-    monkeypatch.setattr(keeping, "_WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH", 0.0)
     room(ROOM)
     model, kept = prepared(tiny("llama"))
     found = []

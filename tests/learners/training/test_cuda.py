@@ -1,6 +1,7 @@
 """Whole training runs on a GPU, beside the same runs on the CPU."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -21,6 +22,14 @@ def test_the_losses_are_the_cpus(settings, tmp_path, loss):
     for one, other in zip(found, wanted, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert one["entropy"] == pytest.approx(other["entropy"], rel=1e-3)
+
+
+def test_trap_4_the_policy_and_its_reference_are_equal_before_the_first_step(settings):
+    """In half precision too, where several pairs share a pass and the reference had one each."""
+    settings |= {"device": "cuda", "dtype": "bfloat16", "loss": "dpo", "max_steps": 1}
+    first = read_metrics(train(TrainConfig(**settings)).out)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-2)
+    assert abs(first["rewards/margins"]) < 2e-2
 
 
 @pytest.mark.parametrize("how", ["auto", True, False])

@@ -70,20 +70,34 @@ def test_memory_is_the_sum_that_the_docstring_says(qwen):
 
 
 def test_what_is_free_holds_layers_that_are_not_computed_again(qwen):
-    """Of 16,384 tokens a layer keeps 1.6 GiB."""
-    batch, filled = one(16_384), Setup("lora", 1, True, selective=True)
-    layer = 104_968 * 16_384
-    needed = qwen.memory(filled, batch).total
+    """Of 8,192 tokens a layer keeps 0.8 GiB, of 65,536 attention gives 0.5."""
+    filled = Setup("lora", 1, True, selective=True)
     found = {}
-    for name in ("RTX4090-24", "A100-80", "H200-141"):
-        found[name] = qwen.kept_layers(filled, gpu(name), batch)
-        room = 0.8 * (usable(gpu(name), Assumptions()) - needed)
-        assert found[name] == min(max(int(room / layer), 0), 36)
-    assert 0 <= found["RTX4090-24"] < found["A100-80"] < found["H200-141"] == 36
-    assert qwen.kept_layers(Setup("lora", 1, True), gpu("H200-141"), batch) == 0
-    whole, none = (qwen.flops(Setup("lora", 1, how), batch) for how in (True, False))
-    assert qwen.flops(filled, batch, kept_layers=36) == pytest.approx(none)
-    assert qwen.flops(filled, batch, kept_layers=9) == pytest.approx(none + (whole - none) * 0.75)
+    for tokens in (8192, 65_536):
+        batch = one(tokens)
+        layer, given = 104_968 * tokens, tokens * (2 * 4096 + 4 * 32) if tokens > 10_000 else 0
+        for name in ("RTX4090-24", "A100-80", "H200-141"):
+            room = usable(gpu(name), Assumptions()) - qwen.memory(filled, batch).total
+            attention = 0 < 36 * given < 0.8 * room
+            room -= 36 * given * attention
+            layers = min(max(int(0.8 * room / (layer - given * attention)), 0), 36)
+            found[name, tokens] = qwen.keeps(filled, gpu(name), batch)
+            assert found[name, tokens] == (attention, layers)
+            whole = qwen.keeps(Setup("lora", 1, True), gpu(name), batch)
+            assert whole == (attention, 0)
+    assert found["H200-141", 8192] == (False, 36)
+    assert found["H200-141", 65_536].attention
+    assert 0 < found["H200-141", 65_536].layers < 36
+    assert found["RTX4090-24", 65_536] == (False, 0)
+    assert qwen.keeps(Setup("lora", 1, False, selective=True), gpu("H200-141"), one(9)) == (
+        False,
+        0,
+    )
+    whole, none = (qwen.flops(Setup("lora", 1, how), one(8192)) for how in (True, False))
+    assert qwen.flops(filled, one(8192), kept_layers=36) == pytest.approx(none)
+    assert qwen.flops(filled, one(8192), kept_layers=9) == pytest.approx(
+        none + (whole - none) * 0.75
+    )
 
 
 def test_shared_beginnings_cost_copies_of_keys_and_values(qwen):
