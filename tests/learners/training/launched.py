@@ -9,6 +9,7 @@ from unittest import mock
 
 from learners import TrainConfig, train
 from learners.ops import keeping
+from learners.training.workers import stop_workers
 
 
 class Killed(BaseException):
@@ -48,3 +49,4 @@ if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
         with filled() if job.get("fill") else contextlib.nullcontext():
             run(job)
+    stop_workers()
