@@ -103,8 +103,9 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: a third more time, far less memory. ``auto``: on
-    CUDA for the layers that free memory does not hold, elsewhere for none. With `true` too CUDA
-    keeps attention over long sequences where free memory allows it (docs/learner-speed.md)."""
+    CUDA for the layers that free memory does not hold (all, of a sharded model), elsewhere for
+    none. With `true` too CUDA keeps attention over long sequences where free memory allows it
+    (docs/learner-speed.md)."""
 
     save_every: int | None = Field(default=50, ge=1)
     """Steps between checkpoints; None for none."""

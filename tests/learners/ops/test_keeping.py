@@ -246,17 +246,13 @@ def test_attention_gives_way_after_layers(monkeypatch, room):
     assert (kept.layers, kept.attention, give_way(model)) == (0, False, False)
 
 
-def test_a_sharded_model_keeps_no_layer_whole(room):
-    from torch.distributed.tensor import DTensor
-
+def test_a_sharded_model_keeps_no_layer_whole(room, monkeypatch):
+    """Its weights stand for parts."""
     model, kept = prepared(tiny("llama"))
-    weight = model.lm_head.weight
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "DTensor", type(weight))
-        patch.setattr(keeping, "_local", lambda parameter: parameter)
-        room(ROOM)
-        scored(model)
-    assert issubclass(DTensor, torch.Tensor)
+    monkeypatch.setattr(keeping, "DTensor", torch.nn.Parameter)
+    monkeypatch.setattr(keeping, "_local", lambda parameter: parameter)
+    room(ROOM)
+    scored(model)
     assert kept.layers == 0
 
 
