@@ -2,7 +2,8 @@
 
 Their tokenizers can't be downloaded here: small ones are trained that carry templates as data
 (`tests/data/chat_templates.json`: what the families' do with messages, written anew and without
-their branches for tools), with merges, so that a token may straddle what it should not.
+their branches for tools, and held to what their own render), with merges, so that a token may
+straddle what it should not.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from learners.losses import get_loss
 from learners.training.prepare import build_dataset
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Agent
+from tests.learners.own_templates import digest
 from tests.learners.records import sampled, scripted
 
 FAMILIES = json.loads((Path(__file__).parents[2] / "data" / "chat_templates.json").read_text())[
@@ -52,7 +54,7 @@ def tokenizer_of(name, template=None):
     backend.train_from_iterator(Path(__file__).read_text().splitlines(keepends=True), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=template or FAMILIES[name]["template"],
-        additional_special_tokens=FAMILIES[name]["specials"],
+        additional_special_tokens=FAMILIES[name]["specials"], bos_token=FAMILIES[name].get("bos"),
     )  # fmt: skip
 
 
@@ -115,6 +117,11 @@ def test_the_mask_is_the_sampled_text_and_its_end_of_turn_token_by_token(name, s
     end = tokenizer.convert_tokens_to_ids(FAMILIES[name]["end"])
     sampled_ends = [i for i, m in zip(ids, encoded.loss_mask, strict=True) if m and i == end]
     assert len(sampled_ends) == 3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_templates_render_what_the_families_own_do(name):
+    assert digest(tokenizer_of(name)) == FAMILIES[name]["sha256_of_own"]
 
 
 @pytest.mark.parametrize("name", INSTEAD)
