@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,17 +62,20 @@ Size = Callable[[Sequence[Encoded]], int]
 
 
 def microbatches(
-    samples: Sequence[Sample], budget: int, *, size: Size = padded_size
+    samples: Sequence[Sample], budget: int, *, size: Size = padded_size, worth: float = 0.0
 ) -> list[list[int]]:
     """Split an optimizer batch into micro-batches of at most `budget` tokens each.
 
     Padded samples of like length go together, others those of one task, which may share their
-    beginning. A sample longer than the budget is alone in its micro-batch: pairs are never split.
+    beginning, in lexicographic order, in which neighbours share most. A sample longer than the
+    budget is alone in its micro-batch: pairs are never split.
 
     Args:
         samples: The optimizer batch.
         budget: Most tokens computed in one pass; 0 for each sample alone.
         size: Tokens computed for contexts in one pass.
+        worth: A sample joins others only where at least this share of its tokens is computed for
+            them already.
 
     Returns:
         Positions in `samples`, each once.
@@ -82,18 +87,22 @@ def microbatches(
     found: list[list[int]] = []
     for position in sorted(range(len(samples)), key=lambda i: _place(samples[i], tasks, i)):
         if found and budget:
-            together = [c for i in [*found[-1], position] for c in samples[i].contexts]
-            if size(together) <= budget:
+            before = [context for i in found[-1] for context in samples[i].contexts]
+            own = samples[position].contexts
+            computed = size([*before, *own])
+            if computed <= budget and (
+                not worth or computed - size(before) <= (1 - worth) * size(own)
+            ):
                 found[-1].append(position)
                 continue
         found.append([position])
     return found
 
 
-def _place(sample: Sample, tasks: dict[int, int], position: int) -> tuple[int, ...]:
+def _place(sample: Sample, tasks: dict[int, int], position: int) -> tuple[Any, ...]:
     """Longest first; with `tasks`, the task of the longest sample first."""
     if tasks:
-        return -tasks[sample.group], sample.group, -_longest(sample), position
+        return -tasks[sample.group], sample.group, sample.sequences[0].input_ids, position
     return -_longest(sample), position
 
 
