@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## the main job: real packages → tasks → rollouts → E
 demo-adapter: $(VENV)/.demo  ## train again the SFT adapter the demo starts from (about an hour on 2 cores)
 	$(BIN)/swe demo-adapter --out runs/demo-adapter
 
-test: $(VENV)/.dev $(VENV)/.engine lint  ## ruff, mypy, import layers, then every test
+test: $(VENV)/.dev $(VENV)/.tests lint  ## ruff, mypy, import layers, then every test
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, import layers
@@ -35,8 +35,8 @@ $(VENV)/.system:
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup-system.sh
 	@touch $@
 
-$(VENV)/.engine: | $(VENV)/.system
-	@sh tools/setup-system.sh engine
+$(VENV)/.tests: | $(VENV)/.system
+	@sh tools/setup-system.sh tests
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.system

@@ -13,11 +13,14 @@ need() { # need COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || install "$2"
 }
 
-# `setup-system.sh engine`: a container engine for the docker sandbox's tests, which start it on a
-# private socket themselves. Where systemd runs, the package would start one for the whole machine.
-if [ "${1:-}" = engine ]; then
+# `setup-system.sh tests`: a container engine for the docker sandbox's tests, which start it on a
+# private socket themselves (where systemd runs, the package would start one for the whole machine),
+# and the compiler with which DeepSpeed builds what it needs on a CPU.
+if [ "${1:-}" = tests ]; then
     command -v dockerd >/dev/null 2>&1 || { [ ! -d /run/systemd/system ] && install docker.io; } ||
         echo "setup: dockerd is missing, so the docker sandbox's tests are skipped: run 'sudo apt-get install docker.io' to have them." >&2
+    need g++ g++ ||
+        echo "setup: g++ is missing, so DeepSpeed's tests are skipped: run 'sudo apt-get install g++' to have them." >&2
     exit 0
 fi
 
