@@ -61,7 +61,7 @@ Size = Callable[[Sequence[Encoded]], int]
 
 
 def microbatches(
-    samples: Sequence[Sample], budget: int, *, size: Size = padded_size, worth: float = 0.0
+    samples: Sequence[Sample], budget: int, *, size: Size = padded_size
 ) -> list[list[int]]:
     """Split an optimizer batch into micro-batches of at most `budget` tokens each.
 
@@ -73,8 +73,6 @@ def microbatches(
         samples: The optimizer batch.
         budget: Most tokens computed in one pass; 0 for each sample alone.
         size: Tokens computed for contexts in one pass.
-        worth: A sample joins others only where at least this share of its tokens is computed for
-            them already.
 
     Returns:
         Positions in `samples`, each once.
@@ -86,12 +84,8 @@ def microbatches(
     found: list[list[int]] = []
     for position in sorted(range(len(samples)), key=lambda i: _place(samples[i], tasks, i)):
         if found and budget:
-            before = [context for i in found[-1] for context in samples[i].contexts]
-            own = samples[position].contexts
-            computed = size([*before, *own])
-            if computed <= budget and (
-                not worth or computed - size(before) <= (1 - worth) * size(own)
-            ):
+            together = [c for i in [*found[-1], position] for c in samples[i].contexts]
+            if size(together) <= budget:
                 found[-1].append(position)
                 continue
         found.append([position])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from learners.data.batching import Batch, collate, microbatches, trimmed
+from learners.data.batching import Batch, collate, microbatches, padded_size, trimmed
 from learners.data.dataset import Sample
 from learners.data.encode import Encoded
 from learners.ops import SequenceLogps, sequence_logps
@@ -30,9 +30,6 @@ _MIN_SHARE = {"cpu": 0.1}
 """Least share of a sequence's tokens for which sharing pays; see docs/packing.md."""
 _ELSEWHERE = 0.02
 _NEVER = 2.0
-_WORTH = 1 / 3
-"""Least share of a sample's tokens for which it joins others in a pass on a CPU: branches of one
-episode, where a task's common prompt is far less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +101,25 @@ class Passes:
         return grow([trimmed(context)[0] for context in contexts], min_share=self.min_share)
 
     def groups(self, contexts: Sequence[Sequence[Encoded]], width: int) -> list[Sequence[Encoded]]:
-        """Contexts that go in one pass, in order: all, or each alone.
+        """Contexts that go in one pass, in order: all, or a sample's if they share.
 
         Args:
             contexts: Of each sequence that is scored, those of a sample beside each other.
-            width: Sequences a sample. Several samples are a micro-batch of `microbatches`.
+            width: Sequences a sample.
         """
-        every = [context for row in contexts for context in row]
-        if self.together or (self.kernel and (len(contexts) > width or self._shares(every))):
-            return [every]
-        return [[context] for context in every]
-
-    def _shares(self, contexts: Sequence[Encoded]) -> bool:
-        return len(contexts) > 1 and self.grow(contexts).shared > 0
+        samples = [
+            [context for row in contexts[start : start + width] for context in row]
+            for start in range(0, len(contexts), width)
+        ]
+        if self.together:
+            return [[context for sample in samples for context in sample]]
+        found: list[Sequence[Encoded]] = []
+        for sample in samples:
+            if self.kernel and len(sample) > 1 and self.grow(sample).shared:
+                found.append(sample)
+            else:
+                found += [[context] for context in sample]
+        return found
 
     def batch(self, contexts: Sequence[Encoded]) -> Batch | Packed:
         """One pass's input."""
@@ -128,20 +131,13 @@ class Passes:
     def microbatches(self, samples: Sequence[Sample], budget: int) -> list[list[int]]:
         """An optimizer batch in passes of at most `budget` computed tokens, if a sample allows.
 
-        On a CPU samples go together only where it spares `_WORTH` of what is added, in at most
-        twice the tokens of the largest: otherwise more at once would only keep more activations.
+        Where sequences do not go together, more samples at once would only keep more activations.
         """
-        if self.together and not self.kernel:
-            return microbatches(samples, budget)
-        if self.together:
-            return microbatches(samples, budget, size=self._computed)
-        if not self.kernel:
-            return microbatches(samples, 0)
-        most = 2 * max((self._computed(sample.contexts) for sample in samples), default=0)
-        return microbatches(samples, min(budget, most), size=self._computed, worth=_WORTH)
-
-    def _computed(self, contexts: Sequence[Encoded]) -> int:
-        return self.grow(contexts).computed
+        if not self.together:
+            budget = 0
+        padded = self.together and not self.kernel
+        size = padded_size if padded else lambda sequences: self.grow(sequences).computed
+        return microbatches(samples, budget, size=size)
 
 
 def forward(model: nn.Module, batch: Batch | Packed, kernel: str) -> SequenceLogps:

@@ -49,11 +49,10 @@ class PolicySums(nn.Module):
 class Scorer:
     """Scores sequences with a model.
 
-    On a CPU each context of a sequence has a forward pass of its own, or those of a sample, or of
-    several samples, have one together if they share enough of their beginning; on other devices,
-    and where the model is sharded (because all processes must make equally many passes), all of a
-    micro-batch are packed into one row, without padding, unless the model allows only one context a
-    pass. See `Passes`.
+    On a CPU each context of a sequence has a forward pass of its own, or those of a sample have one
+    together if they share enough of their beginning; on other devices, and where the model is
+    sharded (because all processes must make equally many passes), all of a micro-batch are packed
+    into one row, without padding, unless the model allows only one context a pass. See `Passes`.
     """
 
     def __init__(

@@ -49,17 +49,15 @@ SEQUENCES = [
 
 
 @pytest.mark.parametrize("kernel", ["auto", "segments", "dense"])
-@pytest.mark.parametrize("samples", [[5], [3, 2], [1, 1, 1, 1, 1]])
-def test_sums_do_not_depend_on_how_sequences_are_put_together(kernel, samples):
+@pytest.mark.parametrize("together", [False, True])
+def test_sums_do_not_depend_on_how_sequences_are_put_together(kernel, together):
     model = tiny_llama()
     plain = scorer_of(model, Packing("none"))(SEQUENCES)
     scorer = scorer_of(model, Packing(kernel, min_share=0.0))
-    rest, found = iter(SEQUENCES), []
-    for width in samples:
-        found.append(scorer([next(rest) for _ in range(width)], width))
-    for columns, other in zip(zip(*found, strict=True), plain, strict=True):
-        torch.testing.assert_close(torch.cat(columns), other, atol=1e-5, rtol=1e-5)
-    assert scorer.shared_tokens == {1: 9 + 6, 2: 9, 5: 0}[len(samples)]
+    scorer.passes.together = together
+    for one, other in zip(scorer(SEQUENCES, width=3), plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert scorer.shared_tokens == (9 + 6 if together else 9)
 
 
 @pytest.mark.parametrize("kernel", ["none", "dense"])
@@ -130,35 +128,16 @@ def test_processes_that_share_a_model_cannot_have_uneven_passes():
         check(Packing(), [several, one], **fsdp)
 
 
-def test_on_a_cpu_only_what_shares_enough_has_a_pass_together():
+def test_on_a_cpu_only_a_sample_that_shares_enough_has_a_pass_together():
     near, far = pair(20, 6, 9).sequences, pair(12, 30, 50, task=1).sequences
     passes = Passes(tiny_llama(), CPU, Packing(min_share=0.4))
-    assert passes.groups(contexts(near), 2) == [list(near)]
-    assert passes.groups(contexts(far), 2) == [[far[0]], [far[1]]]
+    sequences = [*near, *far]
+    assert passes.groups(contexts(sequences), 2) == [list(near), [far[0]], [far[1]]]
+    assert passes.groups(contexts(sequences), 1) == [[sequence] for sequence in sequences]
     never = Passes(tiny_llama(), CPU, Packing(min_share=2.0))
     assert never.groups(contexts(near), 2) == [[s] for s in near]
     passes.together = True
-    assert passes.groups(contexts([*near, *far]), 2) == [[*near, *far]]
-
-
-def test_on_a_cpu_branches_of_one_episode_are_one_micro_batch():
-    """Samples of which a third is there already, in at most twice the tokens of the largest."""
-    branches = [Sample((sequence(40, reply),), 0) for reply in (20, 30, 25, 28)]
-    prompts = [Sample((sequence(9, reply),), 0) for reply in (20, 30, 25, 28)]
-    passes = Passes(tiny_llama(), CPU)
-    cut = passes.microbatches(branches, 10_000)
-    assert sorted(len(rows) for rows in cut) == [1, 3]
-    for rows in cut:
-        together = [c for row in rows for c in branches[row].contexts]
-        assert passes.grow(together).computed <= 2 * 70
-        assert passes.groups(contexts(together), 1) == [together]
-    assert sorted(len(rows) for rows in passes.microbatches(branches, 100)) == [2, 2]
-    assert all(len(rows) == 1 for rows in passes.microbatches(prompts, 10_000))
-    assert passes.microbatches([], 10_000) == []
-    never = Passes(tiny_llama(), CPU, Packing("none"))
-    assert all(len(rows) == 1 for rows in never.microbatches(branches, 10_000))
-    longrope = Passes(tiny_llama(rope_parameters=LONGROPE), CPU)
-    assert all(len(rows) == 1 for rows in longrope.microbatches(branches, 10_000))
+    assert passes.groups(contexts(sequences), 2) == [sequences]
 
 
 def test_neighbours_in_a_task_are_those_that_share_most():
@@ -241,12 +220,14 @@ def test_a_batch_gives_the_same_gradient_and_says_what_was_shared():
     torch.testing.assert_close(packed[0].logps, plain[0].logps, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(packed[1], plain[1], atol=1e-5, rtol=1e-4)
     assert plain[0].metrics["shared_tokens"] == 0
-    assert packed[0].metrics["shared_tokens"] == 20 + 12 + 20 + 20  # the last: across samples
+    assert packed[0].metrics["shared_tokens"] == 20 + 12 + 20
 
 
 def test_micro_batches_count_what_is_computed_and_keep_tasks_together():
     samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2), pair(12, 30, 1, task=1)]
     passes = Passes(tiny_llama(), CPU, Packing(min_share=0.0))
+    # Each in passes of its own: two at once would only keep twice the activations.
+    assert passes.microbatches(samples, 10_000) == [[3], [1], [0], [2]]
     passes.together = True
     assert sorted(map(sorted, passes.microbatches(samples, 55))) == [[0, 2], [1, 3]]
     assert [sorted(rows) for rows in passes.microbatches(samples, 10_000)] == [[0, 1, 2, 3]]
@@ -259,7 +240,7 @@ def test_micro_batches_count_what_is_computed_and_keep_tasks_together():
 def test_the_reference_makes_the_passes_of_the_policy(tmp_path, monkeypatch):
     """At step 0 with lambda = 0 the margin is 0 to the last digit, with a shared prompt too."""
     monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
-    samples = [pair(20, 66, 90), pair(12, 3, 5, task=1), pair(20, 64, 70)]
+    samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2)]
     flat = [s for sample in samples for s in sample.sequences]
     whole = objective(tiny_llama(), Packing(min_share=0.0))
     logps = reference_logps(whole.scorer, flat, key=["test"], width=2).logps.view(-1, 2)
