@@ -3,7 +3,8 @@
 A checkpointed layer is computed again for its backward pass: a quarter of a step's work, and more
 of what the step of a small model waits for. Where the card has room for all that the last layers
 keep, these are not checkpointed. Of the others attention over long sequences is kept: of all that a
-layer computes it takes most of the time, and its result the memory of one hidden state.
+layer computes it takes most of the time, and its result the memory of one hidden state. On a CPU
+that alone is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 WORTH = 1e12
 """Operations of one layer's attention from which on keeping it pays: choosing what to keep costs
 each operation of the layer some microseconds of Python."""
+WORTH_ON_CPU = 2e9
+"""The same on a CPU, which computes a thousand times slower."""
 _SPARE = 3 << 30
 """Bytes left for logits and what else a pass needs."""
 SHARE = 0.8
@@ -81,8 +85,10 @@ class Sizes(NamedTuple):
         """What attention gave, in all layers, and its sums in float32."""
         return tokens * self.layers * (size * self.width + 4 * self.heads)
 
-    def attention_work(self, layout: Layout) -> float:
+    def attention_work(self, input_ids: Tensor, layout: Layout | None) -> float:
         """Operations of one layer's attention, forward."""
+        if layout is None:
+            return 2.0 * self.width * input_ids.numel() * input_ids.shape[-1]
         work = 0.0
         for span in layout.spans:
             new, seen = span.stop - span.start, sum(stop - start for start, stop in span.keys)
@@ -200,10 +206,11 @@ class Kept:
         return contexts
 
     def weigh(self, model: nn.Module, input_ids: Tensor, layout: Layout | None) -> None:
-        """Decide for the pass that comes, by what memory is free: on CUDA only.
+        """Decide for the pass that comes, by what memory is free.
 
-        Attention is kept for long runs of a packed row. Nothing is kept of a row that several
-        processes share: a part of it has no spans.
+        Attention is kept for long runs of a packed row, on a CPU for a long row of its own too;
+        layers as a whole on CUDA. Nothing is kept of a row that several processes share: a part of
+        it has no spans.
 
         Args:
             model: The model.
@@ -219,18 +226,21 @@ class Kept:
         free = _free(input_ids.device) if grows else None
         kept: set[int] = set()
         if free is not None and parts.sizes is not None and (layout is None or layout.spans):
-            kept = self._choose(parts, parts.sizes, input_ids.numel(), layout, free)
+            kept = self._choose(parts, parts.sizes, input_ids, layout, free)
         for number, layer in enumerate(parts.layers):
             layer.gradient_checkpointing = grows and number not in kept
 
     def _choose(
-        self, parts: _Parts, sizes: Sizes, tokens: int, layout: Layout | None, free: int
+        self, parts: _Parts, sizes: Sizes, input_ids: Tensor, layout: Layout | None, free: int
     ) -> set[int]:
         """Numbers of the layers that are kept whole."""
-        count, kinds = len(parts.layers), parts.kinds
+        count, kinds, tokens = len(parts.layers), parts.kinds, input_ids.numel()
         attention = sizes.attention_bytes(tokens, parts.size)
         room = free - _SPARE - parts.owed() - sizes.needed_bytes(tokens, parts.size)
-        worth = layout is not None and sizes.attention_work(layout) >= WORTH
+        on_cpu = input_ids.device.type == "cpu"
+        least = min(WORTH, WORTH_ON_CPU) if on_cpu else WORTH
+        known = layout is not None or (on_cpu and len(input_ids) == 1)
+        worth = known and sizes.attention_work(input_ids, layout) >= least
         self.attention = worth and self._attends and attention < SHARE * room
         if self.attention:
             room -= attention
@@ -324,10 +334,27 @@ def _local(parameter: Tensor) -> Tensor:
 
 def _free(device: torch.device) -> int | None:
     """Bytes that a pass can have; None where that is not to be known."""
+    if device.type == "cpu":
+        return _available()
     if device.type != "cuda":
         return None
     own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + own
+
+
+_GROUP = Path("/sys/fs/cgroup")
+"""Where a container sees its own control group."""
+
+
+def _available() -> int:
+    """Bytes of memory that are left to this machine, or to this control group of it."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # there is no limit, or no such group
+        limit = int((_GROUP / "memory.max").read_text())
+        free = min(free, limit - int((_GROUP / "memory.current").read_text()))
+    return free
 
 
 def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
@@ -337,6 +364,7 @@ def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPoli
 
 _ATTENTION = {
     "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_flash_attention",
     "aten._scaled_dot_product_efficient_attention",
     "torch_attn._varlen_attn",

@@ -104,12 +104,14 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: a third more time, far less memory. ``auto``: on
     CUDA for the layers that free memory does not hold (all, of a sharded model), elsewhere for
-    none. With `true` too CUDA keeps attention over long sequences where free memory allows it
+    none. With `true` too attention over long sequences is kept where free memory allows it
     (docs/learner-speed.md)."""
 
     save_every: int | None = Field(default=50, ge=1)
     """Steps between checkpoints; None for none."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """So many of the newest stay, also behind the end of the run (unless the whole model is
+    trained, each is an adapter that peft loads)."""
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations (`on_eval`, `eval_buffer`); there is one at the end too, also where
     `stop_entropy` or `stop_kl` ends the run."""

@@ -3,9 +3,11 @@ import copy
 import gc
 import types
 import weakref
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from learners.ops import keeping, pack
@@ -83,8 +85,8 @@ def room(monkeypatch):
     return free
 
 
-def test_a_cpu_keeps_nothing():
-    model, kept = prepared(tiny("llama"))
+def test_a_cpu_keeps_no_layer_and_no_short_attention():
+    model, kept = prepared(tiny("llama"), selective=False)
     assert checkpoint_settings(model)["context_fn"] is kept
     kept.attention, kept.layers = True, 2
     weigh(model, row().input_ids, row().layout)
@@ -92,6 +94,48 @@ def test_a_cpu_keeps_nothing():
     assert not kept.layers
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
     assert all(isinstance(context, contextlib.nullcontext) for context in kept())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that are computed: checkpointing's own mode, inside, hands these on."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names[operation.overloadpacket.__name__] += 1
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_cpu_keeps_long_attention(monkeypatch, packed):
+    """Of rows with a layout and of plain ones; the same bits in half the calls of its kernel."""
+    model, kept = prepared(tiny("llama", attn_implementation="sdpa"), selective=False)
+    ids, found = row(250).input_ids, []
+    for worth in (1e12, 0.0):
+        monkeypatch.setattr(keeping, "WORTH", worth)
+        model.zero_grad()
+        weigh(model, ids, row(250).layout if packed else None)
+        assert kept.attention == (worth == 0.0)
+        with Calls() as seen:
+            model(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        found.append((seen.names["_scaled_dot_product_flash_attention_for_cpu"], gradients))
+    again, once = found
+    assert (again[0], once[0]) == (4, 2)  # two layers
+    assert all(map(torch.equal, again[1], once[1]))
+
+
+def test_a_control_groups_limit_is_what_is_left(monkeypatch, tmp_path):
+    free = keeping._available()
+    assert free > 0
+    (tmp_path / "memory.max").write_text(f"{free // 2 + 5}\n")
+    (tmp_path / "memory.current").write_text("5\n")
+    monkeypatch.setattr(keeping, "_GROUP", tmp_path)
+    assert keeping._available() == free // 2
+    (tmp_path / "memory.max").write_text("max\n")
+    assert keeping._available() > free // 2
 
 
 def test_layers_that_have_room_are_computed_once(room):
