@@ -15,6 +15,7 @@ import importlib.util
 import io
 import json
 import logging
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -332,11 +333,18 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What loading a model raises."""
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, ImportError)
+    safetensors = sys.modules.get("safetensors")
+    return kinds if safetensors is None else (*kinds, safetensors.SafetensorError)
+
+
 @contextlib.contextmanager
 def _explained(name: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except _failures() as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"The model {str(name)!r} could not be loaded ({reason}): give a folder that holds a "

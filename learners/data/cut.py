@@ -8,6 +8,7 @@ was sampled in: an approximation, unlike the loss mask. Hence never by default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from learners.data.encode import Encoded
 
@@ -49,7 +50,10 @@ def cut_observations(encoded: Encoded, max_tokens: int, note: Note) -> Encoded |
         ids += piece
         turns += [turn] * len(piece)
     mask = tuple(turn >= 0 for turn in turns)
-    return Encoded(tuple(ids), mask, tuple(turns), len(encoded) - len(ids))
+    cut = len(encoded) - len(ids)
+    return replace(
+        encoded, input_ids=tuple(ids), loss_mask=mask, turn_ids=tuple(turns), cut_tokens=cut
+    )
 
 
 def _longest(lengths: Sequence[int], room: int) -> int:

@@ -260,7 +260,7 @@ def _why_unpaired(states: Sequence[Sequence[Trajectory]], made: Sequence[Pair]) 
             if id(one) in used:
                 continue
             others = [t for t in state if t.resolved != one.resolved]
-            partners = [t for t in others if t.steps != one.steps]
+            partners = [t for t in others if _differ(t, one)]
             if len(labels) == 1:
                 yield "no-partner"
             elif not others:
@@ -302,7 +302,7 @@ def _spread(
 
     Of those, one that shares most steps; of those, the first.
     """
-    left = [(a, b) for a, b in candidates if a.steps != b.steps] if count > 0 else []
+    left = [(a, b) for a, b in candidates if _differ(a, b)] if count > 0 else []
     left.sort(key=lambda p: -Pair(*p).shared_steps)
     used: dict[int, int] = {}
     chosen: list[tuple[Trajectory, Trajectory]] = []
@@ -315,8 +315,18 @@ def _spread(
     return chosen
 
 
+def _differ(one: Trajectory, other: Trajectory) -> bool:
+    """Whether a pair of the two would have anything to prefer."""
+    return list(map(_like, one.steps)) != list(map(_like, other.steps))
+
+
 def _like(step: Step) -> tuple[object, ...]:
-    """What two steps have in common where they lead from one state to the same next one."""
+    """What two steps have in common where they lead from one state to the same next one.
+
+    Not their log-probabilities, whose last digits depend on the batch they were sampled in, nor the
+    ids by which a server tells calls apart.
+    """
     seen = step.metrics
     ids = seen and (seen.prompt_prefix, seen.prompt_token_ids, seen.completion_token_ids)
-    return step.message, step.tool_calls, step.observation, ids
+    calls = [(call.function_name, call.arguments) for call in step.tool_calls]
+    return step.source, step.message, calls, step.observation, ids

@@ -160,6 +160,11 @@ def _choose(
 ) -> str:
     if packing.kernel == "none":
         return ""
+    if packing.kernel == "flex" and device.type == "cpu":
+        raise ConfigError(
+            "packing = 'flex' needs a GPU: flex attention has no backward pass on a CPU; leave "
+            "packing out."
+        )
     wanted = _AUTO.get(device.type, ()) if packing.kernel == "auto" else (packing.kernel,)
     reason = f"there is no kernel for {device.type}"
     for kernel in wanted:

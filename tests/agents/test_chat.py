@@ -78,6 +78,15 @@ def test_a_given_system_prompt_replaces_the_templates_default():
     assert "You are helpful" not in text
 
 
+def test_a_template_that_tells_the_date_tells_one():
+    """Else records would encode otherwise tomorrow, and attempts of two days not be paired."""
+    dated = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = dated + tokenizer.chat_template
+    ids = ChatTemplate(tokenizer).prompt([{"role": "user", "content": "Hello"}])
+    assert "Today: 26 Jul 2024" in tokenizer.decode(ids)
+
+
 def test_a_template_that_strips_earlier_reasoning_is_refused_with_a_way_out():
     tokenizer = byte_tokenizer(QWEN3)
     with pytest.raises(ConfigError, match=r"not append-only.*set chat_template.*chatml"):

@@ -33,7 +33,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 500)), min_size=
 
 @given(turns=LENGTHS, last=st.integers(1, 40), limit=st.integers(10, 2000))
 def test_what_was_sampled_and_the_first_state_stay_whole(turns, last, limit):
-    whole = sequence(30, *turns, (last, 0))
+    whole = dataclasses.replace(sequence(30, *turns, (last, 0)), templated=True, unused_ids=True)
     found = cut_observations(whole, limit, note)
     said = sum(whole.loss_mask)
     if found is None:
@@ -42,6 +42,7 @@ def test_what_was_sampled_and_the_first_state_stay_whole(turns, last, limit):
         return
     assert len(found) <= limit or found == whole
     assert found.cut_tokens == len(whole) - len(found)
+    assert (found.templated, found.unused_ids) == (True, True)
     assert found.loss_mask == tuple(turn >= 0 for turn in found.turn_ids)
 
     def learned(e):

@@ -183,6 +183,39 @@ def test_partners_with_the_same_steps_make_no_pair_and_are_told_so():
     assert pairs([*same, other])[1].dropped == {"same-steps": 1}
 
 
+def test_log_probabilities_and_ids_of_calls_make_no_other_steps():
+    """A server's ids are random, and rounding depends on the batch: the gradient would be 0."""
+
+    def anew(record):
+        steps = [
+            dataclasses.replace(
+                step,
+                tool_calls=tuple(
+                    dataclasses.replace(call, tool_call_id=f"call-{random.random()}")
+                    for call in step.tool_calls
+                ),
+                metrics=step.metrics
+                and dataclasses.replace(
+                    step.metrics, logprobs=tuple(p - 0.01 for p in step.metrics.logprobs)
+                ),
+            )
+            for step in record.steps
+        ]
+        return dataclasses.replace(record, steps=tuple(steps))
+
+    twin = anew(sampled(attempt=1, resolved=False))
+    found, report = pairs([sampled(), twin])
+    assert found == []
+    assert report.dropped == {"same-steps": 2}
+    other = sampled(replies=("look", "else"), resolved=False, attempt=2)
+    for seed in range(4):
+        (pair,) = pairs([sampled(), twin, other], seed=seed)[0]
+        assert pair.rejected is other
+        assert pair.shared_steps == 1
+    branch = anew(sampled(replies=("look", "else"), attempt=3))
+    assert pairs([branch, sampled(resolved=False)])[0][0].shared_steps == 1
+
+
 def test_reasons_are_of_each_first_state():
     records = [sampled(), sampled(replies=("no",), resolved=False)]
     system = Step(step_id=1, source="system", message="Else.")

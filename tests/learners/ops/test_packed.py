@@ -96,6 +96,28 @@ def test_shared_tokens_are_computed_once_and_counted_for_each():
     assert apart.shared == 0
 
 
+@pytest.mark.parametrize("min_share", [0.0, 2.0])
+def test_gradient_is_exactly_zero_where_no_sequence_sampled_what_follows(min_share):
+    model, sequences = tiny("llama"), branches()
+    assert prepare(model, "segments", CPU) == ""
+    forest = grow([ids for ids, _ in sequences], min_share=min_share)
+    predicting = set()
+    for leaf, (_, mask) in zip(forest.leaves, sequences, strict=True):
+        runs = [forest.runs[run] for run in forest.path(leaf)]
+        places = [place for run in runs for place in range(run.start, run.stop)]
+        predicting |= {places[at - 1] for at, sampled in enumerate(mask) if sampled}
+    kept = []
+    handle = model.model.norm.register_forward_hook(
+        lambda module, arguments, output: kept.append(output) or output.retain_grad()
+    )
+    packed = pack(sequences, CPU, min_share=min_share)
+    packed_logps(model, packed, "segments").logps.sum().backward()
+    handle.remove()
+    moved = kept[0].grad[0].abs().sum(-1).nonzero().flatten().tolist()
+    assert set(moved) == predicting
+    assert 0 < len(moved) < packed.input_ids.shape[1]
+
+
 def test_equal_ids_with_unequal_masks_share_the_pass_and_not_the_loss():
     model = tiny("llama")
     prepare(model, "segments", CPU)
