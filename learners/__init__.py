@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from learners.data import encode, kto_rows, pairs, sft_rows
     from learners.training import (
+        PauseTraining,
         Progress,
         StopTraining,
         TrainConfig,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "PauseTraining",
     "Progress",
     "StopTraining",
     "TrainConfig",

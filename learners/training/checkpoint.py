@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from learners.training.draws import draw_again, draws
 from learners.training.policy import Policy
-from learners.training.shard import load_optimizer, parted_like, whole, whole_optimizer
+from learners.training.shard import load_optimizer, on_cpu, parted_like, whole_optimizer
 from learners.training.workers import Workers
 from swe_env.disk import sync_folder
 from swe_env.errors import ConfigError, SweError
@@ -52,10 +54,11 @@ def save_checkpoint(
     """
     workers, zero = policy.scorer.workers, policy.scorer.zero
     if zero is not None:
-        parameters, optimizer_state = zero.parameters(), zero.optimizer_state()
+        parameters = zero.parameters(keep=workers.main)
+        optimizer_state = zero.optimizer_state(keep=workers.main)
     else:
-        parameters = [whole(parameter.detach()).cpu() for parameter in policy.parameters]
-        optimizer_state = whole_optimizer(optimizer)
+        parameters = on_cpu(policy.parameters, keep=workers.main)
+        optimizer_state = whole_optimizer(optimizer, keep=workers.main)
     state = {
         "step": step,
         "parameters": parameters,
@@ -96,7 +99,7 @@ def _write(
         else:
             temporary.rename(target)
             sync_folder(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise SweError(
@@ -153,6 +156,11 @@ def _choose(folder: Path, found: list[dict[str, Any]]) -> Path | None:
             _check_sums(path)
             found.append(_load(path))
         except Exception as error:  # as above
+            if _passing(error):
+                raise SweError(
+                    f"The checkpoint {path} cannot be read now ({_reason(error)}): nothing was "
+                    "changed, so go on with --resume when it can."
+                ) from error
             damaged[path] = _reason(error)
             continue
         for other, reason in damaged.items():
@@ -184,6 +192,15 @@ def _check_sums(path: Path) -> None:
         part = archive.testzip()
     if part is not None:
         raise ValueError(f"the checksum of {part} does not fit")
+
+
+_PASSING = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+
+
+def _passing(error: Exception) -> bool:
+    """Whether it tells of the machine, not of the file."""
+    no_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return no_memory or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.console import Console
 
+    from learners.training.config import TrainConfig
     from learners.training.results import OnProgress, Progress
 
 
@@ -63,6 +69,7 @@ def train(
     from agents.rollouts.commands import parse_options
     from learners.training.config import TrainConfig
     from learners.training.loop import train as run
+    from learners.training.results import Paused
     from learners.training.workers import is_main, stop_workers
 
     given: dict[str, Any] = {
@@ -80,11 +87,14 @@ def train(
     _only_with_plan(asked)
     resolved = TrainConfig.load(config, **changes)
     try:
-        with progress_bar() as show:
-            result = run(resolved, on_progress=show)
+        with progress_bar() as show, pausing(show, resolved) as heeding:
+            result = run(resolved, on_progress=heeding)
+    except Paused as pause:
+        raise KeyboardInterrupt(f"{pause}: the same command with --resume goes on") from pause
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
-            "run the same command with --resume to go on from its last checkpoint"
+            "run the same command with --resume to go on from its last checkpoint, or anew if it "
+            "had none"
         ) from stop
     if is_main():
         _print(result, as_json)
@@ -154,6 +164,44 @@ def progress_bar(
             )
 
         yield show
+
+
+@contextmanager
+def pausing(show: OnProgress, config: TrainConfig) -> Iterator[OnProgress]:
+    """`show`, which leaves a run after its step and a checkpoint if Ctrl-C or SIGTERM comes.
+
+    A second one ends it at once; so does the first before the first step, where there are no
+    checkpoints, and where several processes train, which the launcher ends as it likes.
+    """
+    from learners.training.results import PauseTraining
+
+    training = asked = False
+
+    def ask(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        if asked or not training:
+            raise KeyboardInterrupt
+        asked = True
+        typer.echo("swe: leaving after this step; once more to leave at once.", err=True)
+
+    def heeding(progress: Progress) -> None:
+        nonlocal training
+        training = progress.stage == "training"
+        show(progress)
+        if asked and training:
+            raise PauseTraining
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
+    main = threading.current_thread() is threading.main_thread()
+    if config.save_every is None or not alone or not main:
+        yield show
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heeding
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _figures(metrics: dict[str, float]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,15 +19,17 @@ from learners.training.baseline import state_of
 from learners.training.card import public_settings, read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
+from learners.training.folder import OutFolder, check_folder
 from learners.training.memory import out_of_memory
 from learners.training.metrics import MetricsWriter, read_metrics
 from learners.training.model import adapter_digest
 from learners.training.parts import Parts, make_parts
-from learners.training.prepare import check_folder
 from learners.training.results import (
     Diverged,
     OnEval,
     OnProgress,
+    Paused,
+    PauseTraining,
     Progress,
     StopTraining,
     TrainResult,
@@ -71,13 +72,15 @@ def train(
             several processes each calls it, and the main one's figures count.
         on_progress: Called with a `Progress` as things go on, by the main process only; may raise
             `StopTraining` too, which ends the run after the step that is shown, or after the
-            first one if it was raised before that.
+            first one if it was raised before that, or `PauseTraining`, which leaves it after a
+            checkpoint.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
         NoSignal: the buffer holds nothing to learn from (a ConfigError too).
         Diverged: a loss or gradient is not finite; the checkpoint before it is intact.
         OutOfMemory: a pass does not fit the GPU; the checkpoint before it is intact.
+        Paused: `on_progress` raised `PauseTraining`.
         SweError: a checkpoint could not be written.
     """
     if config.eval_every is not None and config.eval_buffer is None and on_eval is None:
@@ -89,9 +92,10 @@ def train(
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
     show = heeded(on_progress) if on_progress is not None and workers.main else silent
-    run = _Run(make_parts(config, workers, show), on_eval, show)
-    with run.recording():
-        return run.go()
+    with contextlib.closing(OutFolder(config)) as folder:
+        run = _Run(make_parts(config, workers, show, folder), on_eval, show)
+        with run.recording():
+            return run.go()
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
@@ -119,6 +123,7 @@ class _Run:
         self.stopped = ""
         if parts.saved is not None:
             self._resume(parts.saved)
+            parts.saved = None  # of a whole model three times its weights
 
     def go(self) -> TrainResult:
         """All steps, then the result."""
@@ -202,8 +207,11 @@ class _Run:
 
     def _after_step(self) -> None:
         config, reason = self.config, self._rule_says()
-        # Saved before the evaluation, which may be long: a run killed in it repeats no step.
-        if self._evaluates(reason) or (config.save_every and self.step % config.save_every == 0):
+        # Saved before the evaluation, which may be long: a run killed in it repeats no step. And at
+        # the end, so that a result that cannot be written costs none.
+        last = self.step == self.parts.total
+        every = config.save_every is not None and self.step % config.save_every == 0
+        if last or every or self._evaluates(reason):
             self._save()
         self._report(reason)
 
@@ -237,12 +245,18 @@ class _Run:
     def _show(self) -> None:
         if self.stopped:
             return
-        reason = ""
+        reason, pause = "", False
         try:
             self.on_progress(Progress("training", self.step, self.parts.total, self.metrics))
         except StopTraining as stop:
             reason = stop.reason
-        self._stop(self.workers.agree(reason))
+        except PauseTraining:
+            pause = True
+        reason, pause = self.workers.agree((reason, pause))
+        self._stop(reason)
+        if pause and self.step < self.parts.total:
+            self._save()
+            raise Paused(f"The run in {self.out} was left after step {self.step}")
 
     def _stop(self, reason: str) -> None:
         """No more steps if there is a reason, the same on all; a resumed run takes none either."""
@@ -321,8 +335,6 @@ class _Run:
         with self._disk("The result"):
             policy.write(self.out, weights)
             self._write_card()
-        if not self.stopped and self.step == self.parts.total:
-            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
 
     @contextlib.contextmanager
     def _disk(self, what: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from agents.policies import hub
@@ -164,6 +164,11 @@ def _continued(base: PreTrainedModel, folder: Path, config: TrainConfig) -> Any:
             model: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
             # Only its second loading tells what did not fit.
             loaded = model.load_adapter(str(folder), "default", is_trainable=True)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"The weights of the adapter in {folder} cannot be read ({error}): fetch them again (a "
+            "file of a few lines stands in for one that Git LFS holds)."
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise _other_base(folder, config.model) from error
     if loaded.missing_keys or loaded.unexpected_keys:

@@ -19,6 +19,7 @@ from learners.training.baseline import check_mismatched, make_z0, mismatches
 from learners.training.card import versions
 from learners.training.checkpoint import newest_checkpoint
 from learners.training.config import TrainConfig
+from learners.training.folder import OutFolder
 from learners.training.heldout import HeldOut
 from learners.training.metrics import check_wandb
 from learners.training.model import adapter_digest, check_adapter
@@ -27,11 +28,9 @@ from learners.training.prepare import (
     NoSignal,
     build_dataset,
     check_device,
-    check_folder,
     check_positions,
     check_vocabulary,
     encoder,
-    open_folder,
     read_buffer,
 )
 from learners.training.reference import reference_logps
@@ -80,7 +79,7 @@ class Data:
         return self.train.digest + (self.held_out.digest if self.held_out is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
     """What one run is made of."""
 
@@ -89,7 +88,7 @@ class Parts:
     out: Path
     data: Data
     saved: dict[str, Any] | None
-    """The checkpoint to go on from."""
+    """The checkpoint to go on from, until the run has taken it."""
     policy: Policy
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -101,8 +100,10 @@ class Parts:
     """Optimizer steps of the whole run."""
 
 
-def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts:
+def make_parts(config: TrainConfig, workers: Workers, show: OnProgress, folder: OutFolder) -> Parts:
     """Check, read, load and score; everything that can be wrong is found before the scoring.
+
+    The main process holds `folder` then.
 
     Raises:
         ConfigError: as `learners.train` says.
@@ -110,7 +111,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     from agents.policies.hub import load_tokenizer
 
     loss, settings = _check(config, workers)
-    out = workers.on_main(lambda: check_folder(config))
+    out = workers.on_main(folder.check)
     data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
     workers.check_equal("samples", data.digest)
     total = total_steps(
@@ -133,7 +134,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     )  # fmt: skip
     check_positions(data.sequences, policy.model)
     check_passes(policy.scorer, data)
-    workers.on_main(lambda: open_folder(out, config, policy.size))
+    workers.on_main(lambda: folder.open(policy.size))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
     return Parts(

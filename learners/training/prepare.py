@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +13,6 @@ from learners.losses import Loss
 from learners.ops.rotary import learned_positions
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
-from swe_env.disk import part_of, write_atomically
 from swe_env.errors import ConfigError
 from swe_env.replay.trajectory import Step, Trajectory
 
@@ -32,67 +28,6 @@ log = logging.getLogger(__name__)
 
 class NoSignal(ConfigError):
     """The settings may be right, but the data hold nothing to learn from: collect more."""
-
-
-_SETTINGS = "settings.json"
-_PART = part_of(Path(_SETTINGS)).name
-_MAY_CHANGE = {
-    "resume", "out", "save_every", "keep_checkpoints", "eval_every", "eval_buffer", "tensorboard",
-    "wandb_project", "gradient_checkpointing",
-}  # fmt: skip
-"""Settings that a resumed run may have other values of: they do not change its result."""
-
-
-def check_folder(config: TrainConfig) -> Path:
-    """The output folder: missing, empty, or holding the same run's earlier part.
-
-    Raises:
-        ConfigError: it holds something else, or a run with other settings or settings that cannot
-            be read, or cannot be made.
-    """
-    out = Path(config.out).expanduser()
-    record = out / _SETTINGS
-    settings = json.loads(config.model_dump_json())
-    place = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(
-            f"The output folder {out} cannot be made: {place} is "
-            f"{'not writable' if place.is_dir() else 'no folder'}."
-        )
-    if out.exists() and any(path.name != _PART for path in out.iterdir()):
-        if not config.resume:
-            raise ConfigError(
-                f"The output folder {out} is not empty: give another, or go on with --resume."
-            )
-        if not record.is_file():
-            raise ConfigError(f"{out} holds no earlier training run, so there is none to resume.")
-        # A setting that this version has and that one had not was as it is by default.
-        default = json.loads(TrainConfig(model="", buffer="", out="").model_dump_json())
-        before = default | _read_settings(record)
-        changed = [
-            name for name in settings
-            if name not in _MAY_CHANGE and settings[name] != before.get(name)
-        ]  # fmt: skip
-        if changed:
-            name = changed[0]
-            raise ConfigError(
-                f"The run in {out} was started with {name} = {before.get(name)!r}, not "
-                f"{settings[name]!r}: resume it with the same settings."
-            )
-    return out
-
-
-def _read_settings(record: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(record.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{record} cannot be read ({error}), so what the run was started with is not known: "
-            "write its settings there again, as JSON, or train into another folder."
-        ) from error
-    return found
 
 
 def check_device(device: str) -> None:
@@ -112,35 +47,6 @@ def check_device(device: str) -> None:
         raise ConfigError(
             f"Device {device!r} cannot be used (there is {there}): {str(error).splitlines()[0]}"
         ) from error
-
-
-def open_folder(out: Path, config: TrainConfig, weights: int) -> None:
-    """Make the output folder and write down the settings; called once nothing can be wrong.
-
-    Args:
-        out: Of the run.
-        config: Its settings.
-        weights: How many are trained.
-
-    Raises:
-        ConfigError: it cannot be made, or its disk has no room for checkpoints and result.
-    """
-    # Of a checkpoint: weights and both moments in float32, and beside them the adapter.
-    copies = 0 if config.save_every is None else config.keep_checkpoints + 1
-    needed = weights * (copies * (12 if config.mode == "full" else 16) + 4)
-    place = next(path for path in (out, *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise ConfigError(
-            f"The disk of {out} has {free / 2**20:.3g} MiB left, checkpoints and result take up to "
-            f"{needed / 2**20:.3g} MiB: free some space, or set keep_checkpoints=1 or "
-            "save_every=null (no checkpoints)."
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / _SETTINGS, (config.model_dump_json(indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"The output folder {out} cannot be written ({error}).") from error
 
 
 def read_buffer(path: str) -> list[Trajectory]:

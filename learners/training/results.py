@@ -27,6 +27,14 @@ class StopTraining(Exception):
         self.reason = reason
 
 
+class PauseTraining(Exception):
+    """Raised by ``on_progress`` to leave a run after a checkpoint, for ``resume`` to go on with."""
+
+
+class Paused(SweError):
+    """The run was left after a checkpoint, because a callback raised `PauseTraining`."""
+
+
 class Diverged(SweError):
     """A loss or gradient is not a finite number: no step with it is kept."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -72,14 +72,25 @@ def parted_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements)
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state as that of a single process, on the CPU."""
+def on_cpu(values: Iterable[Tensor], *, keep: bool) -> list[Tensor]:
+    """All of each tensor, or, for a process that only takes part, nothing; a collective."""
+    found = []
+    for value in values:
+        one = whole(value.detach())
+        if keep:
+            found.append(one.cpu())
+    return found
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
+    """Its state as that of a single process, on the CPU; a collective, as `on_cpu`."""
     state = optimizer.state_dict()
-    moments = {
-        index: {name: _on_cpu(value) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": moments}
+    moments = {}
+    for index, values in state["state"].items():
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        whole_ones = on_cpu(tensors.values(), keep=keep)
+        moments[index] = {**values, **dict(zip(tensors, whole_ones, strict=keep))}
+    return {**state, "state": moments if keep else {}}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -95,7 +106,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
         for index, values in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": moments})
-
-
-def _on_cpu(value: Any) -> Any:
-    return whole(value).cpu() if isinstance(value, Tensor) else value

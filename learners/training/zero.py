@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.ops.sequence import unwrap
+from learners.training.shard import on_cpu
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -128,12 +129,12 @@ class Zero:
         found: Tensor = safe_get_full_fp32_param(value)
         return found.view(self._shape(value)).to(value.dtype)
 
-    def parameters(self) -> list[Tensor]:
-        """The trained parameters, whole, on the CPU. A collective."""
-        return [self.whole(parameter).detach().cpu() for parameter in self._parameters]
+    def parameters(self, *, keep: bool) -> list[Tensor]:
+        """The trained parameters, whole, on the CPU; a collective, as `shard.on_cpu`."""
+        return on_cpu(map(self.whole, self._parameters), keep=keep)
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """AdamW's state as that of a single process, on the CPU. A collective."""
+    def optimizer_state(self, *, keep: bool) -> dict[str, Any]:
+        """AdamW's state as that of a single process, on the CPU; a collective likewise."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         steps = [state["step"] for state in self._base.state.values() if "step" in state]
@@ -141,9 +142,9 @@ class Zero:
             return {**self._groups, "state": {}}
         found = {}
         for index, parameter in enumerate(self._parameters):
-            moments = {k: safe_get_full_optimizer_state(parameter, k) for k in _MOMENTS}
-            shape = self._shape(parameter)
-            found[index] = {k: v.detach().view(shape).cpu() for k, v in moments.items()}
+            moments = (safe_get_full_optimizer_state(parameter, k) for k in _MOMENTS)
+            shaped = (moment.view(self._shape(parameter)) for moment in moments)
+            found[index] = dict(zip(_MOMENTS, on_cpu(shaped, keep=keep), strict=keep))
             found[index]["step"] = torch.as_tensor(steps[0]).clone().cpu()
         return {**self._groups, "state": found}
 

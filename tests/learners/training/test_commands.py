@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from learners.training.commands import progress_bar, train
-from learners.training.results import Progress
+from learners import TrainConfig
+from learners import train as run
+from learners.training.commands import pausing, progress_bar, train
+from learners.training.results import Paused, Progress
 from swe_env import cli
 from swe_env.errors import ConfigError
 
@@ -65,5 +69,52 @@ def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch
         cli.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == (
-        "swe: interrupted; run the same command with --resume to go on from its last checkpoint."
+        "swe: interrupted; run the same command with --resume to go on from its last checkpoint, "
+        "or anew if it had none."
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_after_its_step_with_a_checkpoint(settings, tmp_path, number, capsys):
+    settings |= {"save_every": 50, "loss": "sft"}
+    whole = run(TrainConfig(**{**settings, "out": str(tmp_path / "whole")})).out
+    config, before = TrainConfig(**settings), signal.getsignal(number)
+
+    def press(progress):
+        if progress.stage == "training" and progress.done == 2:
+            os.kill(os.getpid(), number)
+
+    with pausing(press, config) as show, pytest.raises(Paused, match="was left after step 2"):
+        run(config, on_progress=show)
+    assert "leaving after this step" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+    out = run(TrainConfig(**settings, resume=True)).out
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_second_signal_and_one_before_the_first_step_end_it_at_once(settings):
+    config = TrainConfig(**settings | {"save_every": 50, "loss": "dpo"})
+
+    def press(progress):
+        if progress.stage == "reference":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pausing(press, config) as show, pytest.raises(KeyboardInterrupt):
+        run(config, on_progress=show)
+    with pausing(lambda _: None, config) as show:
+        show(Progress("training", 1, 2, {}))
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("without", ["checkpoints", "one process"])
+def test_where_a_run_cannot_be_left_signals_are_what_they_were(settings, monkeypatch, without):
+    if without == "one process":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        settings["save_every"] = 50
+    before = signal.getsignal(signal.SIGTERM)
+    with pausing(print, TrainConfig(**settings)) as show:
+        assert show is print
+        assert signal.getsignal(signal.SIGTERM) is before

@@ -175,7 +175,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(settings, tmp_path, loss, extra)
         for o in (whole, resumed)
     ]
     assert timeless[0] == timeless[1]
-    assert not (resumed / "checkpoints").exists()
 
 
 def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monkeypatch):
@@ -201,7 +200,7 @@ def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(settings, monke
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_step(settings, monkeypatch):
-    settings |= {"save_every": 6, "loss": "sft"}
+    settings |= {"save_every": 4, "loss": "sft"}
     whole = train(TrainConfig(**{**settings, "out": settings["out"] + "-whole"})).out
     write = Policy.write
 
