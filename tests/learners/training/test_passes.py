@@ -211,6 +211,21 @@ def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing
         Passes(model, CPU, Packing("dense"))
 
 
+@pytest.mark.parametrize("packing", [Packing(), Packing("none")])
+def test_frequencies_do_not_depend_on_what_was_scored_before(packing):
+    """Of lengths beyond the one that the model was first trained with."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    longest, shorter = SEQUENCES[0], SEQUENCES[4]
+    scorers = [
+        scorer_of(tiny_llama(rope_parameters=rope, max_position_embeddings=16), packing)
+        for _ in range(2)
+    ]
+    first = scorers[0]([shorter])
+    scorers[1]([longest])
+    for column, other in zip(scorers[1]([shorter]), first, strict=True):
+        torch.testing.assert_close(column, other, atol=0, rtol=0)
+
+
 def test_an_unknown_packing_is_one_sentence():
     with pytest.raises(ConfigError, match="no packing 'tiles'; there are: auto, none, segments"):
         Packing("tiles")
