@@ -3,7 +3,7 @@
 Every family calls `apply_rotary_pos_emb` of its own module. Where that computes the usual rotation,
 it is replaced by `_Rotation`, which does the same in one pass over memory on CUDA and calls the
 family's function everywhere else. `moving_rotary` and `learned_positions` tell models apart by what
-their positions are.
+their positions are; `forget_lengths` frees a pass from those before it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,32 @@ def moving_rotary(model: nn.Module) -> str:
     long one would get the long one's.
     """
     for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
+        for kind in _kinds(module).values():
+            if kind == "longrope" or "dynamic" in kind:
                 return kind
     return ""
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Make the next pass's ``dynamic`` frequencies those of its own longest sequence.
+
+    transformers keeps those of the longest one so far, until a sequence within the model's own
+    length sets them back: so does one token here.
+    """
+    for module in model.modules():
+        for layers, kind in _kinds(module).items():
+            if "dynamic" in kind:
+                device = next(module.buffers()).device
+                position = torch.zeros(1, 1, dtype=torch.long, device=device)
+                which = {"layer_type": layers} if layers else {}
+                module(torch.zeros(1, device=device), position, **which)
+
+
+def _kinds(module: nn.Module) -> dict[str, str]:
+    """Kinds of rotary embedding by the layers that use them; "" where all use one."""
+    found = getattr(module, "rope_type", None)
+    kinds = found if isinstance(found, dict) else {"": found}
+    return {layers: kind for layers, kind in kinds.items() if isinstance(kind, str)}
 
 
 def learned_positions(decoder: nn.Module, limit: int) -> bool:

@@ -293,7 +293,7 @@ def _score(
 ) -> Tensor:
     sequences = [s for sample in dataset.samples for s in sample.sequences]
     key = [
-        policy.digest, adapter_digest(config.init_adapter), dataset.digest,
+        policy.digest, adapter_digest(config.init_adapter),
         f"{config.mode} {policy.compute} {policy.model.dtype}", _processor(policy.scorer.device),
         str(sorted(versions().items())), commit(),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from learners.data.encode import Encoded
 from learners.ops import SequenceLogps
 from learners.ops.context import Context, context_logps
 from learners.ops.packing import Packed
+from learners.ops.rotary import forget_lengths, moving_rotary
 from learners.training.passes import Passes, forward
 from learners.training.workers import Workers
 from learners.training.zero import Zero
@@ -35,9 +36,12 @@ class PolicySums(nn.Module):
         self.model = model
         self._autocast = autocast
         self._context = context
+        self._moves = bool(moving_rotary(model))
 
     def forward(self, batch: Batch | Packed, kernel: str) -> SequenceLogps:
         """As `learners.training.passes.forward`."""
+        if self._moves:
+            forget_lengths(self.model)
         with torch.autocast(
             batch.input_ids.device.type, self._autocast, enabled=self._autocast is not None
         ):

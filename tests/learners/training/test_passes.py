@@ -4,12 +4,10 @@ import torch
 from learners.data.dataset import Sample, row_samples
 from learners.data.encode import Encoded, encode
 from learners.losses import get_loss
-from learners.ops.context import Context
 from learners.ops.kernels import KERNELS
 from learners.training.config import TrainConfig
 from learners.training.parts import Data, check_passes
 from learners.training.passes import Packing, Passes
-from learners.training.reference import reference_logps
 from learners.training.score import PolicySums, Scorer
 from learners.training.step import Objective, run_batch
 from learners.training.workers import Workers
@@ -192,6 +190,21 @@ def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing
         Passes(model, CPU, Packing("dense"))
 
 
+@pytest.mark.parametrize("packing", [Packing(), Packing("none")])
+def test_frequencies_do_not_depend_on_what_was_scored_before(packing):
+    """Of lengths beyond the one that the model was first trained with."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    longest, shorter = SEQUENCES[0], SEQUENCES[4]
+    scorers = [
+        scorer_of(tiny_llama(rope_parameters=rope, max_position_embeddings=16), packing)
+        for _ in range(2)
+    ]
+    first = scorers[0]([shorter])
+    scorers[1]([longest])
+    for column, other in zip(scorers[1]([shorter]), first, strict=True):
+        torch.testing.assert_close(column, other, atol=0, rtol=0)
+
+
 def test_an_unknown_packing_is_one_sentence():
     with pytest.raises(ConfigError, match="no packing 'tiles'; there are: auto, none, segments"):
         Packing("tiles")
@@ -237,30 +250,3 @@ def test_micro_batches_count_what_is_computed_and_keep_tasks_together():
     for rows in passes.microbatches(samples, 55):
         together = [s for row in rows for s in samples[row].sequences]
         assert passes.grow(together).computed <= 55
-
-
-def test_the_reference_makes_the_passes_of_the_policy(tmp_path, monkeypatch):
-    """At step 0 with lambda = 0 the margin is 0 to the last digit, with a shared prompt too."""
-    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
-    samples = [pair(20, 6, 9), pair(12, 3, 5, task=1), pair(20, 4, 2)]
-    flat = [s for sample in samples for s in sample.sequences]
-    whole = objective(tiny_llama(), Packing(min_share=0.0))
-    logps = reference_logps(whole.scorer, flat, key=["test"], width=2).logps.view(-1, 2)
-    assert whole.scorer.shared_tokens == 20 + 12 + 20
-    result = run_batch(whole, samples, logps, None)
-    assert torch.equal(result.logps, logps)
-
-
-def test_a_reference_is_of_one_way_of_making_passes(tmp_path, monkeypatch):
-    monkeypatch.setenv("SWE_ENV_CACHE", str(tmp_path))
-    model, scored = tiny_llama(), []
-    monkeypatch.setattr("learners.training.reference._score", lambda *_: scored.append(1) or [0.0])
-    ways = [
-        (False, Workers()), (True, Workers()), (True, Workers(context=Context(2, 0))),
-        (True, Workers(fsdp=object())), (True, Workers(deepspeed=object())),
-    ]  # fmt: skip
-    for together, workers in [*ways, *ways]:
-        passes = Passes(model, CPU, together=together)
-        scorer = Scorer(PolicySums(model), passes, workers)
-        reference_logps(scorer, SEQUENCES[:1], key=["test"])
-    assert len(scored) == len(ways)
