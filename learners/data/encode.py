@@ -196,8 +196,7 @@ def encode(
         chat = chat or ChatTemplate(tokenizer)
         try:
             encoded = _templated(trajectory, tokenizer, chat, text_format or _format_of(trajectory))
-            some = any(s.metrics and s.metrics.completion_token_ids for s in steps)
-            encoded = replace(encoded, templated=True, unused_ids=some)
+            encoded = replace(encoded, templated=True, unused_ids=has_ids(trajectory))
         except (ToolError, ConfigError) as error:
             raise Unusable("format", f"{_name(trajectory)}: {error}") from error
     if max_tokens is None or len(encoded) <= max_tokens:
@@ -218,6 +217,19 @@ def encode(
 def recorded(trajectory: Trajectory) -> bool:
     """Whether every agent step has the token ids that were sampled: no chat template is needed."""
     return all(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
+
+
+def has_ids(trajectory: Trajectory) -> bool:
+    """Whether some agent step has them."""
+    return any(s.metrics and s.metrics.completion_token_ids for s in trajectory.agent_steps)
+
+
+def without_ids(trajectory: Trajectory) -> Trajectory:
+    """The record as if its policy had told no tokens; itself where no agent step has any."""
+    if not has_ids(trajectory):
+        return trajectory
+    steps = tuple(replace(step, metrics=None) for step in trajectory.steps)
+    return replace(trajectory, steps=steps)
 
 
 def answered(trajectory: Trajectory) -> list[tuple[Step, list[str]]]:

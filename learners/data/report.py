@@ -55,9 +55,11 @@ class DropReport:
     contexts: int = 0
     """In how many contexts those are learned."""
     templated: int = 0
-    """Sequences written by the chat template, as their records lack token ids."""
+    """Sequences written by the chat template, as their records lack token ids or lost them."""
     partly: int = 0
     """Of those, the ones whose records have ids for some turns, which are not used."""
+    set_aside: int = 0
+    """Trajectories that lost theirs: another tokenizer's, or all with ``recorded_ids = false``."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason (a key of `REASONS`) → trajectories, or pairs where a pair was given up."""
 
@@ -88,7 +90,9 @@ class DropReport:
             )
         if self.templated:
             some = f" ({self.partly} with ids for some turns only)" if self.partly else ""
-            head += f"; {self.templated} sequences without token ids by the chat template{some}"
+            head += f"; {self.templated} sequences written by the chat template{some}"
+        if self.set_aside:
+            head += f"; token ids of {self.set_aside} trajectories not used"
         if not self.dropped:
             return head
         rest = ", ".join(

@@ -60,11 +60,14 @@ class TrainConfig(BaseModel):
     """What becomes of them: left out, or shortened in the middle of their observations, with every
     sampled token and the first state kept. The shortened context is not the one the policy sampled
     in, so that is an approximation."""
+    recorded_ids: bool = True
+    """Use token ids as they were recorded; false: every trajectory goes through the chat template
+    anew."""
     text_format: str | None = None
     """Format in which tool calls without recorded tokens are written; default: the record's."""
     chat_template: str | None = None
-    """In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file. Trajectories with token
-    ids must have been sampled under the same."""
+    """In place of the tokenizer's own: ``chatml``, ``glm`` or a Jinja file. Token ids that were
+    sampled under another are not used."""
 
     lora_r: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)

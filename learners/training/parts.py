@@ -21,6 +21,7 @@ from learners.training.checkpoint import newest_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.folder import OutFolder
 from learners.training.heldout import HeldOut
+from learners.training.ids import own_ids
 from learners.training.metrics import check_wandb
 from learners.training.model import adapter_digest, check_adapter
 from learners.training.policy import Policy, check_mode, make_policy
@@ -186,7 +187,8 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
             held_out = build_dataset(trajectories, tokenizer, config, loss)
         except NoSignal as error:
             raise NoSignal(f"Nothing can be evaluated on {config.eval_buffer}: {error}") from error
-        found = attempts(trajectories, encoder(tokenizer, config))
+        own = own_ids(trajectories, tokenizer, config, tell=False)
+        found = attempts(own, encoder(tokenizer, config))
         log.info("Held out: %s; of several solutions: %s", held_out.report, found.dataset.report)
     wanted = _wants_mismatched(config, loss)
     return Data(

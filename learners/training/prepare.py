@@ -13,8 +13,9 @@ from learners.losses import Loss
 from learners.ops.rotary import learned_positions
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
+from learners.training.ids import own_ids
 from swe_env.errors import ConfigError
-from swe_env.replay.trajectory import Step, Trajectory
+from swe_env.replay.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,22 +79,23 @@ def build_dataset(
     """The samples this loss learns from.
 
     Raises:
-        ConfigError: the trajectories were recorded with another tokenizer.
+        ConfigError: the token ids of all trajectories that have some are another tokenizer's.
         NoSignal: nothing is left of them, or all have one label; says what was left out and why.
     """
     trajectories = list(trajectories)
-    _check_tokenizer(trajectories, tokenizer)
+    own = own_ids(trajectories, tokenizer, config)
     encode_one = encoder(tokenizer, config)
     if loss.kind == "pairs":
         dataset = pair_samples(
-            trajectories, encode_one,
+            own, encode_one,
             per_task=config.pairs_per_task, ties=config.ties_for(loss.parameters),
             seed=config.seed, text_format=config.text_format, step_level=not loss.counts_tokens,
         )  # fmt: skip
     else:
         dataset = row_samples(
-            trajectories, encode_one, kind=loss.kind, per_task=config.per_task, seed=config.seed
+            own, encode_one, kind=loss.kind, per_task=config.per_task, seed=config.seed
         )
+    dataset.report.set_aside = sum(a is not b for a, b in zip(own, trajectories, strict=True))
     check_samples(dataset, loss)
     return dataset
 
@@ -142,7 +144,7 @@ def check_positions(sequences: Sequence[Encoded], model: nn.Module) -> None:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> Encoder:
-    """`encode` as the settings have it, with one chat template for all."""
+    """`encode` as the settings have it, with one chat template for all, of what `own_ids` gave."""
     return _Encoder(tokenizer, config)
 
 
@@ -172,65 +174,6 @@ class _Encoder:
             max_tokens=self._config.max_tokens,
             too_long=self._config.too_long,
         )
-
-
-def _check_tokenizer(
-    trajectories: Iterable[Trajectory], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    from agents.policies.hub import fingerprint
-
-    ours = fingerprint(tokenizer)
-    unnamed: dict[str, list[Step]] = {}
-    for trajectory in trajectories:
-        theirs = trajectory.agent.settings.get("tokenizer")
-        steps = [s for s in trajectory.agent_steps if s.metrics and s.metrics.completion_token_ids]
-        who = trajectory.agent.model_name or trajectory.agent.name
-        if steps and theirs is None:
-            unnamed.setdefault(who, []).extend(steps)
-        elif steps and theirs != ours:
-            raise ConfigError(
-                f"The buffer's trajectories were sampled with another tokenizer or chat template "
-                f"({theirs}, by {who}) than this model's ({ours}): train the model that sampled "
-                "them, with the chat_template it was given."
-            )
-    for who, steps in unnamed.items():
-        _check_texts(who, steps, tokenizer)
-
-
-_READ = 64
-"""Turns of each model whose ids are read back."""
-_BEGINNING = 40
-"""Characters of a message that are looked for: a parser may have cut its end."""
-
-
-def _check_texts(who: str, steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Ids of records that name no tokenizer, as servers' do not, must read as what was said.
-
-    Raises:
-        ConfigError: most of them do not.
-    """
-    said = [step for step in steps if step.message.strip()][:_READ]
-    if not said:
-        log.warning(
-            "The records of %s name no tokenizer, and their turns hold no text to compare: nothing "
-            "tells whether their token ids are this model's.", who,
-        )  # fmt: skip
-        return
-    alike = 0
-    for step in said:
-        assert step.metrics is not None
-        text = tokenizer.decode(list(step.metrics.completion_token_ids))
-        alike += _bare(step.message)[:_BEGINNING] in _bare(str(text))
-    if alike < len(said) / 2:
-        raise ConfigError(
-            f"The token ids of {who} read as something else than its turns in {len(said) - alike} "
-            f"of {len(said)} of them with this model's tokenizer: train the model that sampled "
-            "them."
-        )
-
-
-def _bare(text: str) -> str:
-    return "".join(text.split())
 
 
 def check_samples(dataset: Dataset, loss: Loss) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from learners.data.batching import microbatches, padded_size
 from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
-from learners.data.encode import Encoded, answered, encode, recorded
+from learners.data.encode import Encoded, answered, encode, recorded, without_ids
 from learners.data.report import Unusable
 from learners.losses import Loss
 from learners.ops.prefix import grow
@@ -76,7 +76,7 @@ class Workload:
     report: str
     """What was used of the buffer and what was left out."""
     estimated: int
-    """Trajectories without token ids, whose length was estimated from their text."""
+    """Trajectories without token ids to use, whose length was estimated from their text."""
 
     @property
     def longest(self) -> MicroBatch:
@@ -96,8 +96,9 @@ def workload(
 ) -> Workload:
     """Select, batch and cut the samples as training does, by the same code.
 
-    Lengths are exact where token ids were recorded. Elsewhere characters are divided by
-    ``assumptions.characters_per_token``: no tokenizer is loaded.
+    Lengths are exact where recorded token ids are used. Elsewhere characters are divided by
+    ``assumptions.characters_per_token``: no tokenizer is loaded, so ids of another one than the
+    model's are taken for its own.
 
     Raises:
         NoSignal: the buffer gives nothing to train on.
@@ -106,7 +107,9 @@ def workload(
 
     measure = _Measure(config, assumptions.characters_per_token)
     trajectories = list(trajectories)  # each is known by its identity
-    dataset = _dataset(trajectories, measure, config, loss)
+    own = trajectories if config.recorded_ids else [without_ids(one) for one in trajectories]
+    dataset = _dataset(own, measure, config, loss)
+    dataset.report.set_aside = sum(a is not b for a, b in zip(own, trajectories, strict=True))
     check_samples(dataset, loss)
     samples = dataset.samples
     join = _padded if config.packing == "none" else _packed(_share(config, measure))

@@ -249,5 +249,5 @@ def test_what_the_chat_template_wrote_is_counted_and_ids_that_were_not_used():
     rows = [whole, partly, scripted(task="t-3")]
     dataset = row_samples(rows, lambda t: encode(t, TOKENIZER), kind="sft")
     assert (dataset.report.templated, dataset.report.partly) == (2, 1)
-    said = "2 sequences without token ids by the chat template (1 with ids for some turns only)"
+    said = "2 sequences written by the chat template (1 with ids for some turns only)"
     assert said in str(dataset.report)

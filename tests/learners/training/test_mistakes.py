@@ -13,13 +13,14 @@ import torch
 from agents.policies import hub
 from learners import TrainConfig, train
 from learners.losses import LossOutput
-from learners.training import NoSignal, prepare
+from learners.training import NoSignal
+from learners.training.ids import own_ids
 from learners.training.model import adapter_digest, add_adapter
 from swe_env.errors import ConfigError
 from swe_env.replay import ReplayBuffer
 from swe_env.replay.trajectory import Agent
 from tests.learners.models import byte_tokenizer, save_model, tiny
-from tests.learners.records import sampled
+from tests.learners.records import mixed_buffer, sampled, scripted
 from tests.learners.training.conftest import write_buffer
 
 
@@ -81,10 +82,49 @@ def test_everything_too_long(settings):
 
 
 def test_another_tokenizer(settings, tmp_path):
-    agent = Agent(name="p", model_name="other/model", settings={"tokenizer": "0123456789abcdef"})
-    buffer = write_buffer(tmp_path / "b", [sampled(agent=agent)])
-    fails(settings, r"another tokenizer or chat template \(0123456789abcdef, by other/model\)",
+    """With `recorded_ids=false` the same buffer is learned from as text."""
+    buffer = write_buffer(tmp_path / "b", [*of_another_model(), scripted("t-9")])
+    fails(settings, r"ids of other/model are of another tokenizer or chat template \(0123456789ab"
+          r"cdef\) than this model's .*: train the .* text alone \(--set recorded_ids=false\)",
           buffer=buffer)  # fmt: skip
+    assert not Path(settings["out"]).exists()
+    for loss in ("sft", "entropo-kto", "entropo-dpo"):
+        changes = {"buffer": buffer, "loss": loss, "recorded_ids": False}
+        with pytest.raises(AssertionError, match="long work began"):
+            train(TrainConfig(**{**settings, **changes, "out": str(tmp_path / loss)}))
+
+
+def test_another_tokenizer_beside_the_models_own(settings, tmp_path, caplog):
+    """Their ids would be beyond the vocabulary; held-out solutions are spared them, too."""
+    held_out = [
+        dataclasses.replace(one, patch=f"--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-x\n+{at}\n")
+        for at, one in enumerate([*mixed_buffer(seed=1), *of_another_model(tasks=1)])
+    ]
+    settings |= {
+        "buffer": write_buffer(tmp_path / "b", [*mixed_buffer(), *of_another_model(tasks=2)]),
+        "eval_buffer": write_buffer(tmp_path / "e", held_out),
+    }
+    with pytest.raises(AssertionError, match="long work began"):
+        train(TrainConfig(**settings, loss="entropo-dpo"))
+    told = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
+    numbers = [re.findall(r"ids of (\S+) .* \((\d+) of (\d+) trajectories", one) for one in told]
+    assert numbers == [[("other/model", "8", "24")], [("other/model", "4", "20")]]
+    fails(settings, "was started with recorded_ids = True, not False", resume=True,
+          recorded_ids=False)  # fmt: skip
+
+
+def of_another_model(*, named=True, **changes):
+    """`mixed_buffer` by a model whose ids are beyond any vocabulary here."""
+    agent = Agent(
+        name="p", model_name="other/model",
+        settings={"tokenizer": "0123456789abcdef"} if named else {},
+    )  # fmt: skip
+    return [
+        dataclasses.replace(
+            one, agent=agent, steps=tuple(shift(s, 5000) if s.metrics else s for s in one.steps)
+        )
+        for one in mixed_buffer(**changes)
+    ]
 
 
 def test_ids_of_a_server_that_names_no_tokenizer(settings, tmp_path, caplog):
@@ -95,17 +135,18 @@ def test_ids_of_a_server_that_names_no_tokenizer(settings, tmp_path, caplog):
         steps = [shift(step) if step.metrics else step for step in record.steps]
         shifted.append(dataclasses.replace(record, steps=tuple(steps)))
     buffer = write_buffer(tmp_path / "b", shifted)
-    fails(settings, "ids of p read as something else than its turns in 8 of 8", buffer=buffer)
+    fails(settings, "ids of p read as something else than its turns in 8 of 8 .*: train the model "
+          r".* \(--set recorded_ids=false\)", buffer=buffer)  # fmt: skip
     for record in shifted:
         steps = tuple(dataclasses.replace(step, message="") for step in record.steps)
         dumb = dataclasses.replace(record, steps=steps)
-        prepare._check_tokenizer([dumb], byte_tokenizer())
+        assert own_ids([dumb], byte_tokenizer(), TrainConfig(**settings)) == [dumb]
     assert "nothing tells whether their token ids are this model's" in caplog.text
 
 
-def shift(step):
-    """The step with the next token for each of its own."""
-    ids = tuple(token + 1 for token in step.metrics.completion_token_ids)
+def shift(step, by=1):
+    """The step with another token for each that it sampled."""
+    ids = tuple(token + by for token in step.metrics.completion_token_ids)
     metrics = dataclasses.replace(step.metrics, completion_token_ids=ids)
     return dataclasses.replace(step, metrics=metrics)
 
