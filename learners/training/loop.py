@@ -70,8 +70,8 @@ def train(
             its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run. Of
             several processes each calls it, and the main one's figures count.
         on_progress: Called with a `Progress` as things go on, by the main process only; may raise
-            `StopTraining` too, which ends the run after the step that is shown, or after the
-            first one if it was raised before that.
+            `StopTraining` too, which ends the run after the step that is shown, or, raised
+            between two of these, after the next one that is.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
@@ -274,7 +274,11 @@ class _Run:
         try:
             with torch.random.fork_rng():
                 if self.parts.held_out is not None:
-                    figures |= self.parts.held_out.figures()
+                    figures |= self.parts.held_out.figures(
+                        lambda done, total: self.on_progress(
+                            Progress("evaluation", done, total, {})
+                        )
+                    )
                 if self.on_eval is not None:
                     with self.attention.lent():
                         figures |= self.on_eval(model, self.step)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learners.data.dataset import Dataset, Sample
 from learners.data.encode import Encoded
+from learners.data.report import DropReport
 from learners.losses import Loss, get_loss
 from learners.losses.z0 import Z0
 from learners.training.baseline import check_mismatched, make_z0, mismatches
@@ -111,15 +112,13 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
 
     loss, settings = _check(config, workers)
     out = workers.on_main(lambda: check_folder(config))
-    data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
+    data = _read(config, load_tokenizer(config.model, config.chat_template), loss, show)
     workers.check_equal("samples", data.digest)
     total = total_steps(
         len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
     check_window(config, total)
     saved = _saved(config, out, data.train.digest, workers)
-    log.info("%s", data.train.report)
-    show(Progress("data", len(data.train), data.train.report.seen, {}))
 
     def fits(vocab_size: int) -> None:
         for dataset in data.datasets:
@@ -147,7 +146,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
         optimizer=torch.optim.AdamW(policy.parameters, lr=0.0, weight_decay=config.weight_decay),
         references=references,
         z0=z0,
-        held_out=_held_out(policy, objective, data, config),
+        held_out=_held_out(policy, objective, data, config, show),
         total=total,
     )
 
@@ -176,8 +175,11 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float
     return loss, settings
 
 
-def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
+def _read(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss, show: OnProgress
+) -> Data:
     train = build_dataset(read_buffer(config.buffer), tokenizer, config, loss)
+    _tell(train.report, f"{train.report}.", show)
     held_out, found = None, None
     if config.eval_buffer is not None:
         trajectories = read_buffer(config.eval_buffer)
@@ -186,7 +188,8 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
         except NoSignal as error:
             raise NoSignal(f"Nothing can be evaluated on {config.eval_buffer}: {error}") from error
         found = attempts(trajectories, encoder(tokenizer, config))
-        log.info("Held out: %s; of several solutions: %s", held_out.report, found.dataset.report)
+        several = f"of several solutions: {found.dataset.report}"
+        _tell(held_out.report, f"Held out: {held_out.report}; {several}.", show)
     wanted = _wants_mismatched(config, loss)
     return Data(
         train,
@@ -194,6 +197,11 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
         found if found is not None and len(found.dataset) else None,
         mismatches(train.samples, config.max_tokens) if wanted else [],
     )
+
+
+def _tell(report: DropReport, note: str, show: OnProgress) -> None:
+    log.info("%s", note)
+    show(Progress("data", report.kept, report.seen, {}, note))
 
 
 def _saved(config: TrainConfig, out: Path, data: str, workers: Workers) -> dict[str, Any] | None:
@@ -267,18 +275,18 @@ def _reference(
 
 
 def _held_out(
-    policy: Policy, objective: Objective, data: Data, config: TrainConfig
+    policy: Policy, objective: Objective, data: Data, config: TrainConfig, show: OnProgress
 ) -> HeldOut | None:
     if data.held_out is None:
         return None
     samples = data.held_out.samples
     references = torch.zeros(_shape(samples), dtype=torch.float64)
     if objective.loss.needs_reference:
-        scored = _score(policy, data.held_out, config, lambda _: None)
+        scored = _score(policy, data.held_out, config, show)
         references = scored.view_as(references)
     solutions = None
     if data.attempts is not None:
-        scored = _score(policy, data.attempts.dataset, config, lambda _: None)
+        scored = _score(policy, data.attempts.dataset, config, show)
         solutions = Solutions(data.attempts, scored, policy.scorer)
     return HeldOut(objective, samples, references, config.z0, solutions)
 

@@ -40,11 +40,16 @@ class Progress:
     """Where a run stands, for whoever shows it."""
 
     stage: str
-    """"data", "reference" or "training"."""
+    """"data" (once a buffer), "reference" (from 1 again for each buffer), "training" or
+    "evaluation" (from 1 again each time)."""
     done: int
+    """Samples in stage "data", steps in "training", else sequences."""
     total: int
+    """Trajectories looked at in stage "data", else what `done` comes to."""
     metrics: dict[str, float]
     """Figures of the step just done; empty in other stages."""
+    note: str = ""
+    """In stage "data": what a buffer gives, and what was left out and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,9 @@ class TrainResult:
 
 
 def heeded(show: OnProgress) -> OnProgress:
-    """`show`, whose `StopTraining` of before the first step is raised at that step.
+    """`show`, whose `StopTraining` of outside the steps is raised at the step that is shown next.
 
-    Only from then on do all processes ask together whether the run ends.
+    Only there do all processes ask together whether the run ends.
     """
     early: list[StopTraining] = []
 

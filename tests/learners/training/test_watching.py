@@ -119,6 +119,25 @@ def test_diversity_over_correct_solutions_is_of_the_policy_as_it_is(settings, tm
     assert abs(expected["effective"] - before) > 1e-4  # training moved it
 
 
+def test_an_evaluation_is_shown_as_it_goes_and_may_ask_for_the_end(settings, tmp_path):
+    records = [*several("a", [("1", True), ("2", True), ("3", False)])]
+    held_out = write_buffer(tmp_path / "held-out", [*records, *mixed_buffer(tasks=2, seed=9)])
+    settings |= {"loss": "dpo", "eval_buffer": held_out, "eval_every": 2}
+    seen = []
+
+    def show(progress):
+        seen.append(progress)
+        if progress.stage == "evaluation":
+            raise StopTraining("seen enough")
+
+    result = train(TrainConfig(**settings), on_progress=show)
+    pairs = [p for p in seen if p.stage == "evaluation"]
+    assert {p.total for p in pairs} == {15}  # both sides of six pairs, and three attempts
+    assert [p.done for p in pairs] == [2, 4, 6, 8, 10, 12, 13, 14, 15]
+    assert (result.steps, result.stopped) == (2, "seen enough")
+    assert "eval/loss" in result.metrics
+
+
 def test_attempts_that_say_nothing_of_diversity_are_counted():
     records = [*several("a", [("1", True), ("2", True)]), *several("b", [("1", True)])]
     records += [sampled("a", failure=FAILURE), sampled("a", finished=False)]
