@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from learners.data.dataset import Sample
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
-from learners.training.card import public_settings, read_result, write_card
+from learners.training.card import read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.memory import out_of_memory
@@ -39,6 +39,7 @@ from learners.training.schedule import batch_at, learning_rate
 from learners.training.shard import whole
 from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
+from learners.training.tracking import Tracking
 from learners.training.workers import start_workers
 from swe_env.errors import ConfigError, SweError
 from swe_env.machine import commit
@@ -89,9 +90,10 @@ def train(
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
     show = heeded(on_progress) if on_progress is not None and workers.main else silent
-    run = _Run(make_parts(config, workers, show), on_eval, show)
-    with run.recording():
-        return run.go()
+    with Tracking(config) as tracking:
+        run = _Run(make_parts(config, workers, show, tracking), on_eval, show, tracking)
+        with run.recording():
+            return run.go()
 
 
 def _finished(config: TrainConfig) -> TrainResult | None:
@@ -106,8 +108,11 @@ def _finished(config: TrainConfig) -> TrainResult | None:
 class _Run:
     """One run under way."""
 
-    def __init__(self, parts: Parts, on_eval: OnEval | None, on_progress: OnProgress) -> None:
+    def __init__(
+        self, parts: Parts, on_eval: OnEval | None, on_progress: OnProgress, tracking: Tracking
+    ) -> None:
         self.parts, self.on_eval, self.on_progress = parts, on_eval, on_progress
+        self.tracking = tracking
         self.config, self.workers, self.out = parts.config, parts.workers, parts.out
         self.dataset = parts.data.train
         self.start = adapter_digest(parts.config.init_adapter)
@@ -138,11 +143,7 @@ class _Run:
             return
         with self._disk("The figures"):
             writer = MetricsWriter(
-                self.out,
-                tensorboard=self.config.tensorboard,
-                wandb_project=self.config.wandb_project,
-                settings=public_settings(self.config),
-                from_step=self.step,
+                self.out, tensorboard=self.config.tensorboard, from_step=self.step
             )
         with writer as self.writer:
             yield
@@ -232,6 +233,7 @@ class _Run:
         if self.writer is not None:
             with self._disk("The figures"):
                 self.writer.write(self.step, self.metrics)
+        self.tracking.log(self.step, self.metrics)
         self._show()
 
     def _show(self) -> None:

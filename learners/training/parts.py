@@ -21,7 +21,6 @@ from learners.training.card import versions
 from learners.training.checkpoint import newest_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.heldout import HeldOut
-from learners.training.metrics import check_wandb
 from learners.training.model import adapter_digest, check_adapter
 from learners.training.policy import Policy, check_mode, make_policy
 from learners.training.prepare import (
@@ -42,6 +41,7 @@ from learners.training.score import Scorer
 from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective, try_loss
 from learners.training.stopping import check_window
+from learners.training.tracking import Tracking, check_wandb
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 from swe_env.machine import commit
@@ -102,7 +102,9 @@ class Parts:
     """Optimizer steps of the whole run."""
 
 
-def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts:
+def make_parts(
+    config: TrainConfig, workers: Workers, show: OnProgress, tracking: Tracking
+) -> Parts:
     """Check, read, load and score; everything that can be wrong is found before the scoring.
 
     Raises:
@@ -133,6 +135,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress) -> Parts
     check_positions(data.sequences, policy.model)
     check_passes(policy.scorer, data)
     workers.on_main(lambda: open_folder(out, config, policy.size))
+    workers.on_main(lambda: tracking.start(out))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
     return Parts(
