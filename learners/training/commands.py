@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import Task, TaskID
 
     from learners.training.config import TrainConfig
     from learners.training.results import OnProgress, Progress
+
+_EVERY = 30.0
+"""Seconds from one line of a stage to the next, where no bar is shown."""
 
 
 def register(app: typer.Typer) -> None:
@@ -131,6 +137,9 @@ def progress_bar(
 ) -> Iterator[OnProgress]:
     """A bar with the time left, as the callback that `learners.train` takes.
 
+    Where there is no terminal to show it on it is lines: of each stage the first, the last and one
+    every 30 seconds.
+
     Args:
         console: Where it is shown; stderr by default.
         get_time: The clock, in seconds.
@@ -140,6 +149,7 @@ def progress_bar(
     from rich.progress import Progress as Bar
 
     console = console or Console(stderr=True)
+    moves = console.is_interactive or console.is_jupyter
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -148,22 +158,68 @@ def progress_bar(
         TextColumn("{task.fields[figures]}"),
     )
     # The time left is told from all steps that were watched: one may take longer than rich's 30 s.
-    with Bar(*columns, console=console, speed_estimate_period=math.inf, get_time=get_time) as bar:
-        tasks: dict[str, Any] = {}
+    with Bar(
+        *columns, console=console, speed_estimate_period=math.inf, get_time=get_time,
+        disable=not moves,
+    ) as bar:  # fmt: skip
+        display = _Display(bar)
+        try:
+            yield display
+        finally:
+            display.close()
 
-        def show(progress: Progress) -> None:
-            if progress.stage == "data":
-                return
-            if progress.stage not in tasks:
-                tasks[progress.stage] = bar.add_task(progress.stage, figures="")
-            bar.update(
-                tasks[progress.stage],
-                completed=progress.done,
-                total=progress.total,
-                figures=_figures(progress.metrics),
-            )
 
-        yield show
+class _Display:
+    """Shows a run on a bar, or tells of it in lines where the bar is disabled."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+        self._due: dict[str, float] = {}
+        self._untold = ""
+
+    def __call__(self, progress: Progress) -> None:
+        """As `OnProgress`."""
+        if progress.note:
+            self._print(progress.note)
+        if progress.stage == "data":
+            return
+        task = self._update(progress)
+        if self._bar.disable:
+            self._tell(progress, task.time_remaining)
+
+    def close(self) -> None:
+        """Print the last line, if it was held back."""
+        if self._untold:
+            self._print(self._untold)
+
+    def _update(self, progress: Progress) -> Task:
+        stage = progress.stage
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, figures="")
+        number = self._tasks[stage]
+        task = self._bar.tasks[number]
+        if progress.done <= task.completed:  # another round, as of every evaluation
+            self._bar.reset(number)
+        figures = "  ".join(_figures(progress.metrics))
+        self._bar.update(number, completed=progress.done, total=progress.total, figures=figures)
+        return task
+
+    def _tell(self, progress: Progress, left: float | None) -> None:
+        parts = [f"{progress.done}/{progress.total}", *_figures(progress.metrics)]
+        if left:
+            parts.insert(1, f"{timedelta(seconds=left)} left")
+        line = f"{progress.stage}: {', '.join(parts)}"
+        now = self._bar.get_time()
+        if progress.done < progress.total and now < self._due.get(progress.stage, now):
+            self._untold = line
+            return
+        self._print(line)
+        self._due[progress.stage] = now + _EVERY
+        self._untold = ""
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -204,9 +260,9 @@ def pausing(show: OnProgress, config: TrainConfig) -> Iterator[OnProgress]:
             signal.signal(number, handler)
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def _figures(metrics: dict[str, float]) -> list[str]:
     names = ("loss", "rewards/margins", "entropy", "tokens_per_second")
-    return "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+    return [f"{name} {metrics[name]:.4g}" for name in names if name in metrics]
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -219,7 +275,6 @@ def _print(result: Any, as_json: bool) -> None:
         }  # fmt: skip
         typer.echo(json.dumps(record))
         return
-    typer.echo(f"{result.report}.", err=True)
     if result.stopped:
         typer.echo(f"Stopped early: {result.stopped}.", err=True)
     typer.echo(str(result.out))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -31,13 +31,21 @@ class HeldOut:
         # Mismatched samples are of the training set; the task's mean is the nearest to them.
         self._z0 = "task" if z0 == "mismatched" else z0
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, progress: Callable[[int, int], None]) -> dict[str, float]:
         """Loss, margins, accuracy, entropy, distance and solutions under the policy as it is.
 
         To be called by all processes, with the model in evaluation mode. KTO's z0 is estimated
         from the held-out rewards themselves, which are all as new as the policy.
+
+        Args:
+            progress: Called with (sequences scored, of how many).
         """
-        sums = self._objective.scorer.all(self._sequences, self._references.shape[1])
+        own = len(self._sequences)
+        total = own + (len(self._solutions) if self._solutions is not None else 0)
+        sums = self._objective.scorer.all(
+            self._sequences, self._references.shape[1],
+            progress=lambda done, _: progress(done, total),
+        )  # fmt: skip
         logps, entropies, counts = (column.view_as(self._references) for column in sums)
         z0 = None
         if "z0" in self._objective.loss.parameters:
@@ -47,4 +55,6 @@ class HeldOut:
         figures = batch_figures(
             self._objective, self._samples, self._references, z0, logps, entropies, counts
         )
-        return figures | (self._solutions.figures() if self._solutions is not None else {})
+        if self._solutions is not None:
+            figures |= self._solutions.figures(lambda done, _: progress(own + done, total))
+        return figures

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from learners.data.dataset import Sample
 from learners.training.attention import LentAttention
 from learners.training.baseline import state_of
-from learners.training.card import public_settings, read_result, write_card
+from learners.training.card import read_result, write_card
 from learners.training.checkpoint import restore_checkpoint, save_checkpoint
 from learners.training.config import TrainConfig
 from learners.training.folder import OutFolder, check_folder
@@ -40,6 +40,7 @@ from learners.training.schedule import batch_at, learning_rate
 from learners.training.shard import whole
 from learners.training.step import BatchResult, run_batch
 from learners.training.stopping import StopRule
+from learners.training.tracking import Tracking
 from learners.training.workers import start_workers
 from swe_env.errors import ConfigError, SweError
 from swe_env.machine import commit
@@ -71,9 +72,9 @@ def train(
             its figures are recorded as ``eval/*``. Raises `StopTraining` to end the run. Of
             several processes each calls it, and the main one's figures count.
         on_progress: Called with a `Progress` as things go on, by the main process only; may raise
-            `StopTraining` too, which ends the run after the step that is shown, or after the
-            first one if it was raised before that, or `PauseTraining`, which leaves it after a
-            checkpoint.
+            `StopTraining` too, which ends the run after the step that is shown, or, raised
+            between two of these, after the next one that is; or `PauseTraining`, with a step, which
+            leaves the run after a checkpoint.
 
     Raises:
         ConfigError: something is wrong with the settings or what they name; nothing was trained.
@@ -92,8 +93,9 @@ def train(
     if (done := workers.on_main(lambda: _finished(config))) is not None:
         return done
     show = heeded(on_progress) if on_progress is not None and workers.main else silent
-    with contextlib.closing(OutFolder(config)) as folder:
-        run = _Run(make_parts(config, workers, show, folder), on_eval, show)
+    with contextlib.closing(OutFolder(config)) as folder, Tracking(config) as tracking:
+        parts = make_parts(config, workers, show, folder, tracking)
+        run = _Run(parts, on_eval, show, tracking)
         with run.recording():
             return run.go()
 
@@ -110,8 +112,11 @@ def _finished(config: TrainConfig) -> TrainResult | None:
 class _Run:
     """One run under way."""
 
-    def __init__(self, parts: Parts, on_eval: OnEval | None, on_progress: OnProgress) -> None:
+    def __init__(
+        self, parts: Parts, on_eval: OnEval | None, on_progress: OnProgress, tracking: Tracking
+    ) -> None:
         self.parts, self.on_eval, self.on_progress = parts, on_eval, on_progress
+        self.tracking = tracking
         self.config, self.workers, self.out = parts.config, parts.workers, parts.out
         self.dataset = parts.data.train
         self.start = adapter_digest(parts.config.init_adapter)
@@ -143,11 +148,7 @@ class _Run:
             return
         with self._disk("The figures"):
             writer = MetricsWriter(
-                self.out,
-                tensorboard=self.config.tensorboard,
-                wandb_project=self.config.wandb_project,
-                settings=public_settings(self.config),
-                from_step=self.step,
+                self.out, tensorboard=self.config.tensorboard, from_step=self.step
             )
         with writer as self.writer:
             yield
@@ -240,6 +241,7 @@ class _Run:
         if self.writer is not None:
             with self._disk("The figures"):
                 self.writer.write(self.step, self.metrics)
+        self.tracking.log(self.step, self.metrics)
         self._show()
 
     def _show(self) -> None:
@@ -288,7 +290,11 @@ class _Run:
         try:
             with torch.random.fork_rng():
                 if self.parts.held_out is not None:
-                    figures |= self.parts.held_out.figures()
+                    figures |= self.parts.held_out.figures(
+                        lambda done, total: self.on_progress(
+                            Progress("evaluation", done, total, {})
+                        )
+                    )
                 if self.on_eval is not None:
                     with self.attention.lent():
                         figures |= self.on_eval(model, self.step)

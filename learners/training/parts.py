@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learners.data.dataset import Dataset, Sample
 from learners.data.encode import Encoded
+from learners.data.report import DropReport
 from learners.losses import Loss, get_loss
 from learners.losses.z0 import Z0
 from learners.training.baseline import check_mismatched, make_z0, mismatches
@@ -22,7 +23,6 @@ from learners.training.config import TrainConfig
 from learners.training.folder import OutFolder
 from learners.training.heldout import HeldOut
 from learners.training.ids import own_ids
-from learners.training.metrics import check_wandb
 from learners.training.model import adapter_digest, check_adapter
 from learners.training.policy import Policy, check_mode, make_policy
 from learners.training.prepare import (
@@ -41,6 +41,7 @@ from learners.training.score import Scorer
 from learners.training.solutions import Attempts, Solutions, attempts
 from learners.training.step import Objective, try_loss
 from learners.training.stopping import check_window
+from learners.training.tracking import Tracking, check_wandb
 from learners.training.workers import Workers
 from swe_env.errors import ConfigError
 from swe_env.machine import commit
@@ -101,7 +102,13 @@ class Parts:
     """Optimizer steps of the whole run."""
 
 
-def make_parts(config: TrainConfig, workers: Workers, show: OnProgress, folder: OutFolder) -> Parts:
+def make_parts(
+    config: TrainConfig,
+    workers: Workers,
+    show: OnProgress,
+    folder: OutFolder,
+    tracking: Tracking,
+) -> Parts:
     """Check, read, load and score; everything that can be wrong is found before the scoring.
 
     The main process holds `folder` then.
@@ -113,15 +120,13 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress, folder: 
 
     loss, settings = _check(config, workers)
     out = workers.on_main(folder.check)
-    data = _read(config, load_tokenizer(config.model, config.chat_template), loss)
+    data = _read(config, load_tokenizer(config.model, config.chat_template), loss, show)
     workers.check_equal("samples", data.digest)
     total = total_steps(
         len(data.train), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
     check_window(config, total)
     saved = _saved(config, out, data.train.digest, workers)
-    log.info("%s", data.train.report)
-    show(Progress("data", len(data.train), data.train.report.seen, {}))
 
     def fits(vocab_size: int) -> None:
         for dataset in data.datasets:
@@ -136,6 +141,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress, folder: 
     check_positions(data.sequences, policy.model)
     check_passes(policy.scorer, data)
     workers.on_main(lambda: folder.open(policy.size))
+    workers.on_main(lambda: tracking.start(out))
     objective = Objective(loss, settings, policy.scorer, config.micro_batch_tokens)
     references, z0 = _reference(policy, objective, data, config, show)
     return Parts(
@@ -149,7 +155,7 @@ def make_parts(config: TrainConfig, workers: Workers, show: OnProgress, folder: 
         optimizer=torch.optim.AdamW(policy.parameters, lr=0.0, weight_decay=config.weight_decay),
         references=references,
         z0=z0,
-        held_out=_held_out(policy, objective, data, config),
+        held_out=_held_out(policy, objective, data, config, show),
         total=total,
     )
 
@@ -178,8 +184,11 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float
     return loss, settings
 
 
-def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -> Data:
+def _read(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss, show: OnProgress
+) -> Data:
     train = build_dataset(read_buffer(config.buffer), tokenizer, config, loss)
+    _tell(train.report, f"{train.report}.", show)
     held_out, found = None, None
     if config.eval_buffer is not None:
         trajectories = read_buffer(config.eval_buffer)
@@ -189,7 +198,8 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
             raise NoSignal(f"Nothing can be evaluated on {config.eval_buffer}: {error}") from error
         own = own_ids(trajectories, tokenizer, config, tell=False)
         found = attempts(own, encoder(tokenizer, config))
-        log.info("Held out: %s; of several solutions: %s", held_out.report, found.dataset.report)
+        several = f"of several solutions: {found.dataset.report}"
+        _tell(held_out.report, f"Held out: {held_out.report}; {several}.", show)
     wanted = _wants_mismatched(config, loss)
     return Data(
         train,
@@ -197,6 +207,11 @@ def _read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss: Loss) -
         found if found is not None and len(found.dataset) else None,
         mismatches(train.samples, config.max_tokens) if wanted else [],
     )
+
+
+def _tell(report: DropReport, note: str, show: OnProgress) -> None:
+    log.info("%s", note)
+    show(Progress("data", report.kept, report.seen, {}, note))
 
 
 def _saved(config: TrainConfig, out: Path, data: str, workers: Workers) -> dict[str, Any] | None:
@@ -270,18 +285,18 @@ def _reference(
 
 
 def _held_out(
-    policy: Policy, objective: Objective, data: Data, config: TrainConfig
+    policy: Policy, objective: Objective, data: Data, config: TrainConfig, show: OnProgress
 ) -> HeldOut | None:
     if data.held_out is None:
         return None
     samples = data.held_out.samples
     references = torch.zeros(_shape(samples), dtype=torch.float64)
     if objective.loss.needs_reference:
-        scored = _score(policy, data.held_out, config, lambda _: None)
+        scored = _score(policy, data.held_out, config, show)
         references = scored.view_as(references)
     solutions = None
     if data.attempts is not None:
-        scored = _score(policy, data.attempts.dataset, config, lambda _: None)
+        scored = _score(policy, data.attempts.dataset, config, show)
         solutions = Solutions(data.attempts, scored, policy.scorer)
     return HeldOut(objective, samples, references, config.z0, solutions)
 

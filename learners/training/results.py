@@ -48,11 +48,16 @@ class Progress:
     """Where a run stands, for whoever shows it."""
 
     stage: str
-    """"data", "reference" or "training"."""
+    """"data" (once a buffer), "reference" (from 1 again for each buffer), "training" or
+    "evaluation" (from 1 again each time)."""
     done: int
+    """Samples in stage "data", steps in "training", else sequences."""
     total: int
+    """Trajectories looked at in stage "data", else what `done` comes to."""
     metrics: dict[str, float]
     """Figures of the step just done; empty in other stages."""
+    note: str = ""
+    """In stage "data": what a buffer gives, and what was left out and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,11 @@ class TrainResult:
 
 
 def heeded(show: OnProgress) -> OnProgress:
-    """`show`, whose `StopTraining` of before the first step is raised at that step.
+    """`show`, whose wish of outside the steps to end is raised at the step that is shown next.
 
-    Only from then on do all processes ask together whether the run ends.
+    Only there do all processes ask together whether the run ends.
     """
-    early: list[StopTraining] = []
+    early: list[StopTraining | PauseTraining] = []
 
     def on_progress(progress: Progress) -> None:
         if progress.stage == "training":
@@ -86,7 +91,7 @@ def heeded(show: OnProgress) -> OnProgress:
             return
         try:
             show(progress)
-        except StopTraining as stop:
+        except (StopTraining, PauseTraining) as stop:
             early.append(stop)
 
     return on_progress

@@ -78,7 +78,10 @@ class Solutions:
         self._solutions = torch.tensor(found.solutions)
         self._before = spread(torch.zeros_like(references), self._groups, self._solutions)
 
-    def figures(self) -> dict[str, float]:
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def figures(self, progress: Callable[[int, int], None]) -> dict[str, float]:
         """Means over tasks; to be called by all processes, with the model in evaluation mode.
 
         ``solutions/effective`` is exp(H) of the policy's distribution over the correct solutions,
@@ -86,8 +89,11 @@ class Solutions:
         policy's probability of a correct one; ``solutions/distinct@8`` the number of different
         correct ones expected in 8 samples; ``solutions/sample_size`` how many equally weighted
         attempts a task's are worth: near 1 the other figures say little.
+
+        Args:
+            progress: Called with (attempts scored, of how many).
         """
-        logps = self._scorer.all(self._sequences).logps
+        logps = self._scorer.all(self._sequences, progress=progress).logps
         found = spread(logps - self._references, self._groups, self._solutions)
         found["effective_before"] = self._before["effective"]
         return {f"solutions/{name}": value for name, value in found.items()}

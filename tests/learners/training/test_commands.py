@@ -16,6 +16,8 @@ from learners.training.commands import pausing, progress_bar, train
 from learners.training.results import Paused, Progress
 from swe_env import cli
 from swe_env.errors import ConfigError
+from tests.learners.records import mixed_buffer, sampled
+from tests.learners.training.conftest import write_buffer
 
 app = typer.Typer()
 app.command()(train)
@@ -50,11 +52,80 @@ def test_a_wrong_setting_reaches_the_user_as_a_sentence(settings):
 def test_the_bar_tells_the_time_left_of_steps_of_minutes(first, total, left):
     """100 s a step, also where the first one shown is that of a checkpoint."""
     now, printed = [0.0], io.StringIO()
-    with progress_bar(Console(file=printed, width=120), get_time=lambda: now[0]) as show:
+    terminal = Console(file=printed, width=120, force_terminal=True, color_system=None)
+    with progress_bar(terminal, get_time=lambda: now[0]) as show:
         for done in range(first, first + 3):
             show(Progress("training", done, total, {"loss": 0.5}))
             now[0] += 100
     assert f"{first + 2}/{total} {left} loss 0.5" in " ".join(printed.getvalue().split())
+
+
+def shown(stages, console=None):
+    """What is printed of (seconds before it, progress), on no terminal unless one is given."""
+    now, printed = [0.0], io.StringIO()
+    console = console or Console(file=printed, width=40)
+    with progress_bar(console, get_time=lambda: now[0]) as show:
+        for seconds, progress in stages:
+            now[0] += seconds
+            show(progress)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_a_stage_is_told_of_every_30_seconds():
+    steps = [(8, Progress("training", done, 100, {"loss": 0.5})) for done in range(1, 11)]
+    passes = [(1, Progress("reference", done, 3, {})) for done in (1, 2, 3)]
+    assert shown([*passes, *steps]).splitlines() == [
+        "reference: 1/3",
+        "reference: 3/3",
+        "training: 1/100, loss 0.5",
+        "training: 5/100, 0:12:40 left, loss 0.5",
+        "training: 9/100, 0:12:08 left, loss 0.5",
+        "training: 10/100, 0:12:00 left, loss 0.5",  # where it ended early
+    ]
+
+
+def test_evaluations_among_the_steps_are_told_of_each():
+    one = [(10, Progress("evaluation", done, 4, {})) for done in (1, 2, 3, 4)]
+    step = [(10, Progress("training", done, 4, {})) for done in (1, 2)]
+    assert shown([step[0], *one, step[1], *one]).splitlines() == [
+        "training: 1/4",
+        "evaluation: 1/4",
+        "evaluation: 4/4",
+        "training: 2/4, 0:01:40 left",
+        "evaluation: 2/4, 0:00:20 left",
+        "evaluation: 4/4",
+    ]
+
+
+def test_a_bar_starts_anew_for_the_next_evaluation():
+    terminal = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    one = [(10, Progress("evaluation", done, 4, {})) for done in (1, 2, 3, 4)]
+    assert "2/4 0:00:20" in " ".join(shown([*one, *one[:2]], terminal).split())
+
+
+def test_a_note_stands_whole_above_the_bar():
+    note = "12 samples from 40 trajectories; left out: 28 too-long (longer than max_tokens)."
+    terminal = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    stages = [(0, Progress("data", 12, 40, {}, note)), (0, Progress("training", 1, 2, {}))]
+    assert shown(stages).splitlines() == [note, "training: 1/2"]
+    assert shown(stages, terminal).count(note) == 1
+
+
+def test_what_was_left_out_is_told_once_and_before_the_first_pass(settings, tmp_path):
+    records = mixed_buffer(tasks=2, seed=9)
+    records[0] = sampled("t-0", replies=("look " * 200, "done"))
+    held_out = write_buffer(tmp_path / "held-out", records)
+    asked = [*options(settings), "--set", f"eval_buffer={held_out}", "--set", "max_tokens=300"]
+    result = CliRunner().invoke(app, asked, catch_exceptions=False)
+    told = result.stderr.splitlines()
+    assert told[0] == "16 samples from 16 trajectories."
+    assert told[1].startswith(
+        "Held out: 7 samples from 8 trajectories; left out: 1 too-long (longer than max_tokens); "
+        "of several solutions: 0 samples from 8 trajectories; left out: "
+    )
+    assert told[2].startswith("reference: 1/16")
+    assert result.stderr.count("trajectories") == 3
+    assert result.stdout == f"{settings['out']}\n"
 
 
 def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch, capsys):

@@ -1,7 +1,5 @@
 """Evaluation on a held-out buffer, and the rules that end a run early."""
 
-import importlib
-import importlib.util
 from itertools import pairwise
 from math import exp, log
 
@@ -119,6 +117,25 @@ def test_diversity_over_correct_solutions_is_of_the_policy_as_it_is(settings, tm
     assert abs(expected["effective"] - before) > 1e-4  # training moved it
 
 
+def test_an_evaluation_is_shown_as_it_goes_and_may_ask_for_the_end(settings, tmp_path):
+    records = [*several("a", [("1", True), ("2", True), ("3", False)])]
+    held_out = write_buffer(tmp_path / "held-out", [*records, *mixed_buffer(tasks=2, seed=9)])
+    settings |= {"loss": "dpo", "eval_buffer": held_out, "eval_every": 2}
+    seen = []
+
+    def show(progress):
+        seen.append(progress)
+        if progress.stage == "evaluation":
+            raise StopTraining("seen enough")
+
+    result = train(TrainConfig(**settings), on_progress=show)
+    pairs = [p for p in seen if p.stage == "evaluation"]
+    assert {p.total for p in pairs} == {15}  # both sides of six pairs, and three attempts
+    assert [p.done for p in pairs] == [2, 4, 6, 8, 10, 12, 13, 14, 15]
+    assert (result.steps, result.stopped) == (2, "seen enough")
+    assert "eval/loss" in result.metrics
+
+
 def test_attempts_that_say_nothing_of_diversity_are_counted():
     records = [*several("a", [("1", True), ("2", True)]), *several("b", [("1", True)])]
     records += [sampled("a", failure=FAILURE), sampled("a", finished=False)]
@@ -228,30 +245,3 @@ def test_a_stop_before_the_first_step_is_heeded_after_it(settings, stage):
     assert (result.steps, result.stopped) == (1, f"enough of {stage}")
     assert {"data", "reference"} <= set(seen)
     assert (result.out / "adapter_model.safetensors").is_file()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_is_asked_for_and_missing(settings):
-    with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
-        train(TrainConfig(**settings, wandb_project="p"))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_wandb_without_a_login_is_found_before_any_work(settings, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"no login .*: run `wandb login`, or set WANDB_MODE=off"):
-        train(TrainConfig(**settings, wandb_project="p"))
-    assert not (tmp_path / "out").exists()
-    importlib.import_module("wandb").teardown()  # it reads WANDB_MODE once
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_wandb_gets_a_run_of_the_folders_name(settings, monkeypatch):
-    """Offline: nothing leaves the machine."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    out = train(TrainConfig(**settings, loss="sft", wandb_project="p")).out
-    (run,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
-    written = run.read_bytes()
-    assert b"grad_norm" in written
