@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from learners.experiments.tool_mdp.cells import Cell
 from swe_env.machine import machine
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t for 1 … 9 degrees of freedom; the normal's 1.96 serves from 10 on."""
 COMPARED = ("effective", "distinct@16", "correct", "tv", "kl")
 
 
@@ -20,9 +19,32 @@ def interval(values: Sequence[float]) -> list[float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return [mean, math.nan]
-    freedom = len(values) - 1
-    t = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
+    t = student(len(values) - 1)
     return [mean, t * statistics.stdev(values) / math.sqrt(len(values))]
+
+
+@cache
+def student(freedom: int) -> float:
+    """The t within which Student's variable of so many degrees of freedom is 95 times in 100."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _within(middle, freedom) < 0.95:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """``P(|T| < sqrt(freedom) tan(angle))``: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(freedom // 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def summarize(records: Iterable[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from learners.experiments.tool_mdp import run as running
 from learners.experiments.tool_mdp.cells import LABELS, RATIOS, Cell, grid
 from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
 from learners.experiments.tool_mdp.policies import Ensemble, Table, TreeTransformer
-from learners.experiments.tool_mdp.summary import interval
+from learners.experiments.tool_mdp.summary import interval, student
 from learners.experiments.tool_mdp.tables import COLUMNS, tables
 from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
 from learners.experiments.tool_mdp.world import table_world, tool_world
@@ -92,6 +92,8 @@ def test_the_interval_is_students():
     assert mean == 3
     assert half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5), rel=1e-3)
     assert math.isnan(interval([1.0])[1])
+    of_tables = {1: 12.706, 2: 4.303, 9: 2.262, 10: 2.228, 30: 2.042, 100: 1.984}
+    assert {n: round(student(n), 3) for n in of_tables} == of_tables
 
 
 def test_a_run_writes_its_results_and_is_continued_cell_by_cell(tmp_path, monkeypatch):
