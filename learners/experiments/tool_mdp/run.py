@@ -76,8 +76,9 @@ def run_tool_mdp(out: Path, settings: Settings = Settings(), *, workers: int | N
         The path of ``results.json``.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings, or there are not so many tasks.
     """
+    tool_world(tasks=settings.tasks)  # refused before any work
     stages = Stages(out, asdict(settings), total=1)
     policies: tuple[Literal["transformer", "table"], ...] = ("transformer", "table")
     jobs = [Job(policy, cell) for policy in policies for cell in grid()]

@@ -160,6 +160,13 @@ def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):
         run_tool_mdp(tmp_path, Settings(), workers=1)
 
 
+@pytest.mark.parametrize("tasks", [0, 49])
+def test_tasks_that_do_not_exist_are_refused_before_any_work(tmp_path, tasks):
+    with pytest.raises(ConfigError, match=f"has 1 to 48 tasks, not {tasks}: change `tasks`"):
+        run_tool_mdp(tmp_path / "run", Settings(tasks=tasks), workers=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_setting_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="has no setting 'sed'; it has: seeds, "):
         tool_mdp(tmp_path, settings=["sed=1"], workers=1)
