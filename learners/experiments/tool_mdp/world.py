@@ -173,6 +173,13 @@ def table_world() -> World:
     return World(tree, correct, target, torch.zeros(1, tree.decisions, dtype=torch.long))
 
 
+def flat(world: World) -> World:
+    """The same trajectories behind a single choice, so that a table is one softmax over them."""
+    tree = Tree(tools=world.correct.shape[1], min_turns=2, max_turns=2)
+    unused = torch.zeros(world.tasks, tree.decisions, dtype=torch.long)
+    return World(tree, world.correct, world.target, unused)
+
+
 def _states(tree: Tree, start: int) -> Tensor:
     """The hidden state at every node of the tree, the last level included."""
     level = torch.tensor([start])
