@@ -1,6 +1,9 @@
 """What entropo.md 4.2 says of 32 trajectories, 8 of them correct: by the losses themselves."""
 
+import json
+import math
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +12,12 @@ from learners.experiments.tool_mdp.cells import Cell
 from learners.experiments.tool_mdp.data import exhaustive
 from learners.experiments.tool_mdp.policies import Table
 from learners.experiments.tool_mdp.run import Job, Settings, run_job
-from learners.experiments.tool_mdp.summary import EARLIER
+from learners.experiments.tool_mdp.summary import EARLIER, interval
 from learners.experiments.tool_mdp.training import train_cell
 from learners.experiments.tool_mdp.world import table_world
 from learners.losses import get_loss
 
+RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 TIES = EARLIER["smooth+ties"]
 
 
@@ -36,6 +40,18 @@ def test_trap_2_descent_on_drawn_pairs_gives_the_pages_figures(labels, tolerance
     mean = statistics.fmean(found["effective"] for found, *_ in seeds)
     low, high = EARLIER[labels][2.0]
     assert low - tolerance < mean < high + tolerance
+
+
+def test_trap_2_the_stored_grid_has_each_of_the_pages_figures_where_one_more_draw_would_lie():
+    stored = json.loads((RESULTS / "tool_mdp.json").read_text())["earlier_trial"]
+    assert [(r["labels"], r["ratio"]) for r in stored] == [
+        (n, r) for n in EARLIER for r in EARLIER[n]
+    ]
+    for row in stored:
+        mean, half = interval(row["effective"])
+        low, high = row["earlier"]
+        reach = half * math.sqrt(len(row["effective"]) + 1)
+        assert low - reach < mean < high + reach
 
 
 @pytest.mark.parametrize("loss", ["entropo-kto", "entropo-kto-released"])
