@@ -9,11 +9,14 @@ GAMMA = 0.1
 RATIOS = (0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
 """ζ/γ; below 1 sharpens (H-DPO)."""
 SMOOTHING = 0.1
-TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
-"""At which the λ = 0 cells are sampled as well."""
+TEMPERATURES = (1.0, 1.25, 1.5, 2.0, 3.0)
+"""At which the λ = 0 cells are sampled as well; ζ/γ above 1.1 is among them."""
 
 Labels = Literal["hard", "smooth", "smooth+ties"]
 LABELS: tuple[Labels, ...] = ("hard", "smooth", "smooth+ties")
+
+PolicyName = Literal["table", "table-drawn", "transformer"]
+"""A table trained on every pair, one on pairs drawn from the reference, and the transformer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,10 @@ class Cell:
 
 def grid() -> list[Cell]:
     """Every ratio beside its control, DPO with each kind of labels, KTO with hard ones.
+
+    KTO takes single rows, so it has no ties, and smoothing changes nothing in it: a row's loss is
+    ``1 - σ(x)``, with its label flipped ``σ(x)``, and a mean of the two that flips with
+    probability ε is ``ε + (1 - 2 ε) (1 - σ(x))``, the same gradient times ``1 - 2 ε``.
 
     In the order 1, 2, 3 and then those between, so that a run that is stopped tells the most.
     """

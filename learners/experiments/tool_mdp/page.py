@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from agents.viewer.svg import Axis, Point, Series, legend_mark, line_chart
-from learners.experiments.tool_mdp.cells import GAMMA, LABELS
-from learners.experiments.tool_mdp.tables import NAMES, Row
+from learners.experiments.tool_mdp.cells import GAMMA, LABELS, PolicyName
+from learners.experiments.tool_mdp.tables import NAMES, POLICIES, Row
 from swe_env.disk import write_atomically
 
 _SHELL = Markup(
@@ -19,7 +19,8 @@ _SHELL = Markup(
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     "<title>Tool-MDP</title><style>{style}</style></head><body><main><h1>Tool-MDP</h1>"
     '<p class="lead">How far each loss gets from the closed-form optimum, by enumeration. '
-    "γ = {gamma}; bands are 95% intervals over {seeds} seeds; the table is exact and has none."
+    "γ = {gamma}; bands are 95% intervals over {seeds} seeds; the table on every pair is "
+    "exact and has none."
     "</p>{sections}</main></body></html>"
 )
 _MEASURES = (
@@ -42,8 +43,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     style = resources.files("agents.viewer").joinpath("templates/report.css").read_text("utf-8")
     sections = [
         _section(results, policy, loss)
-        for policy in ("table", "transformer")
+        for policy in POLICIES
         for loss in ("entropo-dpo", "entropo-kto")
+        if (policy, loss) != ("table-drawn", "entropo-kto")
     ]
     sections.append(_trade_off(results))
     page = _SHELL.format(
@@ -55,7 +57,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     write_atomically(path, str(page).encode())
 
 
-def _section(results: dict[str, Any], policy: str, loss: str) -> Markup:
+def _section(results: dict[str, Any], policy: PolicyName, loss: str) -> Markup:
     rows = [r for r in results["cells"] if r["policy"] == policy and r["temperature"] == 1.0]
     kinds = [(loss, kind) for kind in LABELS]
     if loss == "entropo-kto":
@@ -83,7 +85,7 @@ def _section(results: dict[str, Any], policy: str, loss: str) -> Markup:
                 line_chart(series, title=label, x=Axis(label="ζ/γ"), y=Axis(label=label))
             )
         )
-    title = f"The {policy}, {NAMES[loss]}"
+    title = f"The {POLICIES[policy]}, {NAMES[loss]}"
     return _framed(title, names, charts)
 
 
@@ -97,7 +99,7 @@ def _trade_off(results: dict[str, Any]) -> Markup:
         mine = [r for r in rows if r["labels"] == labels]
         swept = [r for r in mine if _kept(r) and r["temperature"] == 1.0]
         warmed = [r for r in mine if r["gamma"] == r["zeta"] == GAMMA]
-        for name, of in ((f"{labels}: ζ/γ from 0.9 to 3", swept), (f"{labels}: T 1 to 2", warmed)):
+        for name, of in ((f"{labels}: ζ/γ from 0.9 to 3", swept), (f"{labels}: T 1 to 3", warmed)):
             points = [
                 Point(x=r["figures"]["correct"][0], y=r["figures"]["distinct@16"][0]) for r in of
             ]

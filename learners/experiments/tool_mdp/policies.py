@@ -27,7 +27,7 @@ def choice_logps(logits: Tensor, tree: Tree, temperature: float = 1.0) -> Tensor
 
 
 class Table(nn.Module):
-    """A softmax of its own for every history: no sharing, nothing but the loss matters."""
+    """A softmax of its own for every history of every task: nothing is shared."""
 
     def __init__(self, world: World) -> None:
         """Starts as the world's reference target."""

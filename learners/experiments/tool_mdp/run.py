@@ -12,23 +12,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from learners.experiments.stages import Stages
-from learners.experiments.tool_mdp.cells import Cell, grid
+from learners.experiments.tool_mdp.cells import Cell, PolicyName, grid
 from learners.experiments.tool_mdp.data import Pairs, exhaustive, sampled, side_by_side
 from learners.experiments.tool_mdp.page import write_page
 from learners.experiments.tool_mdp.policies import Ensemble, Table
 from learners.experiments.tool_mdp.summary import summarize
 from learners.experiments.tool_mdp.tables import tables
 from learners.experiments.tool_mdp.training import imitate, train_cell, trajectory_logps
-from learners.experiments.tool_mdp.world import World, table_world, tool_world
+from learners.experiments.tool_mdp.world import World, flat, table_world, tool_world
 from swe_env.disk import write_atomically
 
 
@@ -37,7 +37,7 @@ class Settings:
     """What a run's figures depend on."""
 
     seeds: int = 5
-    """Seeds of the transformer: its first weights, and the pairs drawn from the reference."""
+    """Of the transformer's first weights, and of all pairs that are drawn from the reference."""
     tasks: int = 4
     pairs_per_task: int = 300
     """Of correct over wrong; and as many ties."""
@@ -47,13 +47,17 @@ class Settings:
     reference_learning_rate: float = 1e-2
     table_steps: int = 500
     table_learning_rate: float = 0.3
+    descent_steps: int = 2000
+    """Of plain gradient descent, by which the table learns from drawn pairs."""
+    descent_learning_rate: float = 0.33
+    """For each pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One cell of one policy, all seeds of it."""
 
-    policy: Literal["table", "transformer"]
+    policy: PolicyName
     cell: Cell
 
     @property
@@ -76,23 +80,38 @@ def run_tool_mdp(out: Path, settings: Settings = Settings(), *, workers: int | N
         The path of ``results.json``.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings, or there are not so many tasks.
     """
+    tool_world(tasks=settings.tasks)  # refused before any work
     stages = Stages(out, asdict(settings), total=1)
-    policies: tuple[Literal["transformer", "table"], ...] = ("transformer", "table")
-    jobs = [Job(policy, cell) for policy in policies for cell in grid()]
-    title = f"Train {len(jobs)} cells, {settings.seeds} transformers in each of half of them"
+    jobs = _jobs()
+    title = f"Train {len(jobs)} cells, those on drawn pairs with {settings.seeds} seeds each"
     try:
         stages.run("cells", title, partial(_run_all, out, jobs, settings, workers))
     finally:
-        _report(out, jobs, settings)
+        _report(out, jobs, settings, stages.records.get("cells"))
     return out / "results.json"
 
 
-def _report(out: Path, jobs: list[Job], settings: Settings) -> None:
+def _jobs() -> list[Job]:
+    """DPO's cells on drawn pairs as well: the figures to compare with are of DPO alone."""
+    policies: tuple[PolicyName, ...] = ("transformer", "table", "table-drawn")
+    return [
+        Job(policy, cell)
+        for policy in policies
+        for cell in grid()
+        if policy != "table-drawn" or cell.loss == "entropo-dpo"
+    ]
+
+
+def _report(out: Path, jobs: list[Job], settings: Settings, stage: dict[str, Any] | None) -> None:
     found = [_path(out, job) for job in jobs if _path(out, job).exists()]
     records = [msgspec.json.decode(path.read_bytes()) for path in found]
-    results = summarize(records, asdict(settings)) | {"missing": len(jobs) - len(found)}
+    in_one_go = stage and stage["result"]["trained"] == len(jobs)
+    results = summarize(records, asdict(settings)) | {
+        "wall_seconds": round(stage["seconds"], 1) if stage and in_one_go else None,
+        "missing": len(jobs) - len(found),
+    }
     write_atomically(out / "results.json", msgspec.json.format(msgspec.json.encode(results)))
     write_atomically(out / "tables.md", tables(results).encode())
     write_page(results, out / "index.html")
@@ -106,6 +125,15 @@ def run_job(job: Job, settings: Settings) -> dict[str, Any]:
         results = train_cell(
             Table(world), world, exhaustive(world), job.cell,
             steps=settings.table_steps, learning_rate=settings.table_learning_rate,
+        )  # fmt: skip
+    elif job.policy == "table-drawn":
+        one = flat(table_world())
+        world = one.repeated(settings.seeds)
+        drawn = [_drawn(one, one.target, settings, seed) for seed in range(settings.seeds)]
+        results = train_cell(
+            Table(world), world, side_by_side(drawn, one.tasks), job.cell, models=settings.seeds,
+            steps=settings.descent_steps, learning_rate=settings.descent_learning_rate,
+            method="descent",
         )  # fmt: skip
     else:
         world, reference, pairs = _imitated(settings)
@@ -131,11 +159,12 @@ def _imitated(settings: Settings) -> tuple[World, nn.Module, Pairs]:
     )  # fmt: skip
     with torch.no_grad():
         references = trajectory_logps(policy, world).chunk(settings.seeds)
-    drawn = [
-        sampled(one, reference, per_task=settings.pairs_per_task, seed=1000 + seed)
-        for seed, reference in enumerate(references)
-    ]
+    drawn = [_drawn(one, reference, settings, seed) for seed, reference in enumerate(references)]
     return world, policy, side_by_side(drawn, settings.tasks)
+
+
+def _drawn(world: World, reference: Tensor, settings: Settings, seed: int) -> Pairs:
+    return sampled(world, reference, per_task=settings.pairs_per_task, seed=1000 + seed)
 
 
 def _run_all(out: Path, jobs: list[Job], settings: Settings, workers: int | None) -> dict[str, Any]:
@@ -158,7 +187,7 @@ def _run_all(out: Path, jobs: list[Job], settings: Settings, workers: int | None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {"cells": len(jobs)}
+    return {"cells": len(jobs), "trained": len(todo)}
 
 
 def _path(out: Path, job: Job) -> Path:

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from swe_env.errors import ConfigError
+
 MODULUS = 11
 """Hidden states; a trajectory is correct when it submits in its task's goal state."""
 TOOLS = ((1, 3), (2, 0), (5, 7), (3, 1))
@@ -128,6 +130,9 @@ def tool_world(*, tasks: int = 4, seed: int = 0) -> World:
 
     The reference target is skewed at every choice and then weighted so that each task is
     solved with probability 0.15. It depends on the seed alone.
+
+    Raises:
+        ConfigError: there are not so many tasks.
     """
     tree = Tree(tools=3, min_turns=3, max_turns=5)
     generator = torch.Generator().manual_seed(seed)
@@ -139,6 +144,8 @@ def tool_world(*, tasks: int = 4, seed: int = 0) -> World:
             lengths = set(tree.lengths()[hit].tolist())
             if 9 <= int(hit.sum()) <= 13 and len(lengths) == 3:
                 found.append((start, goal))
+    if not 1 <= tasks <= len(found):
+        raise ConfigError(f"The tool-MDP has 1 to {len(found)} tasks, not {tasks}: change `tasks`.")
     order = torch.randperm(len(found), generator=generator).tolist()
     chosen = [found[i] for i in order[:tasks]]
     correct = torch.stack([_submitted(tree, states[s]) == goal for s, goal in chosen])
@@ -164,6 +171,13 @@ def table_world() -> World:
     logits[correct] = -0.8575 * torch.arange(8, dtype=torch.float64)
     target = _weighted(logits.log_softmax(-1), correct, 0.15)
     return World(tree, correct, target, torch.zeros(1, tree.decisions, dtype=torch.long))
+
+
+def flat(world: World) -> World:
+    """The same trajectories behind a single choice, so that a table is one softmax over them."""
+    tree = Tree(tools=world.correct.shape[1], min_turns=2, max_turns=2)
+    unused = torch.zeros(world.tasks, tree.decisions, dtype=torch.long)
+    return World(tree, world.correct, world.target, unused)
 
 
 def _states(tree: Tree, start: int) -> Tensor:
