@@ -4,8 +4,8 @@
 
 A tiny random model learns from made trajectories (`learner_pairs.py`) in a process of its own. One
 run goes through; the other is killed ten times, each time at a moment within a random step, and
-goes on with ``resume``. Compared: the bytes of the final adapter; after every step the digest of
-the whole checkpoint (parameters, both moments and step of every optimizer state, random generators,
+goes on with ``resume``. Compared: the bytes of the final adapter; the digest of every checkpoint,
+whole (parameters, both moments and step of every optimizer state, random generators,
 the loss's own state); and every figure of ``metrics.jsonl`` but the speed. The exit code is 1 where
 anything differs.
 """
@@ -29,8 +29,12 @@ from learner_pairs import trajectories
 
 from swe_env.machine import machine
 
-RUNS = {"entropo-dpo": {}, "entropo-kto": {"lora_dropout": 0.05}}
-"""Losses, and what else their runs have: dropout draws random numbers in every step."""
+RUNS: dict[str, dict[str, Any]] = {
+    "entropo-dpo": {"save_every": 1},
+    "entropo-kto": {"save_every": 3, "lora_dropout": 0.05},
+}
+"""Losses, and what else their runs have: steps from one checkpoint to the next, of which a kill
+takes back those since; dropout draws random numbers in every step."""
 
 WITHIN = 0.5
 """Seconds up to which a kill waits after a step was written down: about what a step takes."""
@@ -57,7 +61,7 @@ def main() -> int:
         for loss in given.losses:
             settings = {
                 "loss": loss, "model": model, "buffer": buffer, "max_steps": given.steps,
-                "batch_size": 4, "learning_rate": 1e-3, "save_every": 1, "device": "cpu",
+                "batch_size": 4, "learning_rate": 1e-3, "device": "cpu",
                 "dtype": "float32", "tensorboard": False, **RUNS[loss],
             }  # fmt: skip
             found[loss] = compare(settings, Path(folder, loss), given)
@@ -114,17 +118,17 @@ def compare(settings: dict[str, Any], folder: Path, given: argparse.Namespace) -
     assert start(settings, killed).wait() == 0
     name = "out/adapter_model.safetensors"
     adapters = [hashlib.sha256((run / name).read_bytes()).hexdigest() for run in (whole, killed)]
-    states = [
-        json.loads("{" + (run / "states").read_text().rstrip(",") + "}") for run in (whole, killed)
-    ]
+    states = [digests(run) for run in (whole, killed)]
+    saved = -(-given.steps // settings["save_every"])  # the last step has one, too
     figures = [metrics(run) for run in (whole, killed)]
     same = {
         "adapter_bytes": adapters[0] == adapters[1],
-        "checkpoint_of_every_step": states[0] == states[1] and len(states[0]) == given.steps,
+        "every_checkpoint": states[0] == states[1] and len(states[0]) == saved,
         "figures_of_every_step": figures[0] == figures[1] and len(figures[0]) == given.steps,
     }  # fmt: skip
     return {
-        "steps": given.steps, "killed_after_steps": kills, "adapter_sha256": adapters[1],
+        "steps": given.steps, "save_every": settings["save_every"], "killed_after_steps": kills,
+        "adapter_sha256": adapters[1],
         "last_checkpoint_digest": states[1].get(str(given.steps)), "same": same,
         "identical": all(same.values()),
     }  # fmt: skip
@@ -139,7 +143,7 @@ def start(settings: dict[str, Any], run: Path) -> subprocess.Popen[bytes]:
 
 
 def child(job: dict[str, Any]) -> None:
-    """Train; after each step write down the digest of its checkpoint."""
+    """Train; after each step that has a checkpoint write its digest down."""
     from learners import TrainConfig, train
     from learners.training.checkpoint import checkpoints, read_checkpoint
     from learners.training.results import Progress
@@ -149,12 +153,23 @@ def child(job: dict[str, Any]) -> None:
     def watch(progress: Progress) -> None:
         if progress.stage != "training":
             return
+        if progress.done % job["save_every"] and progress.done < progress.total:
+            return
         state = read_checkpoint(checkpoints(out / "checkpoints")[-1])
         assert state["step"] == progress.done
         with (out.parent / "states").open("a") as states:
-            states.write(f'"{progress.done}":"{digest(state)}",')
+            states.write(f"{progress.done} {digest(state)}\n")
 
     train(TrainConfig(**job), on_progress=watch)
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Of the checkpoint of each step; one that was made twice is the same both times."""
+    found: dict[str, str] = {}
+    for line in (run / "states").read_text().splitlines():
+        step, state = line.split()
+        assert found.setdefault(step, state) == state, f"step {step} was saved otherwise before"
+    return found
 
 
 def digest(value: Any) -> str:

@@ -78,7 +78,7 @@ class Data:
     @property
     def digest(self) -> str:
         """Over everything that a process must see as the others do."""
-        return self.train.digest + (self.held_out.digest if self.held_out is not None else "")
+        return "".join(dataset.digest for dataset in self.datasets)
 
 
 @dataclass(slots=True)

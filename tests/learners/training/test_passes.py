@@ -194,7 +194,7 @@ def test_rotary_frequencies_that_depend_on_length_are_each_sequences_own(packing
 def test_frequencies_do_not_depend_on_what_was_scored_before(packing):
     """Of lengths beyond the one that the model was first trained with."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    longest, shorter = SEQUENCES[0], SEQUENCES[4]
+    longest, shorter = SEQUENCES[4], SEQUENCES[0]
     scorers = [
         scorer_of(tiny_llama(rope_parameters=rope, max_position_embeddings=16), packing)
         for _ in range(2)
