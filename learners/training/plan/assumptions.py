@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -50,7 +51,7 @@ class Assumptions:
         """With some fields replaced.
 
         Raises:
-            ConfigError: there is no such field, or the value is no number.
+            ConfigError: there is no such field, or the value is no number or makes no sense.
         """
         known = {field.name for field in fields(self)}
         for name, value in values.items():
@@ -61,3 +62,23 @@ class Assumptions:
             if not isinstance(value, int | float):
                 raise ConfigError(f"The assumption {name!r} must be a number, not {value!r}.")
         return replace(self, **values)
+            _check_range(name, value)
+
+
+_SHARES = {"utilisation", "bandwidth_utilisation", "scaling"}
+_POSITIVE = {"attention_backward", "quantised_bits", "characters_per_token"}
+
+
+def _check_range(name: str, value: float) -> None:
+    if name in _SHARES:
+        fits, wanted = 0 < value <= 1, "a share above 0 and at most 1 (0.4 for 40%)"
+    elif name in _POSITIVE:
+        fits, wanted = 0 < value < math.inf, "above 0"
+    elif name == "fragmentation":
+        fits, wanted = 0 <= value < 1, "a share of the memory below 1 (0.05 for 5%)"
+    elif name == "quantised_experts":
+        fits, wanted = value in (0, 1), "0 or 1"
+    else:
+        fits, wanted = 0 <= value < math.inf, "at least 0"
+    if not fits:
+        raise ConfigError(f"The assumption {name!r} must be {wanted}, not {value!r}.")

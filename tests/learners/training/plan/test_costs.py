@@ -282,3 +282,23 @@ def test_an_assumption_is_replaced_by_name():
         Assumptions().changed(utilization=0.5)
     with pytest.raises(ConfigError, match="must be a number"):
         Assumptions().changed(utilisation="half")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("utilisation", 0, "a share above 0 and at most 1"),
+        ("utilisation", 50, "0.4 for 40%"),
+        ("bandwidth_utilisation", float("nan"), "a share above 0"),
+        ("scaling", -0.9, "a share above 0"),
+        ("fragmentation", 2, "a share of the memory below 1"),
+        ("attention_backward", 0, "above 0"),
+        ("characters_per_token", 0, "above 0"),
+        ("quantised_bits", float("inf"), "above 0"),
+        ("quantised_experts", 2, "0 or 1"),
+        ("context_bytes", -1, "at least 0"),
+    ],
+)
+def test_an_assumption_that_makes_no_sense_is_refused(name, value, wanted):
+    with pytest.raises(ConfigError, match=rf"'{name}' must be .*{wanted}.*, not"):
+        Assumptions().changed(**{name: value})
