@@ -16,8 +16,9 @@ class Assumptions:
     """What a plan takes for granted; each can be replaced (``--assume NAME=VALUE``)."""
 
     utilisation: float = 0.40
-    """Share of the card's dense bf16 peak a step reaches, attention counted: on an H200 0.42 to
-    0.51 where it is kept busy, less for small models and short sequences."""
+    """Share of the card's dense peak (bf16's, or float32's in that type) a step reaches, attention
+    counted: on an H200 in bf16 0.42 to 0.51 where it is kept busy, less for small models and short
+    sequences."""
     bandwidth_utilisation: float = 0.80
     """Share of the memory bandwidth that reading weights reaches. A guess."""
     scaling: float = 0.90

@@ -255,7 +255,8 @@ class Costs:
         work = self.flops(
             setup, batch, train=train, kept_attention=kept.attention, kept_layers=kept.layers
         )
-        compute = work / (card.peak * assume.utilisation)
+        peak = card.peak if self.size == torch.bfloat16.itemsize else card.float32_peak
+        compute = work / (peak * assume.utilisation)
         passes = 1 if not train else 3 if setup.checkpointing else 2
         read = passes * self.weight_bytes(setup.method)
         return max(compute, read / (card.bandwidth * assume.bandwidth_utilisation))

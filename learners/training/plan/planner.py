@@ -127,7 +127,7 @@ def plan_training(
         reference_hours=reference_seconds / 3600,
         fits=memory.total <= room,
         verdict=advise(costs, setup, card, longest, loss, shapes, config),
-        notes=_notes(costs, setup, work, config, costs.keeps(setup, card, longest)),
+        notes=_notes(costs, setup, card, work, config, costs.keeps(setup, card, longest)),
         data=work.report,
         assumptions=assume,
     )
@@ -143,7 +143,7 @@ def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float
 
 
 def _notes(
-    costs: Costs, setup: Setup, work: Workload, config: TrainConfig, kept: Keeps
+    costs: Costs, setup: Setup, card: Gpu, work: Workload, config: TrainConfig, kept: Keeps
 ) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
@@ -180,6 +180,11 @@ def _notes(
         notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
     if setup.method != config.mode:
         notes.append(
+    if config.dtype == "float32":
+        notes.append(
+            f"In float32 the speed is of {card.float32_peak / 1e12:g} TFLOP/s, as torch uses no "
+            f"tensor cores for it; bfloat16 has {card.peak / 1e12:g}."
+        )
             f"Planned as {setup.method}, while the settings have mode {config.mode}: train with "
             f"--set mode={setup.method}."
         )
