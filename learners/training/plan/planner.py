@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from learners.losses import get_loss
 from learners.training.config import TrainConfig
+from learners.training.parts import loss_settings
 from learners.training.plan.advice import advise, longest_that_fits
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.costs import Costs, Keeps, Memory, Setup, usable
@@ -14,6 +14,7 @@ from learners.training.plan.gpus import Gpu
 from learners.training.plan.gpus import gpu as find_gpu
 from learners.training.plan.models import known_model, model_config
 from learners.training.plan.samples import MicroBatch, Workload, workload
+from learners.training.policy import check_start
 from swe_env.errors import ConfigError
 
 
@@ -81,7 +82,8 @@ def plan_training(
         assumptions: Figures that are not arithmetic; by default `Assumptions()`.
 
     Raises:
-        ConfigError: the model, GPU, method, loss or buffer is not there.
+        ConfigError: the model, GPU, method, loss or buffer is not there, or training would refuse
+            the settings.
         NoSignal: the buffer gives nothing to train on.
     """
     from learners.training.prepare import read_buffer
@@ -93,7 +95,8 @@ def plan_training(
     if method not in METHODS:
         raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
     card = find_gpu(gpu)
-    loss = get_loss(config.loss)
+    loss, _ = loss_settings(config)
+    check_start(config.model_copy(update={"mode": method}))
     shapes = model_config(config.model)
     work = workload(read_buffer(config.buffer), config, loss, assume)
     selective = config.gradient_checkpointing == "auto"

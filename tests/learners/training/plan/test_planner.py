@@ -158,6 +158,22 @@ def test_wrong_requests_are_one_sentence(config):
         plan_training(config.model_copy(update={"lora_targets": ["nothing"]}))
 
 
+def test_what_training_refuses_is_refused(config):
+    with pytest.raises(ConfigError, match="has no entropy term"):
+        plan_training(config.model_copy(update={"loss": "dpo", "zeta": 2 * config.gamma}))
+    with pytest.raises(ConfigError, match="Full fine-tuning starts from whole weights"):
+        plan_training(config.model_copy(update={"init_adapter": "a"}), method="full")
+    with pytest.raises(ConfigError, match="stop_kl is a distance from the reference"):
+        plan_training(config.model_copy(update={"loss": "sft", "stop_kl": 1.0}))
+
+
+def test_float32_is_told_of(config):
+    assert config.dtype == "float32"
+    assert any("66.9 TFLOP/s" in note for note in plan_training(config, gpu="H100-80").notes)
+    half = plan_training(config.model_copy(update={"dtype": "bfloat16"}), gpu="H100-80")
+    assert not any("TFLOP/s" in note for note in half.notes)
+
+
 def test_a_started_adapter_gives_its_own_rank(config, settings):
     from learners import train as run
 
