@@ -22,7 +22,8 @@ class Assumptions:
     bandwidth_utilisation: float = 0.80
     """Share of the memory bandwidth that reading weights reaches. A guess."""
     scaling: float = 0.90
-    """Speed of N GPUs over N times one. A guess: links between cards are not modelled."""
+    """Speed of a GPU among several over its speed alone, with the same work. A guess: links between
+    cards are not modelled."""
     attention_backward: float = 2.5
     """Backward over forward work of flash attention: five matrix products for two
     (arXiv 2205.14135, algorithm 4)."""
@@ -62,8 +63,8 @@ class Assumptions:
                 )
             if not isinstance(value, int | float):
                 raise ConfigError(f"The assumption {name!r} must be a number, not {value!r}.")
-        return replace(self, **values)
             _check_range(name, value)
+        return replace(self, **values)
 
 
 _SHARES = {"utilisation", "bandwidth_utilisation", "scaling"}

@@ -29,7 +29,7 @@ class Plan:
     setup: Setup
     counts: Counts
     longest: MicroBatch
-    """The micro-batch that the memory is for."""
+    """The micro-batch that needs most memory, which `memory` is for."""
     memory: Memory
     """With the setup's own choice of gradient checkpointing."""
     memory_other: Memory
@@ -98,12 +98,14 @@ def plan_training(
     loss, _ = loss_settings(config)
     check_start(config.model_copy(update={"mode": method}))
     shapes = model_config(config.model)
-    work = workload(read_buffer(config.buffer), config, loss, assume)
     selective = config.gradient_checkpointing == "auto"
     setup = Setup(method, gpus, config.checkpoints_on("cuda"), selective)
+    work = workload(
+        read_buffer(config.buffer), config, loss, assume, gpus=gpus, sharded=setup.sharded
+    )
     other = replace(setup, checkpointing=not setup.checkpointing)
     costs = Costs(shapes, config, method, assume)
-    longest = work.longest
+    longest = max(work.passes, key=lambda batch: costs.memory(setup, batch).total)
     memory = costs.memory(setup, longest)
     room = usable(card, assume)
     share = longest.loss_tokens / sum(longest.lengths)
@@ -138,10 +140,9 @@ def plan_training(
 
 def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float, float]:
     """Seconds of one epoch's steps and of the reference pass."""
-    batches = [batch for step in work.steps for batch in step]
     return (
-        costs.seconds(setup, card, batches),
-        costs.reference_seconds(setup, card, work.references),
+        sum(costs.seconds(setup, card, step) for step in work.steps),
+        costs.seconds(setup, card, work.references, train=False),
     )
 
 
@@ -179,15 +180,15 @@ def _notes(
             f"{work.estimated} trajectories have no token ids: their length is estimated from "
             f"their text at {assume.characters_per_token:g} characters a token."
         )
-    if config.z0 == "mismatched":
-        notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
-    if setup.method != config.mode:
-        notes.append(
     if config.dtype == "float32":
         notes.append(
             f"In float32 the speed is of {card.float32_peak / 1e12:g} TFLOP/s, as torch uses no "
             f"tensor cores for it; bfloat16 has {card.peak / 1e12:g}."
         )
+    if config.z0 == "mismatched":
+        notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
+    if setup.method != config.mode:
+        notes.append(
             f"Planned as {setup.method}, while the settings have mode {config.mode}: train with "
             f"--set mode={setup.method}."
         )
@@ -200,5 +201,10 @@ def _notes(
         notes.append(
             f"{setup.gpus} GPUs {held} samples of its own: more GPUs do not shorten what one "
             "sample takes."
+        )
+    if (most := min(config.batch_size, work.samples)) < setup.gpus:
+        notes.append(
+            f"A step has {most} samples for {setup.gpus} GPUs, so {setup.gpus - most} of them have "
+            f"nothing to do: batch_size={setup.gpus} or a multiple gives each as many."
         )
     return tuple(notes)
