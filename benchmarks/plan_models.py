@@ -2,8 +2,9 @@
 
     python benchmarks/plan_models.py
 
-A buffer of one task with one resolved and one unresolved trajectory of 18,000 token ids each, a
-fifth of them sampled, with the first prompt of 720 tokens in common. No weights are loaded.
+A buffer of as many tasks as GPUs, each with one resolved and one unresolved trajectory of 18,000
+token ids, a fifth of them sampled, with the first prompt of 720 tokens in common: a step has a pair
+for each GPU. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CASES = [
 GIB = 1 << 30
 
 
-def trajectory(resolved: bool) -> Trajectory:
+def trajectory(task: int, resolved: bool) -> Trajectory:
     """`TURNS` turns of the same length, a fifth of each sampled; the first prompt is the task's."""
     reply, seen = TOKENS // TURNS // 5, TOKENS // TURNS * 4 // 5
     turns = [
@@ -50,7 +51,7 @@ def trajectory(resolved: bool) -> Trajectory:
         Step(step_id=2, source="user", message="x"),
     ]
     return Trajectory(
-        instance_id="task",
+        instance_id=f"task-{task}",
         steps=(*first, *turns),
         resolved=resolved,
         finished=True,
@@ -74,12 +75,12 @@ def longest(plan: Plan) -> str:
 
 def main() -> None:
     """Print the table's rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        with ReplayBuffer(folder) as buffer:
-            buffer.extend([trajectory(True), trajectory(False)])
-        for model, gpu, gpus, method in CASES:
+    for model, gpu, gpus, method in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            with ReplayBuffer(folder) as buffer:
+                buffer.extend(trajectory(n, good) for n in range(gpus) for good in (True, False))
             config = TrainConfig(
-                model=model, buffer=folder, out=str(Path(folder, "out")), batch_size=1,
+                model=model, buffer=folder, out=str(Path(folder, "out")), batch_size=gpus,
                 gradient_checkpointing=True,
             )  # fmt: skip
             plan = plan_training(config, gpu=gpu, gpus=gpus, method=method)

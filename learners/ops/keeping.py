@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
     hidden: int
     heads: int
     width: int
-    """Of all heads together."""
+    """Of all heads together, of queries or of values where those are wider."""
     inner: int
     """Of all units that a token meets in a layer."""
 
@@ -65,9 +65,12 @@ class Sizes(NamedTuple):
                 (size for name in _INNER if (size := getattr(found, name, None))), 4 * hidden
             )
             inner = max(inner) if isinstance(inner, Sequence) else inner
-            head = getattr(found, "head_dim", None) or hidden // heads
+            # Where keys are compressed, `head_dim` is that of their rotated part.
+            names = ("qk_head_dim", "head_dim")
+            own = next((size for name in names if (size := getattr(found, name, None))), None)
+            head = max(int(own or hidden // heads), int(getattr(found, "v_head_dim", None) or 0))
             layers = int(found.num_hidden_layers)
-            return cls(layers, hidden, heads, heads * int(head), (experts or 1) * int(inner))
+            return cls(layers, hidden, heads, heads * head, (experts or 1) * int(inner))
         except (AttributeError, TypeError, ValueError):
             return None
 

@@ -160,8 +160,12 @@ def make_parts(
     )
 
 
-def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float]]:
-    """The loss and its settings, once all are known to go together."""
+def loss_settings(config: TrainConfig) -> tuple[Loss, dict[str, float]]:
+    """The loss and its settings, once they are known to go together.
+
+    Raises:
+        ConfigError: there is no such loss, or it refuses a setting.
+    """
     loss = get_loss(config.loss)
     zeta = config.zeta_for(loss.parameters)
     settings = config.model_dump(
@@ -176,12 +180,17 @@ def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float
             f"stop_kl is a distance from the reference, which {loss.name} has none of: leave it "
             "out."
         )
+    return loss, settings
+
+
+def _check(config: TrainConfig, workers: Workers) -> tuple[Loss, dict[str, float]]:
+    found = loss_settings(config)
     check_device(config.device)
     workers.on_main(lambda: check_wandb(config.wandb_project))
     check_mode(config, workers)
     if config.init_adapter is not None:
         check_adapter(config.init_adapter)
-    return loss, settings
+    return found
 
 
 def _read(

@@ -101,17 +101,26 @@ def _say_dtype(config: Path, dtype: torch.dtype) -> None:
     config.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
-def check_mode(config: TrainConfig, workers: Workers) -> None:
-    """What the mode needs is there.
+def check_start(config: TrainConfig) -> None:
+    """The mode can begin from what the settings name.
 
     Raises:
-        ConfigError: says what is missing or does not go together.
+        ConfigError: it cannot.
     """
     if config.mode == "full" and config.init_adapter is not None:
         raise ConfigError(
             "Full fine-tuning starts from whole weights: merge the adapter into the model first, "
             "or leave init_adapter out."
         )
+
+
+def check_mode(config: TrainConfig, workers: Workers) -> None:
+    """What the mode needs is there.
+
+    Raises:
+        ConfigError: says what is missing or does not go together.
+    """
+    check_start(config)
     if config.mode != "qlora":
         return
     if workers.sharded:

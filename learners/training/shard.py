@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ def shard(module: nn.Module, model: nn.Module, workers: Workers, compute: torch.
     plugin, device = workers.fsdp, workers.device
     if plugin is None or device is None:
         raise ConfigError("Without accelerate's FSDP settings there is nothing to shard by.")
-    names = set(plugin.transformer_cls_names_to_wrap or unwrap(model)._no_split_modules or ())
-    layers = [part for part in model.modules() if type(part).__name__ in names]
+    names = layer_names(model, plugin.transformer_cls_names_to_wrap)
+    layers = named_layers(model, names)
     if not layers:
         raise ConfigError(
             f"No layers named {sorted(names)} to shard: give the decoder layer's class with "
@@ -57,6 +57,16 @@ def shard(module: nn.Module, model: nn.Module, workers: Workers, compute: torch.
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(module, **{**options, "reshard_after_forward": True})
+
+
+def layer_names(model: nn.Module, asked: Sequence[str] | None = None) -> set[str]:
+    """Classes that are sharded one by one: those asked for, else the family's own."""
+    return set(asked or unwrap(model)._no_split_modules or ())
+
+
+def named_layers(model: nn.Module, names: set[str]) -> list[nn.Module]:
+    """The modules of these classes."""
+    return [part for part in model.modules() if type(part).__name__ in names]
 
 
 def whole(value: Tensor) -> Tensor:

@@ -60,19 +60,34 @@ def advise(
     rest = (
         f"; it would fit with {_either(ways)}."
         if ways
-        else f", and nothing short of another model, method or card changes that: its weights and "
-        f"optimizer alone take {_gib(costs.memory(setup, longest).fixed)} GiB."
+        else _no_way(costs, setup, longest, loss, room)
     )
     return (
-        f"Does not fit on {where}: {_sizes(longest, loss)} tokens need {_gib(needed)} GiB of "
+        f"Does not fit on {where}: {longest.sizes} tokens need {_gib(needed)} GiB of "
         f"{_gib(room)}{rest}"
     )
 
 
-def _sizes(batch: MicroBatch, loss: Loss) -> str:
-    if batch.rows > batch.samples * (2 if loss.kind == "pairs" else 1):
-        return f"{batch.rows} contexts of {batch.tokens:,}"
-    return f"{batch.rows} x {batch.width:,}" if batch.rows > 1 else f"{batch.width:,}"
+def _no_way(costs: Costs, setup: Setup, longest: MicroBatch, loss: Loss, room: int) -> str:
+    """Why none of `_ways` is enough."""
+    saving = replace(setup, checkpointing=True)
+    fixed = costs.memory(saving, longest).fixed
+    if fixed > room:
+        return (
+            ", and nothing short of another model, method or card changes that: its weights and "
+            f"optimizer alone take {_gib(fixed)} GiB."
+        )
+    tokens = longest_that_fits(costs, saving, loss, room, _learned(longest))
+    fitting = f"sequences of {tokens:,} tokens" if tokens else "no sample"
+    return (
+        f", and neither another method nor up to {_MOST_GPUS} GPUs change that: beside the "
+        f"{_gib(fixed)} GiB of weights and optimizer there is room for {fitting}."
+    )
+
+
+def _learned(batch: MicroBatch) -> float:
+    """Share of its tokens whose log-probability is learned."""
+    return batch.loss_tokens / sum(batch.lengths)
 
 
 def _ways(
@@ -88,28 +103,30 @@ def _ways(
     saving = replace(setup, checkpointing=True)
     also = "" if setup.checkpointing else " and gradient checkpointing"
 
-    def total(of: Costs, how: Setup) -> int:
-        return of.memory(how, longest).total
+    known = {costs.method: costs}
 
-    if not setup.checkpointing and (need := total(costs, saving)) <= room:
+    def total(how: Setup) -> int:
+        if how.method not in known:
+            known[how.method] = Costs(shapes, config, how.method, costs.assume)
+        return known[how.method].memory(how, longest).total
+
+    if not setup.checkpointing and (need := total(saving)) <= room:
         return [f"gradient checkpointing ({_gib(need)} GiB)"]
     ways = []
-    if setup.method == "full":
-        lora = Costs(shapes, config, "lora", costs.assume)
-        if (need := total(lora, replace(saving, method="lora"))) <= room:
-            ways.append(f"LoRA{also} ({_gib(need)} GiB)")
-    if setup.method == "lora" and (need := total(costs, replace(saving, method="qlora"))) <= room:
+    if setup.method == "full" and (need := total(replace(saving, method="lora"))) <= room:
+        ways.append(f"LoRA{also} ({_gib(need)} GiB)")
+    if setup.method == "lora" and (need := total(replace(saving, method="qlora"))) <= room:
         ways.append(f"QLoRA in 4 bits{also} ({_gib(need)} GiB)")
-    # What is in 4 bits is not sharded.
-    method, by = ("lora", "LoRA on ") if setup.method == "qlora" else (setup.method, "")
-    gpus = setup.gpus * 2
+    # What is in 4 bits is not sharded, so that LoRA may do on the GPUs that there are.
+    quantised = setup.method == "qlora"
+    method, by = ("lora", "LoRA on ") if quantised else (setup.method, "")
+    gpus = setup.gpus if quantised and setup.gpus > 1 else setup.gpus * 2
     while gpus <= _MOST_GPUS:
-        if (need := total(costs, replace(saving, method=method, gpus=gpus))) <= room:
+        if (need := total(replace(saving, method=method, gpus=gpus))) <= room:
             ways.append(f"{by}{gpus} GPUs and FSDP{also} ({_gib(need)} GiB each)")
             break
         gpus *= 2
-    share = longest.loss_tokens / sum(longest.lengths)
-    tokens = longest_that_fits(costs, saving, loss, room, share)
+    tokens = longest_that_fits(costs, saving, loss, room, _learned(longest))
     if tokens >= 1024:
         alone = " and micro_batch_tokens=1" if longest.samples > 1 else ""
         ways.append(f"max_tokens={tokens // 256 * 256}{alone}{also}")

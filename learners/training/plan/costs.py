@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +14,8 @@ from learners.ops.sequence import output_layer, unwrap
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.counts import Counts, adapted, count, meta_model
 from learners.training.plan.gpus import Gpu
-from learners.training.plan.samples import MicroBatch
-from learners.training.plan.trace import LayerCosts, layer_costs, logps_bytes
+from learners.training.plan.samples import MicroBatch, Shares
+from learners.training.plan.trace import LayerCosts, LogpsBytes, layer_costs, logps_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,16 +49,22 @@ class Memory:
     """Bytes on one GPU at the worst moment of a run."""
 
     weights: int
-    """Of the base model, and while sharded the whole layers that are in use."""
+    """Of the base model, and while sharded what is whole on each GPU: embeddings, head, and the
+    layers that are in use."""
     adapter: int
     optimizer: int
     gradients: int
+    """While sharded also those of a layer before each GPU has its part of them."""
     activations: int
     """Kept for the backward pass of the longest micro-batch."""
     layer: int
     """Used by one layer's backward pass beyond them; not at the same time as `logps`."""
     logps: int
     """Used by the log-probability pass: chosen hidden states, gradients, one chunk of logits."""
+    casts: int
+    """Bfloat16 copies of weights that autocast holds until a forward pass ends, beside what
+    log-probabilities take in it; not at the same time as `layer` and the worst of `logps`. 0 where
+    weights are in bfloat16 or a layer's copies are `activations`."""
     reference: int
     """Used by the reference pass, which keeps nothing; over before the first step. There is no
     second model: the reference is the policy as it starts."""
@@ -74,7 +79,7 @@ class Memory:
     @property
     def total(self) -> int:
         """At the worst moment."""
-        step = self.activations + max(self.layer, self.logps)
+        step = self.activations + max(self.layer, self.logps, self.casts)
         return self.fixed + max(step, self.reference)
 
 
@@ -105,17 +110,16 @@ class Costs:
         self.counts: Counts = count(model)
         self.layers: list[LayerCosts] = layer_costs(model)
         self.keepable = bool(keepable_layers(unwrap(model)))
-        text = model_config.get_text_config()
-        self.width: int = text.hidden_size
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self._heads: int = text.num_attention_heads
-        self._heads_width: int = self._heads * head
-        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        self._keys_width: int = keys * head
+        self.width: int = model_config.get_text_config().hidden_size
         self.windows = layer_windows(model_config)
         self._head, _, shape = output_layer(unwrap(model))
         self._softcap: float | None = shape["softcap"]
-        self._logps: dict[tuple[int, int], int] = {}
+        self._logps: dict[tuple[int, int, bool], LogpsBytes] = {}
+        self._wide_layers, self._wide_head = self.layers, self._head
+        if method == "full" and dtype == torch.bfloat16:
+            wide = adapted(meta_model(model_config, torch.float32), config, method)
+            self._wide_layers = layer_costs(wide, cast=True)
+            self._wide_head = output_layer(unwrap(wide))[0]
 
     def memory(self, setup: Setup, batch: MicroBatch) -> Memory:
         """Bytes on one GPU while `batch` is the micro-batch.
@@ -128,42 +132,67 @@ class Costs:
         L inputs of 2 x width x T and what the L layers keep at T beside them (nothing with
         checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). Where
         beginnings are shared, attention keeps the keys and values of each context's whole path,
-        4 x (key heads x head size) bytes a token, and their gradients in the backward pass. On N
-        GPUs everything but activations and halves is divided by N, and two whole layers in
-        bfloat16 are added (also for full training on one GPU, whose weights
-        are float32); with QLoRA nothing is divided. Each GPU has a micro-batch of its own.
+        4 x (key heads x head size) bytes a token, and their gradients in the backward pass.
+
+        Full training on one GPU is in float32 under autocast: hidden states take 4 bytes, and the
+        bfloat16 copies of weights lie beside them, of all layers while a forward pass lasts (and
+        until their backward pass without checkpointing), of one while it is computed again.
+
+        On N GPUs everything but activations and halves is divided by N. Whole on each are what
+        stands in no layer (embeddings, head) and two layers, in bfloat16, with the adapters of two
+        layers in float32; and the gradients of a layer (of all that is whole but its neighbour,
+        where it is trained) beside the float32 buffer in which they are parted. With QLoRA nothing
+        is divided. Each GPU has a micro-batch of its own.
         """
-        assume, counts = self.assume, self.counts
+        assume, counts, size = self.assume, self.counts, self.size
         share = 1 / setup.gpus if setup.sharded else 1.0
         trained = counts.trainable
-        size = self.size
-        hidden = batch.tokens * self.width * size
-        whole = setup.sharded or setup.method == "full"
-        gathered = assume.gathered_layers * counts.layer_total * size if whole else 0
-        inputs = len(self.layers) * hidden
-        paths = self._paths(batch)
-        own = [layer.kept(batch.tokens) + paths for layer in self.layers]
+        cast = self._cast(setup)
+        layers = self._wide_layers if cast else self.layers
+        hidden = batch.tokens * self.width * (assume.trained_bytes if cast else size)
+        gathered, parted = self._whole(setup)
+        inputs = len(layers) * hidden
+        own = [layer.kept(batch.tokens) + self._paths(layer, batch) for layer in layers]
+        paths = max(self._paths(layer, batch) for layer in layers)
         kept = inputs + sum(own)
-        worst = max(layer.backward(batch.tokens) for layer in self.layers) + paths
+        worst = max(layer.backward(batch.tokens) for layer in layers) + paths
         if setup.checkpointing:
             worst += max(own)
             kept = inputs
         widened = counts.largest_linear * size if setup.method == "qlora" else 0
         split = setup.method == "lora" and size == torch.bfloat16.itemsize
-        forward = max(layer.forward(batch.tokens) for layer in self.layers) + paths
-        logps = self._logps_pass(batch)
+        forward = max(layer.forward(batch.tokens) for layer in layers) + paths
+        logps = self._logps_pass(batch, cast=cast)
+        copies = sum(layer.kept.fixed for layer in layers) if cast else 0
+        adapters = assume.gathered_layers * counts.layer_adapter if setup.sharded else 0
         return Memory(
-            weights=round(self.weight_bytes(setup.method) * share) + gathered + widened,
-            adapter=round(counts.adapter * assume.trained_bytes * share)
+            weights=round(self.weight_bytes(setup.method) * share + gathered) + widened,
+            adapter=round((counts.adapter * share + adapters) * assume.trained_bytes)
             + (counts.split * SPLIT_BYTES if split else 0),
             optimizer=round(trained * assume.optimizer_bytes * share),
-            gradients=round(trained * assume.gradient_bytes * share),
+            gradients=round(trained * assume.gradient_bytes * share + parted),
             activations=round(kept + 4 * hidden),
             layer=round(worst),
-            logps=logps,
-            reference=round(max(forward, logps) + 2 * hidden),
+            logps=logps.peak,
+            casts=round(copies + logps.forward) if cast and setup.checkpointing else 0,
+            reference=round(copies + max(forward, logps.forward) + 2 * hidden),
             overhead=assume.context_bytes,
         )
+
+    def _cast(self, setup: Setup) -> bool:
+        """Whether weights are float32 and autocast computes in bfloat16: FSDP casts them itself."""
+        return setup.method == "full" and not setup.sharded and self.size == torch.bfloat16.itemsize
+
+    def _whole(self, setup: Setup) -> tuple[float, float]:
+        """Bytes of weights, and of gradients, that are whole on every GPU of a sharded model."""
+        counts, gradient = self.counts, self.assume.gradient_bytes
+        if not setup.sharded:
+            return 0, 0
+        gathered = (counts.outside + self.assume.gathered_layers * counts.layer_total) * self.size
+        if setup.method != "full":
+            return gathered, 2 * counts.layer_adapter * gradient
+        parts = counts.outside, counts.layer_total
+        return gathered, sum(parts) * self.size + max(parts) * gradient
 
     def keeps(self, setup: Setup, card: Gpu, batch: MicroBatch) -> Keeps:
         """What of a checkpointed micro-batch `learners.ops.keeping` does not compute again.
@@ -174,21 +203,27 @@ class Costs:
         count = len(self.layers)
         if not setup.checkpointing:
             return Keeps(attention=False, layers=0)
+        layers = self._wide_layers if self._cast(setup) else self.layers
         room = usable(card, self.assume) - self.memory(setup, batch).total
-        given = batch.tokens * (self.size * self._heads_width + 4 * self._heads)
-        work = self._attention(batch) / count
-        attention = work >= WORTH and count * given < SHARE * room
+        given = [
+            batch.tokens * (self.size * layer.attention.out + 4 * layer.attention.heads)
+            for layer in layers
+        ]
+        work = self._attention(batch) / max(sum(size > 0 for size in given), 1)
+        attention = work >= WORTH and sum(given) < SHARE * room
         if not setup.selective or not self.keepable or setup.sharded:
             return Keeps(attention, layers=0)
-        largest = max(layer.kept(batch.tokens) for layer in self.layers) + self._paths(batch)
+        own = [layer.kept(batch.tokens) + self._paths(layer, batch) for layer in layers]
         if attention:
-            room, largest = room - count * given, largest - given
-        layers = max(min(int(SHARE * room / largest), count), 0)
-        return Keeps(attention and layers < count, layers)
+            room -= sum(given)
+            own = [kept - gave for kept, gave in zip(own, given, strict=True)]
+        largest = max(own)
+        whole = max(min(int(SHARE * room / largest), count), 0)
+        return Keeps(attention and whole < count, whole)
 
-    def _paths(self, batch: MicroBatch) -> int:
+    def _paths(self, layer: LayerCosts, batch: MicroBatch) -> int:
         """Copies of keys and values in one layer."""
-        return 2 * self._keys_width * self.size * sum(batch.lengths) if batch.shared else 0
+        return layer.attention.keys * self.size * sum(batch.lengths) if batch.shared else 0
 
     def weight_bytes(self, method: str) -> float:
         """Of the base model on all GPUs together.
@@ -205,17 +240,22 @@ class Costs:
         small = counts.linear + (counts.experts if assume.quantised_experts else 0)
         return (counts.total - small) * self.size + small * assume.quantised_bits / 8
 
-    def seconds(self, setup: Setup, card: Gpu, batches: Iterable[MicroBatch]) -> float:
-        """Time of these micro-batches, forward and backward, spread over the GPUs."""
-        return sum(self._seconds(setup, card, batch, train=True) for batch in batches) / _speed(
-            setup, self.assume
-        )
+    def seconds(self, setup: Setup, card: Gpu, shares: Shares, *, train: bool = True) -> float:
+        """Time until every GPU is through its passes.
 
-    def reference_seconds(self, setup: Setup, card: Gpu, batches: Iterable[MicroBatch]) -> float:
-        """Time of these micro-batches, forward only, spread over the GPUs."""
-        return sum(self._seconds(setup, card, batch, train=False) for batch in batches) / _speed(
-            setup, self.assume
-        )
+        GPUs with a whole model each wait for the one with most work. Sharded ones gather each
+        layer's weights together, so they make their passes side by side, each as long as the
+        longest of it.
+
+        Args:
+            setup: How the run is made.
+            card: What on.
+            shares: Each GPU's passes; equally many where the model is sharded.
+            train: Forward and backward; else forward only.
+        """
+        times = [[self._seconds(setup, card, b, train=train) for b in share] for share in shares]
+        total = sum(map(max, zip(*times, strict=True))) if setup.sharded else max(map(sum, times))
+        return total / (1.0 if setup.gpus == 1 else self.assume.scaling)
 
     def flops(
         self,
@@ -229,11 +269,13 @@ class Costs:
         """Floating-point operations of one micro-batch, shared tokens once.
 
         With W weights a token meets in the layers, A of the adapter, H of the head, n loss tokens
-        and F = sum over sequences and layers of 4 x (heads x head size) x (tokens attended to,
-        summed over tokens): forward = 2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients
-        of inputs (again 2 W T for those of weights where W is trained), 4 A T, 2.5 F, and 4 H n,
-        in which the logits are computed again. Checkpointing adds one forward of the layers but
-        for `kept_layers`, or with `kept_attention` (see `learners.ops.keeping`) all of it but F.
+        and F = sum over sequences and layers of 2 x heads x (width of a query + of a value) x
+        (tokens attended to, summed over tokens; none in a layer of linear attention): forward =
+        2 (W + A) T + F + 2 H n. Backward = 2 W T for the gradients of inputs (again for those of
+        weights, 2 W T where W is trained, and 2 T for each of W's experts that are merged with
+        adapters), 4 A T, 2.5 F, and 4 H n, in which the logits are computed again (and 2 H n where
+        the head is trained). Checkpointing adds one forward of the layers but for `kept_layers`,
+        or with `kept_attention` (see `learners.ops.keeping`) all of it but F.
         """
         counts = self.counts
         linear = 2.0 * counts.layers_active * batch.tokens
@@ -243,8 +285,10 @@ class Costs:
         layers = linear + adapter + attention
         if not train:
             return layers + head
-        backward = linear * (2 if setup.method == "full" else 1) + 2 * adapter
-        backward += self.assume.attention_backward * attention + 2 * head
+        full = setup.method == "full"
+        trained = linear if full else 2.0 * counts.merged_active * batch.tokens
+        backward = linear + trained + 2 * adapter
+        backward += self.assume.attention_backward * attention + (3 if full else 2) * head
         again = layers - (attention if kept_attention else 0) if setup.checkpointing else 0
         return layers + again * (1 - kept_layers / len(self.layers)) + head + backward
 
@@ -255,30 +299,24 @@ class Costs:
         work = self.flops(
             setup, batch, train=train, kept_attention=kept.attention, kept_layers=kept.layers
         )
-        compute = work / (card.peak * assume.utilisation)
+        peak = card.peak if self.size == torch.bfloat16.itemsize else card.float32_peak
+        compute = work / (peak * assume.utilisation)
         passes = 1 if not train else 3 if setup.checkpointing else 2
         read = passes * self.weight_bytes(setup.method)
         return max(compute, read / (card.bandwidth * assume.bandwidth_utilisation))
 
     def _attention(self, batch: MicroBatch) -> float:
         """Operations of all layers' attention, forward."""
-        attended = sum(self._attended(tokens) for tokens in batch.computed)
-        attended -= sum(self._attended(tokens) for tokens in batch.shared)
-        return 4.0 * self._heads_width * attended
+        widths: dict[int | None, int] = {}
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            widths[window] = widths.get(window, 0) + layer.attention.scores
+        return sum(2.0 * width * _attended(batch, window) for window, width in widths.items())
 
-    def _attended(self, width: int) -> float:
-        """Tokens attended to, summed over the tokens of a row and over layers."""
-        total = 0.0
-        for window in self.windows:
-            reach = min(window or width, width)
-            total += reach * (reach + 1) / 2 + (width - reach) * reach
-        return total
-
-    def _logps_pass(self, batch: MicroBatch) -> int:
-        key = batch.loss_tokens, batch.tokens
+    def _logps_pass(self, batch: MicroBatch, *, cast: bool) -> LogpsBytes:
+        key = batch.loss_tokens, batch.tokens, cast
         if key not in self._logps:
-            head: Tensor = self._head
-            self._logps[key] = logps_bytes(head, *key, self._softcap)
+            head: Tensor = self._wide_head if cast else self._head
+            self._logps[key] = logps_bytes(head, *key[:2], self._softcap, cast=cast)
         return self._logps[key]
 
 
@@ -287,5 +325,12 @@ def usable(card: Gpu, assume: Assumptions) -> int:
     return round(card.memory * (1 - assume.fragmentation))
 
 
-def _speed(setup: Setup, assume: Assumptions) -> float:
-    return 1.0 if setup.gpus == 1 else setup.gpus * assume.scaling
+def _attended(batch: MicroBatch, window: int | None) -> float:
+    """Tokens attended to in one layer, summed over the tokens that are computed."""
+    found = sum(_triangle(tokens, window or tokens) for tokens in batch.computed)
+    return found - sum(_triangle(tokens, window or tokens) for tokens in batch.shared)
+
+
+def _triangle(tokens: int, window: int) -> float:
+    reach = min(window, tokens)
+    return reach * (reach + 1) / 2 + (tokens - reach) * reach

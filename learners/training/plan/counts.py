@@ -13,6 +13,7 @@ from torch import nn
 from learners.ops.lora import lean_weights
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
+from learners.training.shard import layer_names, named_layers
 from swe_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,10 +44,17 @@ class Counts:
     """Weights of the largest of the `linear` ones: QLoRA widens one at a time."""
     layer_total: int
     """All base weights of the largest decoder layer: what FSDP gathers at once."""
+    layer_adapter: int
+    """The adapter's of the layer with most of them."""
+    outside: int
+    """Base weights that stand in no layer (embeddings, head, last norm): FSDP's outermost group."""
     layers_active: int
     """Matrix weights that one token meets in all decoder layers, embeddings and head left out."""
     adapter_active: int
     """The same of the adapter."""
+    merged_active: int
+    """Of `layers_active`, experts that peft merges with their adapters: the gradient of the merged
+    stack is computed whole before it becomes the adapter's."""
     head: int
     """Weights of the output layer: vocabulary x width."""
 
@@ -84,6 +92,7 @@ def adapted(model: PreTrainedModel, config: TrainConfig, method: str) -> nn.Modu
         ConfigError: the method is unknown, or the adapter's targets are not in the model.
     """
     from learners.training.model import add_adapter
+    from learners.training.plan.fourbit import as_four_bit
 
     if method not in METHODS:
         raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
@@ -94,6 +103,8 @@ def adapted(model: PreTrainedModel, config: TrainConfig, method: str) -> nn.Modu
         # peft looks for the experts' rank among modules, though they are parameters.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
         found: nn.Module = add_adapter(model, fresh, "")
+    if method == "qlora":
+        as_four_bit(found)
     return found
 
 
@@ -156,8 +167,11 @@ def count(model: nn.Module) -> Counts:
         experts=stacks,
         largest_linear=max(linear, default=0),
         layer_total=max(sum(_sizes(layer, adapter=False)) for layer in layers),
+        layer_adapter=max(sum(_sizes(layer, adapter=True)) for layer in layers),
+        outside=total - sum(p.numel() for p in _in_units(model)),
         layers_active=round(sum(_active(layer, share, adapter=False) for layer in layers)),
         adapter_active=round(sum(_active(layer, share, adapter=True) for layer in layers)),
+        merged_active=round(sum(stack.numel() * share for stack in _merged(model))),
         head=head.numel(),
     )
 
@@ -182,17 +196,49 @@ def _active(layer: nn.Module, share: float, *, adapter: bool) -> float:
     return found
 
 
+def _in_units(model: nn.Module) -> set[nn.Parameter]:
+    """Base weights of the modules that FSDP gathers one by one."""
+    units = named_layers(model, layer_names(model))
+    return {p for unit in units for n, p in unit.named_parameters() if not _is_adapter(n)}
+
+
+def _merged(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Stacks of experts that have an adapter."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for module in model.modules():
+        if isinstance(module, ParamWrapper):
+            stack: nn.Parameter = module.get_param()  # type: ignore[no-untyped-call]
+            if stack.dim() == 3:
+                yield stack
+
+
 def _plain_linears(model: nn.Module) -> Iterator[nn.Linear]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".lora_" not in name:
             yield module
 
 
+_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+_CHOSEN = ("num_experts_per_tok", "top_k_experts")
+
+
 def _expert_share(causal: PreTrainedModel) -> float:
-    """Experts that a token is sent to, over all."""
+    """Experts that a token is sent to, over all.
+
+    Raises:
+        ConfigError: the configuration names the experts, but not how many of them.
+    """
     config = causal.config.get_text_config()
-    for name in ("num_experts", "n_routed_experts", "num_local_experts"):
-        experts = getattr(config, name, None)
-        if experts:
-            return float(config.num_experts_per_tok) / float(experts)
-    return 1.0
+    experts, chosen = (
+        next((size for name in names if (size := getattr(config, name, None))), None)
+        for names in (_EXPERTS, _CHOSEN)
+    )
+    if not experts:
+        return 1.0
+    if not chosen:
+        raise ConfigError(
+            f"The configuration of {type(causal).__name__} has {experts} experts and does not say "
+            f"to how many a token is sent ({' or '.join(_CHOSEN)}): no plan can be made."
+        )
+    return float(chosen) / float(experts)

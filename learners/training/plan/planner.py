@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from learners.losses import get_loss
 from learners.training.config import TrainConfig
+from learners.training.parts import loss_settings
 from learners.training.plan.advice import advise, longest_that_fits
 from learners.training.plan.assumptions import Assumptions
 from learners.training.plan.costs import Costs, Keeps, Memory, Setup, usable
@@ -14,6 +14,7 @@ from learners.training.plan.gpus import Gpu
 from learners.training.plan.gpus import gpu as find_gpu
 from learners.training.plan.models import known_model, model_config
 from learners.training.plan.samples import MicroBatch, Workload, workload
+from learners.training.policy import check_start
 from swe_env.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class Plan:
     setup: Setup
     counts: Counts
     longest: MicroBatch
-    """The micro-batch that the memory is for."""
+    """The micro-batch that needs most memory, which `memory` is for."""
     memory: Memory
     """With the setup's own choice of gradient checkpointing."""
     memory_other: Memory
@@ -81,7 +82,8 @@ def plan_training(
         assumptions: Figures that are not arithmetic; by default `Assumptions()`.
 
     Raises:
-        ConfigError: the model, GPU, method, loss or buffer is not there.
+        ConfigError: the model, GPU, method, loss or buffer is not there, or training would refuse
+            the settings.
         NoSignal: the buffer gives nothing to train on.
     """
     from learners.training.prepare import read_buffer
@@ -93,14 +95,17 @@ def plan_training(
     if method not in METHODS:
         raise ConfigError(f"There is no training method {method!r}: use {', '.join(METHODS)}.")
     card = find_gpu(gpu)
-    loss = get_loss(config.loss)
+    loss, _ = loss_settings(config)
+    check_start(config.model_copy(update={"mode": method}))
     shapes = model_config(config.model)
-    work = workload(read_buffer(config.buffer), config, loss, assume)
     selective = config.gradient_checkpointing == "auto"
     setup = Setup(method, gpus, config.checkpoints_on("cuda"), selective)
+    work = workload(
+        read_buffer(config.buffer), config, loss, assume, gpus=gpus, sharded=setup.sharded
+    )
     other = replace(setup, checkpointing=not setup.checkpointing)
     costs = Costs(shapes, config, method, assume)
-    longest = work.longest
+    longest = max(work.passes, key=lambda batch: costs.memory(setup, batch).total)
     memory = costs.memory(setup, longest)
     room = usable(card, assume)
     share = longest.loss_tokens / sum(longest.lengths)
@@ -127,7 +132,7 @@ def plan_training(
         reference_hours=reference_seconds / 3600,
         fits=memory.total <= room,
         verdict=advise(costs, setup, card, longest, loss, shapes, config),
-        notes=_notes(costs, setup, work, config, costs.keeps(setup, card, longest)),
+        notes=_notes(costs, setup, card, work, config, costs.keeps(setup, card, longest)),
         data=work.report,
         assumptions=assume,
     )
@@ -135,15 +140,14 @@ def plan_training(
 
 def _times(costs: Costs, setup: Setup, card: Gpu, work: Workload) -> tuple[float, float]:
     """Seconds of one epoch's steps and of the reference pass."""
-    batches = [batch for step in work.steps for batch in step]
     return (
-        costs.seconds(setup, card, batches),
-        costs.reference_seconds(setup, card, work.references),
+        sum(costs.seconds(setup, card, step) for step in work.steps),
+        costs.seconds(setup, card, work.references, train=False),
     )
 
 
 def _notes(
-    costs: Costs, setup: Setup, work: Workload, config: TrainConfig, kept: Keeps
+    costs: Costs, setup: Setup, card: Gpu, work: Workload, config: TrainConfig, kept: Keeps
 ) -> tuple[str, ...]:
     notes = []
     counts, assume = costs.counts, costs.assume
@@ -176,6 +180,11 @@ def _notes(
             f"{work.estimated} trajectories have no token ids: their length is estimated from "
             f"their text at {assume.characters_per_token:g} characters a token."
         )
+    if config.dtype == "float32":
+        notes.append(
+            f"In float32 the speed is of {card.float32_peak / 1e12:g} TFLOP/s, as torch uses no "
+            f"tensor cores for it; bfloat16 has {card.peak / 1e12:g}."
+        )
     if config.z0 == "mismatched":
         notes.append("z0 'mismatched' adds a forward pass a step, which is not counted.")
     if setup.method != config.mode:
@@ -192,5 +201,10 @@ def _notes(
         notes.append(
             f"{setup.gpus} GPUs {held} samples of its own: more GPUs do not shorten what one "
             "sample takes."
+        )
+    if (most := min(config.batch_size, work.samples)) < setup.gpus:
+        notes.append(
+            f"A step has {most} samples for {setup.gpus} GPUs, so {setup.gpus - most} of them have "
+            f"nothing to do: batch_size={setup.gpus} or a multiple gives each as many."
         )
     return tuple(notes)

@@ -31,14 +31,13 @@ def as_text(plan: Plan) -> str:
     fit_on, fit_off = plan.longest_fits, plan.longest_fits_other
     if not setup.checkpointing:
         fit_on, fit_off = fit_off, fit_on
-    rows = f"{plan.longest.rows} x " if plan.longest.rows > 1 else ""
     lines = [
         f"{plan.model}, {setup.method}, {setup.gpus} x {plan.gpu.name}",
         f"  parameters      {_count(counts.total)} in all, {_count(counts.active)} for a token, "
         f"{_count(counts.trainable)} trained",
         f"  data            {plan.samples:,} samples, {plan.tokens:,} tokens an epoch, "
         f"{plan.steps:,} steps",
-        f"  longest         {rows}{plan.longest.width:,} tokens, of which "
+        f"  largest pass    {plan.longest.sizes} tokens, of which "
         f"{plan.longest.loss_tokens:,} are learned",
         "",
         f"  GiB on each GPU        {_mark('checkpointing', setup.checkpointing):>16}"
@@ -47,7 +46,7 @@ def as_text(plan: Plan) -> str:
     for label, name in _ROWS:
         lines.append(f"  {label:<23}{_gib(on, name):>16}{_gib(off, name):>16}")
     lines += [
-        "  (* of these two the larger counts; ** over before the first step)",
+        "  (* of these the largest counts; ** over before the first step)",
         f"  {'usable':<23}{plan.usable / GIB:>16,.2f}{plan.usable / GIB:>16,.2f}",
         f"  {'longest that fits':<23}{_tokens(fit_on):>16}{_tokens(fit_off):>16}",
         "",
@@ -71,6 +70,7 @@ _ROWS = (
     ("activations kept", "activations"),
     ("a layer's backward *", "layer"),
     ("log-probabilities *", "logps"),
+    ("autocast's copies *", "casts"),
     ("reference pass **", "reference"),
     ("at the worst moment", "total"),
 )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from learners.data.batching import microbatches, padded_size
+from learners.data.batching import microbatches, padded_size, shares
 from learners.data.cut import cut_observations
 from learners.data.dataset import Dataset, Sample, pair_samples, row_samples
 from learners.data.encode import Encoded, answered, encode, recorded, without_ids
@@ -37,7 +37,7 @@ class MicroBatch:
     padded: bool = False
     """Whether all contexts are filled up to the longest."""
     samples: int = 1
-    """Pairs or rows that these are of."""
+    """Pairs or rows that these are of; 0 if one is repeated for nothing."""
 
     @property
     def rows(self) -> int:
@@ -59,6 +59,21 @@ class MicroBatch:
         """Tokens computed."""
         return sum(self.computed) - sum(self.shared)
 
+    @property
+    def sizes(self) -> str:
+        """Tokens of its contexts, in words."""
+        if self.rows == 1:
+            return f"{self.width:,}"
+        if len(set(self.computed)) == 1:
+            return f"{self.rows} x {self.width:,}"
+        if self.rows == 2:
+            return " + ".join(f"{length:,}" for length in self.lengths)
+        return f"{self.rows} contexts of together {sum(self.lengths):,}"
+
+
+Shares = tuple[tuple[MicroBatch, ...], ...]
+"""Each GPU's passes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -68,10 +83,10 @@ class Workload:
     """Pairs or rows."""
     tokens: int
     """Of one epoch, shared ones each time, as `Sample.num_tokens` counts."""
-    steps: tuple[tuple[MicroBatch, ...], ...]
-    """One epoch's optimizer steps, each as its micro-batches; the run repeats them."""
+    steps: tuple[Shares, ...]
+    """One epoch's optimizer steps; the run repeats them."""
     total_steps: int
-    references: tuple[MicroBatch, ...]
+    references: Shares
     """Samples scored once before the first step; none where the loss needs no reference."""
     report: str
     """What was used of the buffer and what was left out."""
@@ -79,26 +94,40 @@ class Workload:
     """Trajectories without token ids to use, whose length was estimated from their text."""
 
     @property
-    def longest(self) -> MicroBatch:
-        """The one that computes most tokens."""
-        return max((m for step in self.steps for m in step), key=lambda m: m.tokens)
+    def passes(self) -> tuple[MicroBatch, ...]:
+        """Of an epoch's steps, on all GPUs, but for those that are repeated for nothing."""
+        return tuple(m for step in self.steps for share in step for m in share if m.samples)
 
     @property
     def shared(self) -> int:
-        """Of those, the ones that are not computed again."""
-        batches = [m for step in self.steps for m in step]
+        """Of an epoch's tokens, the ones that are not computed again."""
+        batches = self.passes
         again = sum(sum(m.lengths) for m in batches) - self.tokens  # within a trajectory
         return max(sum(sum(m.shared) for m in batches) - again, 0)
 
 
 def workload(
-    trajectories: Iterable[Trajectory], config: TrainConfig, loss: Loss, assumptions: Assumptions
+    trajectories: Iterable[Trajectory],
+    config: TrainConfig,
+    loss: Loss,
+    assumptions: Assumptions,
+    *,
+    gpus: int = 1,
+    sharded: bool = False,
 ) -> Workload:
-    """Select, batch and cut the samples as training does, by the same code.
+    """Select, batch, deal out and cut the samples as training does, by the same code.
 
     Lengths are exact where recorded token ids are used. Elsewhere characters are divided by
     ``assumptions.characters_per_token``: no tokenizer is loaded, so ids of another one than the
     model's are taken for its own.
+
+    Args:
+        trajectories: The buffer's.
+        config: Of the run.
+        loss: Its loss.
+        assumptions: Of the plan.
+        gpus: Processes that a step is dealt out to.
+        sharded: Whether they must make equally many passes: who has fewer repeats the shortest.
 
     Raises:
         NoSignal: the buffer gives nothing to train on.
@@ -114,22 +143,22 @@ def workload(
     samples = dataset.samples
     join = _padded if config.packing == "none" else _packed(_share(config, measure))
     per_epoch = total_steps(len(samples), config.batch_size, epochs=1, max_steps=None)
-    steps = tuple(
-        _step(
-            [samples[row] for row in batch_at(step, len(samples), config.batch_size, config.seed)],
-            config,
-            join,
-        )
-        for step in range(per_epoch)
-    )
-    references = tuple(join(sample.contexts) for sample in samples) if loss.needs_reference else ()
+    steps = []
+    for step in range(per_epoch):
+        rows = batch_at(step, len(samples), config.batch_size, config.seed)
+        batch = [samples[row] for row in rows]
+        dealt = [_cut([batch[i] for i in own], config, join) for own in shares(batch, gpus)]
+        shortest = min(batch, key=lambda sample: sample.num_tokens)
+        steps.append(_filled(dealt, shortest, join) if sharded else tuple(dealt))
+    references = _scored(samples, join, gpus, sharded) if loss.needs_reference else ((),) * gpus
     total = total_steps(
         len(samples), config.batch_size, epochs=config.epochs, max_steps=config.max_steps
     )
     tokens = sum(sample.num_tokens for sample in samples)
     return Workload(
-        len(samples), tokens, steps, total, references, str(dataset.report), measure.estimated
-    )
+        len(samples), tokens, tuple(steps), total, references, str(dataset.report),
+        measure.estimated,
+    )  # fmt: skip
 
 
 def sample_of(loss: Loss, tokens: int, loss_share: float) -> MicroBatch:
@@ -155,7 +184,9 @@ def _dataset(
 _Join = Callable[[Sequence[Encoded]], MicroBatch]
 
 
-def _step(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[MicroBatch, ...]:
+def _cut(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[MicroBatch, ...]:
+    """One GPU's passes of a step."""
+
     def size(contexts: Sequence[Encoded]) -> int:
         return join(contexts).tokens
 
@@ -166,6 +197,19 @@ def _step(batch: Sequence[Sample], config: TrainConfig, join: _Join) -> tuple[Mi
         replace(join([c for i in group for c in batch[i].contexts]), samples=len(group))
         for group in cut
     )
+
+
+def _scored(samples: Sequence[Sample], join: _Join, gpus: int, sharded: bool) -> Shares:
+    """The passes of `learners.training.score.Scorer.all`: each sample alone, longest first."""
+    ordered = sorted(samples, key=lambda sample: -sample.num_tokens)
+    dealt = [tuple(join(sample.contexts) for sample in ordered[k::gpus]) for k in range(gpus)]
+    return _filled(dealt, ordered[-1], join) if sharded else tuple(dealt)
+
+
+def _filled(dealt: Sequence[tuple[MicroBatch, ...]], sample: Sample, join: _Join) -> Shares:
+    """Equally many passes for all, with one sample repeated for nothing."""
+    most, idle = max(map(len, dealt)), replace(join(sample.contexts), samples=0)
+    return tuple((*own, *[idle] * (most - len(own))) for own in dealt)
 
 
 def _share(config: TrainConfig, measure: _Measure) -> float:

@@ -4,7 +4,8 @@ A formula would have to know every family's norms, gates and copies, and what pe
 (float32 copies of each adapted layer's input, whole stacks of merged experts). Running the layer
 itself, with its adapter, on tensors that have shapes and no memory counts exactly what autograd
 saves. Attention is the exception: its kernel is replaced by one that allocates what flash
-attention does, inputs, output and one float32 a row and head, and no tokens x tokens matrix.
+attention does, inputs, output and one float32 a row and head, and no tokens x tokens matrix. Its
+heads and their widths are read off what the layer gives it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from learners.ops import token_logps
 from learners.training.plan.counts import decoder_layers, decoder_of
@@ -42,6 +44,27 @@ class Bytes:
         return self.per_token * tokens + self.fixed
 
 
+class Attention(NamedTuple):
+    """Widths of one layer's attention; all 0 where a layer has none (linear attention)."""
+
+    heads: int = 0
+    scores: int = 0
+    """Heads x (width of a query + width of a value): half the operations for a query and a key."""
+    out: int = 0
+    """Heads x width of a value."""
+    keys: int = 0
+    """Key heads x (width of a key + width of a value)."""
+
+
+class LogpsBytes(NamedTuple):
+    """Of the log-probability pass."""
+
+    peak: int
+    """At its worst moment."""
+    forward: int
+    """At the worst moment of its forward pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCosts:
     """One decoder layer, its input left out."""
@@ -53,6 +76,7 @@ class LayerCosts:
     included, those of weights not."""
     forward: Bytes
     """At the worst moment of a forward pass that saves nothing."""
+    attention: Attention
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -108,9 +132,16 @@ class _Attention(torch.autograd.Function):
         return total.to(query.dtype), grad_key, grad_value
 
 
+_asked: list[Attention] = []
+"""What layers asked of attention since this was last emptied."""
+
+
 def _attention(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **_: Any
 ) -> tuple[Tensor, None]:
+    heads, key_heads, width = query.shape[1], key.shape[1], value.shape[3]
+    scores, keys = heads * (query.shape[3] + width), key_heads * (key.shape[3] + width)
+    _asked.append(Attention(heads, scores, heads * width, keys))
     result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return result, None
 
@@ -122,8 +153,13 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION, _attention)
 
 
-def layer_costs(model: nn.Module) -> list[LayerCosts]:
-    """Costs of every decoder layer of a meta model, in order; layers of one shape run once."""
+def layer_costs(model: nn.Module, *, cast: bool = False) -> list[LayerCosts]:
+    """Costs of every decoder layer of a meta model, in order; layers of one shape run once.
+
+    Args:
+        model: From `adapted`.
+        cast: Whether autocast casts the inputs of matrix products to bfloat16.
+    """
     model.train()
     found: dict[Any, LayerCosts] = {}
     costs = []
@@ -132,44 +168,106 @@ def layer_costs(model: nn.Module) -> list[LayerCosts]:
         for index, layer in enumerate(decoder_layers(model)):
             shape = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
             if shape not in found:
-                short, long = (_run(layer, *calls[index]) for calls in runs)
-                found[shape] = LayerCosts(*map(_line, short, long))
+                short, long = (_run(layer, *calls[index], cast=cast) for calls in runs)
+                kept, backward, forward = map(_line, short, long)
+                found[shape] = LayerCosts(kept, backward, forward, _summed(_asked))
             costs.append(found[shape])
     return costs
 
 
-def logps_bytes(head: Tensor, loss_tokens: int, tokens: int, softcap: float | None) -> int:
+def _summed(asked: list[Attention]) -> Attention:
+    return Attention(*map(sum, zip(*asked, strict=True))) if asked else Attention()
+
+
+def logps_bytes(
+    head: Tensor, loss_tokens: int, tokens: int, softcap: float | None, *, cast: bool = False
+) -> LogpsBytes:
     """Peak of `learners.ops.token_logps`, forward and backward, beside the decoder's output.
 
     The chosen hidden states, their gradient, and the gradient of all of them, which they are
-    written into, grow with the tokens; the logits exist for one chunk at a time.
+    written into, grow with the tokens; the logits exist for one chunk at a time. A trained head's
+    gradient is added up in float32 and given in the head's type, both of which count here.
 
     Args:
         head: The output layer's weight, (vocab, dim), on the meta device.
         loss_tokens: Tokens whose log-probability is wanted.
         tokens: All tokens.
         softcap: As `token_logps` takes it.
+        cast: Whether head and hidden states, in float32, are cast to bfloat16 for it.
     """
     vocabulary, width, size = head.shape[0], head.shape[1], head.element_size()
     most = 2 * max((1 << 30) // (4 * vocabulary), 16)
     # Rounded up, so that few lengths are traced; more than two chunks take no more than two.
     some = min(1 << (loss_tokens - 1).bit_length(), most)
     rest = max(loss_tokens - some, 0)
-    peak: int = _logps_peak(some, vocabulary, width, head.dtype, softcap)
-    return peak + rest * 2 * width * size + tokens * width * size
+    peak, forward = _logps_peak(some, head.shape, head.dtype, softcap, head.requires_grad, cast)
+    return LogpsBytes(
+        peak + rest * 2 * width * size + tokens * width * size, forward + rest * width * size
+    )
 
 
 @functools.lru_cache
 def _logps_peak(
-    tokens: int, vocabulary: int, width: int, dtype: torch.dtype, softcap: float | None
-) -> int:
-    weight = torch.empty(vocabulary, width, dtype=dtype, device="meta")
+    tokens: int,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    softcap: float | None,
+    trained: bool,
+    cast: bool,
+) -> tuple[int, int]:
+    weight = torch.empty(shape, dtype=dtype, device="meta", requires_grad=trained)
     with _autocast_on_meta(), LiveBytes(weight) as live:
-        hidden = torch.empty(tokens, width, dtype=dtype, device="meta", requires_grad=True)
+        hidden = torch.empty(tokens, shape[1], dtype=dtype, device="meta", requires_grad=True)
         targets = torch.empty(tokens, dtype=torch.long, device="meta")
-        logps, _ = token_logps(hidden, weight, targets, softcap=softcap)
+        states, head = (part.to(torch.bfloat16) if cast else part for part in (hidden, weight))
+        logps, _ = token_logps(states, head, targets, softcap=softcap)
+        forward = live.peak
+        del states, head
         torch.autograd.backward(logps.sum())
-    return int(live.peak)
+    return live.peak, forward
+
+
+class _OnMeta(TorchFunctionMode):
+    """What the meta device has not: grouped products in float32, and autocast to bfloat16."""
+
+    def __init__(self, *, cast: bool) -> None:
+        """`cast`: whether the inputs of matrix products (but grouped ones) are cast."""
+        super().__init__()
+        self._cast = cast
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it with what it would be given."""
+        if func is torch._grouped_mm and args[0].dtype == torch.float32:
+            return _GroupedProduct.apply(*args[:2])  # type: ignore[no-untyped-call]
+        if self._cast and func in _PRODUCTS:
+            args = tree_map(_half, args)
+        return func(*args, **(kwargs or {}))
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Allocates what a grouped product of (tokens, in) and (groups, in, out) does."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, stack: Tensor) -> Tensor:
+        of_rows, of_stack = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_stack else None, stack if of_rows else None)
+        ctx.shapes = rows.shape, stack.shape
+        return rows.new_empty(len(rows), stack.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(ctx.shapes, ctx.needs_input_grad, strict=True)
+        return tuple(grad.new_empty(shape) if need else None for shape, need in wanted)
+
+
+_PRODUCTS = {
+    nn.functional.linear, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__,
+}  # fmt: skip
+
+
+def _half(value: Any) -> Any:
+    wide = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16) if wide else value
 
 
 @contextlib.contextmanager
@@ -204,7 +302,7 @@ def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]
 
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _OnMeta(cast=False):
             device = next(decoder.parameters()).device
             ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
             decoder(input_ids=ids, use_cache=False)
@@ -214,8 +312,10 @@ def _calls(model: nn.Module, tokens: int) -> list[tuple[Tensor, dict[str, Any]]]
     return calls
 
 
-def _run(layer: nn.Module, states: Tensor, rest: dict[str, Any]) -> tuple[int, int, int]:
-    """(kept, backward beyond kept, forward alone) in bytes."""
+def _run(
+    layer: nn.Module, states: Tensor, rest: dict[str, Any], *, cast: bool
+) -> tuple[int, int, int]:
+    """(kept, backward beyond kept, forward alone) in bytes; `_asked` is then the layer's."""
     given = [leaf for leaf in tree_leaves(rest) if isinstance(leaf, Tensor)]
     parameters = list(layer.parameters())
     states = states.detach().requires_grad_()
@@ -225,7 +325,9 @@ def _run(layer: nn.Module, states: Tensor, rest: dict[str, Any]) -> tuple[int, i
             return work(live)
 
     def forward() -> Tensor:
-        result: Any = layer(states, **rest)
+        _asked.clear()
+        with _OnMeta(cast=cast):
+            result: Any = layer(states, **rest)
         out: Tensor = result[0] if isinstance(result, tuple) else result
         return out
 

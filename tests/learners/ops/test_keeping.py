@@ -374,3 +374,10 @@ def test_sizes_by_whatever_name(names, inner):
     common = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
     assert Sizes.of(types.SimpleNamespace(**common, **names)) == Sizes(2, 32, 4, 32, inner)
     assert Sizes.of(types.SimpleNamespace(hidden_size=32)) is None
+
+
+def test_compressed_attention_is_as_wide_as_its_queries():
+    """DeepSeek-V3: 128 + 64, of which `head_dim` names the rotated 64; values are 128."""
+    from transformers import DeepseekV3Config
+
+    assert Sizes.of(DeepseekV3Config()).width == 128 * (128 + 64)

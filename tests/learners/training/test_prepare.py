@@ -48,7 +48,7 @@ def test_a_loss_that_counts_tokens_is_given_whole_trajectories(loss, step_level)
     tokens = len("done") + 9 + (0 if step_level else 2 * len("look"))
     assert sample.num_loss_tokens == tokens
     assert sample.from_turn == dataset.report.step_level == step_level
-    assert sum(batch.loss_tokens for batch in planned.steps[0]) == tokens
+    assert sum(batch.loss_tokens for batch in planned.steps[0][0]) == tokens
 
 
 def test_one_text_format_for_all_makes_one_first_state():

@@ -127,13 +127,59 @@ def test_experts_stay_in_bfloat16_unless_taken_to_be_quantised():
     assert difference == pytest.approx(experts * (2 - 4.127 / 8))
 
 
-def test_full_training_takes_sixteen_bytes_a_weight():
-    costs = Costs(tiny("llama"), CONFIG, "full", Assumptions())
-    memory = costs.memory(Setup("full", 1, True), one(8))
-    weights = costs.counts.total
-    in_use = 2 * 2 * costs.counts.layer_total  # two layers in bfloat16
-    assert memory.weights + memory.gradients + memory.optimizer == 16 * weights + in_use
+MATRICES = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96
+"""Weights of the matrices of a layer of `tiny("llama")`: it has two layers, and 300 words."""
+
+
+@pytest.fixture(scope="module")
+def full():
+    return Costs(tiny("llama", tie_word_embeddings=False), CONFIG, "full", Assumptions())
+
+
+def test_full_training_takes_sixteen_bytes_a_weight_and_the_copies_of_autocast(full):
+    memory = full.memory(Setup("full", 1, True), one(8))
+    weights = 2 * (MATRICES + 2 * 64) + 2 * 300 * 64 + 64
+    assert memory.weights + memory.gradients + memory.optimizer == 16 * weights
     assert memory.adapter == 0
+    # All layers' copies while the forward pass lasts, the head's (as off CUDA a float32 block of
+    # it), and a chunk of logits.
+    copies = 2 * 2 * MATRICES + (2 + 4) * 300 * 64 + 8 * 300 * 4
+    assert copies < memory.casts < copies + 20_000
+    assert memory.total >= memory.fixed + memory.activations + memory.casts
+    # Without checkpointing they stay until their layer's backward pass.
+    without = full.memory(Setup("full", 1, False), one(8))
+    assert without.casts == 0
+    kept = sum(layer.kept.per_token for layer in full._wide_layers)
+    assert without.activations == 8 * kept + 2 * 2 * MATRICES + 6 * 8 * 64 * 4
+    # Hidden states are float32.
+    assert memory.activations == 6 * 8 * 64 * 4
+
+
+def test_full_training_in_float32_copies_nothing():
+    config = CONFIG.model_copy(update={"dtype": "float32"})
+    costs = Costs(tiny("llama"), config, "full", Assumptions())
+    assert costs.memory(Setup("full", 1, True), one(8)).casts == 0
+
+
+def test_a_trained_head_has_a_gradient_in_float32_and_in_its_own_type(full):
+    heads = 300 * 64
+    # The head's copy, its gradient and that in the copy's type; or, before, a block in float32.
+    assert (2 + 4 + 2) * heads < full._logps_pass(one(8, 1), cast=True).peak < 11 * heads
+    frozen = Costs(tiny("llama"), CONFIG, "lora", Assumptions())
+    assert frozen._logps_pass(one(8, 1), cast=False).peak < 5 * heads
+    setup = Setup("full", 1, True)
+    assert full.flops(setup, one(8, 5)) - full.flops(setup, one(8, 4)) == 2 * heads * 4
+
+
+def test_sharded_full_training_holds_a_layers_gradients_and_what_stands_in_none(full):
+    alone, four = (full.memory(Setup("full", n, True), one(8)) for n in (1, 4))
+    layer, outside = MATRICES + 2 * 64, 2 * 300 * 64 + 64
+    weights = 2 * layer + outside
+    assert four.weights == weights * 4 // 4 + 2 * (2 * layer + outside)
+    assert four.gradients == weights * 4 // 4 + 2 * (layer + outside) + 4 * max(layer, outside)
+    assert four.optimizer == alone.optimizer // 4
+    assert four.casts == 0  # FSDP casts what it gathers
+    assert four.activations == 6 * 8 * 64 * 2
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -160,7 +206,13 @@ def test_more_gpus_share_what_is_fixed_and_nothing_of_a_sample(qwen):
     four = qwen.memory(Setup("lora", 4, True), one(1000))
     assert four.optimizer == one_gpu.optimizer // 4
     assert four.activations == one_gpu.activations
-    assert four.weights == one_gpu.weights // 4 + 2 * qwen.counts.layer_total * 2
+    embeddings = 151_936 * 2560 + 2560  # with the last norm; the head is the same
+    layer = (4_022_468_096 - embeddings) // 36
+    assert four.weights == one_gpu.weights // 4 + 2 * layer * 2 + embeddings * 2
+    adapter = 16_515_072
+    assert four.adapter == adapter * 4 // 4 + 2 * adapter // 36 * 4 + adapter * 6
+    # One layer's before they are parted, and the buffer in which they are.
+    assert four.gradients == adapter * 4 // 4 + 2 * adapter // 36 * 4
 
 
 def test_weights_in_4_bits_are_whole_on_every_gpu(qwen):
@@ -186,7 +238,34 @@ def test_a_window_shortens_what_is_attended_to():
     )
     full = sum(range(1, 11))
     five_short = 5 * (1 + 2 + 3 + 4 * 7)
-    assert windowed._attended(10) == full + five_short
+    assert windowed._attention(one(10)) == 4 * 4 * 16 * (full + five_short)
+
+
+def test_compressed_attention_is_as_wide_as_its_queries_and_values():
+    """DeepSeek's: keys are 8 + 16 wide, values 12; `head_dim` is 8, the rotated part."""
+    config = tiny(
+        "deepseek_v3", num_key_value_heads=4, q_lora_rank=20, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=16, v_head_dim=12, head_dim=8, first_k_dense_replace=2,
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1,
+        topk_group=1,
+    )  # fmt: skip
+    costs = Costs(config, CONFIG, "lora", Assumptions())
+    assert costs._attention(one(10)) == 2 * 2 * 4 * (24 + 12) * sum(range(1, 11))
+    shared, alone = MicroBatch((10, 8), 4, shared=(6,)), MicroBatch((10, 2), 4)
+    setup = Setup("lora", 1, False)
+    copies = costs.memory(setup, shared).activations - costs.memory(setup, alone).activations
+    assert copies == 2 * 2 * 4 * (24 + 12) * 18
+
+
+def test_linear_attention_attends_to_no_pairs_of_tokens():
+    config = tiny(
+        "qwen3_next", num_hidden_layers=4, linear_num_value_heads=2, linear_num_key_heads=2,
+        linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=32, shared_expert_intermediate_size=32,
+        layer_types=["linear_attention"] * 3 + ["full_attention"],
+    )  # fmt: skip
+    costs = Costs(config, CONFIG, "lora", Assumptions())
+    assert costs._attention(one(10)) == 4 * 4 * 16 * sum(range(1, 11))
 
 
 def test_a_window_that_no_layer_names_is_every_layers():
@@ -202,8 +281,49 @@ def test_a_short_sample_takes_as_long_as_reading_the_weights(qwen):
     card = gpu("A100-80")
     setup = Setup("lora", 1, True)
     read = 3 * qwen.weight_bytes("lora") / (2.039e12 * 0.8)
-    assert qwen.seconds(setup, card, [one(1, 1)]) == pytest.approx(read)
-    assert qwen.seconds(setup, card, [one(20_000)]) > 5 * read
+    assert qwen.seconds(setup, card, ((one(1, 1),),)) == pytest.approx(read)
+    assert qwen.seconds(setup, card, ((one(20_000),),)) > 5 * read
+
+
+def test_float32_has_a_peak_of_its_own(small):
+    config = CONFIG.model_copy(update={"dtype": "float32"})
+    wide = Costs(tiny("qwen3"), config, "lora", Assumptions())
+    setup, card, batch = Setup("lora", 1, True), gpu("H100-80"), one(5_000)
+    assert wide.flops(setup, batch) == small.flops(setup, batch)
+    work = wide.flops(setup, batch)
+    assert wide.seconds(setup, card, ((batch,),)) == pytest.approx(work / (66.9e12 * 0.4))
+    assert small.seconds(setup, card, ((batch,),)) == pytest.approx(work / (989.4e12 * 0.4))
+
+
+def test_a_step_ends_when_the_last_gpu_is_done(qwen):
+    """Sharded ones wait for each other in every pass, others once."""
+    card = gpu("A100-80")
+    long, middle, short = one(9_000), one(6_000), one(5_000)
+    shares = ((long, short), (middle, middle))
+    alone = Setup("lora", 1, True)
+    times = {b: qwen.seconds(alone, card, ((b,),)) for b in (long, middle, short)}
+    sharded = qwen.seconds(Setup("lora", 2, True), card, shares)
+    assert sharded == pytest.approx((times[long] + times[middle]) / 0.9)
+    whole = Costs(model_config("qwen3-4b"), CONFIG, "qlora", Assumptions())
+    times = {
+        b: whole.seconds(Setup("qlora", 1, True), card, ((b,),)) for b in (long, middle, short)
+    }
+    found = whole.seconds(Setup("qlora", 2, True), card, shares)
+    assert found == pytest.approx(max(times[long] + times[short], 2 * times[middle]) / 0.9)
+
+
+def test_merged_experts_have_their_whole_gradient_computed():
+    config = tiny("qwen3_moe")
+    found = {}
+    for targets in (["q_proj"], "all-linear"):
+        changed = CONFIG.model_copy(update={"lora_targets": targets})
+        costs = Costs(config, changed, "lora", Assumptions())
+        setup, tokens = Setup("lora", 1, False), 100
+        found[targets == "all-linear"] = (
+            costs.flops(setup, one(tokens, 1)) - 6 * costs.counts.adapter_active * tokens
+        )
+    experts = 2 * 2 * 3 * 64 * 32  # layers, experts a token is sent to
+    assert found[True] - found[False] == 2 * experts * 100
 
 
 def test_the_longest_that_fits_does_and_a_longer_one_does_not(qwen):
@@ -259,11 +379,53 @@ def test_the_verdict_offers_lora_for_full_training_and_sharding():
     assert "max_tokens" not in said  # not even a short sample fits
 
 
-def test_the_verdict_offers_sharded_lora_for_qlora_which_is_whole_on_every_gpu(qwen):
+def test_the_verdict_offers_sharded_lora_for_qlora_which_is_whole_on_every_gpu():
+    costs = Costs(model_config("qwen3-4b"), CONFIG, "qlora", Assumptions())
     setup, room = Setup("qlora", 1, True), usable(gpu("RTX4090"), Assumptions())
-    most = longest_that_fits(qwen, setup, get_loss("sft"), room, 1.0)
-    said = verdict(qwen, setup, "RTX4090-24", one(round(1.02 * most)), "sft")
+    most = longest_that_fits(costs, setup, get_loss("sft"), room, 1.0)
+    said = verdict(costs, setup, "RTX4090-24", one(round(1.02 * most)), "sft")
     assert re.search(r"fit with LoRA on \d+ GPUs and FSDP \(", said)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (MicroBatch((18_000,), 9), "18,000"),
+        (MicroBatch((18_000, 18_000), 9), "2 x 18,000"),
+        (MicroBatch((18_000, 2_000), 9), "18,000 + 2,000"),
+        (MicroBatch((18_000, 2_000), 9, padded=True), "2 x 18,000"),
+        (MicroBatch((18_000, 2_000, 500), 9), "3 contexts of together 20,500"),
+    ],
+)
+def test_tokens_are_named_as_they_are(batch, words):
+    assert batch.sizes == words
+
+
+def test_the_verdict_names_both_sides_of_an_uneven_pair(qwen):
+    pair = MicroBatch((60_000, 4_000), 10_000)
+    said = verdict(qwen, Setup("lora", 1, True), "RTX4090-24", pair)
+    assert said.startswith("Does not fit on one RTX4090-24: 60,000 + 4,000 tokens need ")
+
+
+def test_the_verdict_blames_weights_only_where_they_do_not_fit(qwen):
+    assume = Assumptions(context_bytes=11 * GIB)  # 20 GiB with weights and optimizer
+    crowded = Costs(model_config("qwen3-4b"), CONFIG, "lora", assume)
+    setup, room = Setup("lora", 64, True), usable(gpu("RTX4090"), assume)
+    most = longest_that_fits(crowded, setup, get_loss("sft"), room, 1.0)
+    assume = Assumptions(context_bytes=11 * GIB + room - crowded.memory(setup, one(500)).total)
+    crowded = Costs(model_config("qwen3-4b"), CONFIG, "lora", assume)
+    assert most > 2000
+    said = verdict(crowded, setup, "RTX4090-24", one(2000), "sft")
+    fixed = crowded.memory(setup, one(2000)).fixed
+    assert fixed < room
+    assert "nothing short of another" not in said
+    assert f"beside the {fixed / GIB:.1f} GiB of weights and optimizer" in said
+    tokens = int(re.search(r"room for sequences of (\d+) tokens", said)[1])
+    assert 490 <= tokens <= 500
+
+    none = Costs(model_config("qwen3-4b"), CONFIG, "lora", Assumptions(context_bytes=30 * GIB))
+    said = verdict(none, setup, "RTX4090-24", one(2000), "sft")
+    assert "nothing short of another model, method or card changes that" in said
 
 
 def test_gpus_are_found_by_name():
@@ -274,6 +436,8 @@ def test_gpus_are_found_by_name():
     with pytest.raises(ConfigError, match="no GPU 'TPU'"):
         gpu("TPU")
     assert all(card.memory / GIB < 200 and card.peak > 1e14 for card in GPUS.values())
+    # A tensor core gives twice to thirty times what others do.
+    assert all(1.9 < card.peak / card.float32_peak < 30 for card in GPUS.values())
 
 
 def test_an_assumption_is_replaced_by_name():
@@ -282,3 +446,23 @@ def test_an_assumption_is_replaced_by_name():
         Assumptions().changed(utilization=0.5)
     with pytest.raises(ConfigError, match="must be a number"):
         Assumptions().changed(utilisation="half")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("utilisation", 0, "a share above 0 and at most 1"),
+        ("utilisation", 50, "0.4 for 40%"),
+        ("bandwidth_utilisation", float("nan"), "a share above 0"),
+        ("scaling", -0.9, "a share above 0"),
+        ("fragmentation", 2, "a share of the memory below 1"),
+        ("attention_backward", 0, "above 0"),
+        ("characters_per_token", 0, "above 0"),
+        ("quantised_bits", float("inf"), "above 0"),
+        ("quantised_experts", 2, "0 or 1"),
+        ("context_bytes", -1, "at least 0"),
+    ],
+)
+def test_an_assumption_that_makes_no_sense_is_refused(name, value, wanted):
+    with pytest.raises(ConfigError, match=rf"'{name}' must be .*{wanted}.*, not"):
+        Assumptions().changed(**{name: value})

@@ -60,6 +60,8 @@ def test_gemma_3_27b_counts_text_and_vision():
     assert round(embedding / 1e9, 1) == 1.4
     assert counts.total - text == pytest.approx(0.417e9, rel=0.02)  # the vision tower
     assert counts.adapter == 62 * 8 * (5376 + 4096)
+    assert counts.layer_adapter == 8 * (5376 + 4096)
+    assert counts.outside >= embedding + 5376
 
 
 def test_glm_4_5_air_is_106_billion():
@@ -72,6 +74,9 @@ def test_glm_4_5_air_is_106_billion():
     assert int(counts.total / 1e9) == 106
     # "12B active" leaves the two embeddings out
     assert round((counts.active - 2 * 151_552 * 4096) / 1e9) == 12
+    assert counts.outside == 2 * 151_552 * 4096 + 4096  # both embeddings, the last norm
+    assert counts.layer_total == sparse
+    assert counts.merged_active == 0
 
 
 def test_experts_get_an_adapter_each_as_peft_makes_it():
@@ -82,6 +87,25 @@ def test_experts_get_an_adapter_each_as_peft_makes_it():
     down = r * experts * (inner + width)
     router = r * (width + experts)
     assert counts.adapter == layers * (attention + gate_up + down + router)
+    assert counts.merged_active == layers * 8 * 3 * width * inner
+
+
+def test_families_name_the_experts_of_a_token_differently():
+    from transformers import AutoConfig
+
+    shared = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    config = AutoConfig.for_model(
+        "gemma4_text", **shared, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32,
+        hidden_size_per_layer_input=0, num_kv_shared_layers=0,
+    )  # fmt: skip
+    settings = TrainConfig(model="", buffer="", out="", lora_targets=["q_proj"])
+    counts = count(adapted(meta_model(config), settings, "lora"))
+    assert counts.experts == 2 * 4 * 3 * 64 * 32
+    assert counts.active == counts.total - counts.experts // 2
+    config.top_k_experts = None
+    with pytest.raises(ConfigError, match="has 4 experts and does not say to how many"):
+        count(adapted(meta_model(config), settings, "lora"))
 
 
 @pytest.mark.parametrize(

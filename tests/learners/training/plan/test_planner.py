@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,102 @@ def test_twice_the_utilisation_is_never_slower(config):
     slow = plan_training(config, assumptions=Assumptions(utilisation=1e-6))
     fast = plan_training(config, assumptions=Assumptions(utilisation=2e-6))
     assert fast.tokens_per_second == pytest.approx(2 * slow.tokens_per_second)
-    whole = config.model_copy(update={"gradient_checkpointing": True})  # as sharded models are
-    slow = plan_training(whole, assumptions=Assumptions(utilisation=1e-6))
-    for how in (whole, config):
-        two = plan_training(how, gpus=2, assumptions=Assumptions(utilisation=1e-6))
-        assert two.tokens_per_second == pytest.approx(2 * 0.9 * slow.tokens_per_second)
+
+
+def pairs(count, tokens=40):
+    """Equal pairs, one a task."""
+    sides = ("a" * tokens, True), ("b" * tokens, False)
+    return [
+        sampled(f"t-{task}", replies=(reply,), resolved=resolved, attempt=int(resolved))
+        for task in range(count)
+        for reply, resolved in sides
+    ]
+
+
+def planned(config, tmp_path, records, **options):
+    """A plan in which time is that of computing alone."""
+    folder = write_buffer(tmp_path / f"buffer-{len(list(tmp_path.iterdir()))}", records)
+    changes = {"buffer": folder, "ties": 0, "gradient_checkpointing": True}  # as sharded models
+    assume = Assumptions(utilisation=1e-6)
+    return plan_training(config.model_copy(update=changes), assumptions=assume, **options)
+
+
+def test_gpus_are_worth_what_they_have_to_do(config, tmp_path):
+    config = config.model_copy(update={"batch_size": 8, "micro_batch_tokens": 1})
+    alone, many = (planned(config, tmp_path, pairs(n)) for n in (1, 8))
+    speed = alone.tokens_per_second
+    assert many.tokens_per_second == pytest.approx(speed)
+    spread = {n: planned(config, tmp_path, pairs(n), gpus=8) for n in (1, 8)}
+    assert spread[1].tokens_per_second == pytest.approx(0.9 * speed)
+    assert spread[8].tokens_per_second == pytest.approx(8 * 0.9 * speed)
+    assert any("7 of them have nothing to do: batch_size=8" in note for note in spread[1].notes)
+    assert not any("nothing to do" in note for note in spread[8].notes)
+    assert spread[1].reference_hours == pytest.approx(alone.reference_hours / 0.9)
+    assert spread[8].reference_hours == pytest.approx(alone.reference_hours / 0.9)
+    # Of three pairs in a step one GPU has two; its share is what is cut into micro-batches.
+    three = planned(config, tmp_path, pairs(3), gpus=2)
+    assert three.tokens_per_second == pytest.approx(3 / 2 * 0.9 * speed)
+
+
+def test_a_gpus_largest_pass_is_cut_from_its_own_share(config, tmp_path):
+    config = config.model_copy(update={"batch_size": 4, "micro_batch_tokens": 10_000})
+    found = {n: planned(config, tmp_path, pairs(4), gpus=n).longest for n in (1, 2, 4, 8)}
+    assert [found[n].rows for n in (1, 2, 4, 8)] == [8, 4, 2, 2]
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_work_is_dealt_out_as_training_deals_it(config, sharded):
+    """Against the very loop of `run_batch`, for a process of each number."""
+    from types import SimpleNamespace
+
+    from learners.data.batching import microbatches, padded_size
+    from learners.data.dataset import pair_samples
+    from learners.data.encode import encode
+    from learners.losses import get_loss
+    from learners.training.plan.samples import workload
+    from learners.training.step import _my_batches
+
+    records = [one for n in range(5) for one in pairs(n + 1, 10 + 7 * n)[2 * n :]]
+    config = config.model_copy(
+        update={"packing": "none", "batch_size": 5, "micro_batch_tokens": 170, "ties": 0}
+    )
+    samples = pair_samples(records, lambda one: encode(one, None), per_task=1, ties=0, seed=0)
+    passes = SimpleNamespace(microbatches=lambda some, budget: microbatches(some, budget))
+    work = workload(records, config, get_loss("dpo"), Assumptions(), gpus=3, sharded=sharded)
+    (step,) = work.steps
+    for group in range(3):
+        workers = SimpleNamespace(groups=3, group=group, sharded=sharded)
+        scorer = SimpleNamespace(workers=workers, passes=passes)
+        objective = SimpleNamespace(scorer=scorer, micro_batch_tokens=170)
+        mine = [
+            (padded_size([c for row in rows for c in samples.samples[row].contexts]), counted)
+            for rows, counted in _my_batches(objective, samples.samples)
+        ]
+        assert [(one.tokens, one.samples > 0) for one in step[group]] == mine
+    assert len({len(share) for share in step}) == (1 if sharded else 2)
+    assert sum(one.samples for share in work.references for one in share) == 5
+    assert len({len(share) for share in work.references}) == (1 if sharded else 2)
+
+
+def test_the_worst_pass_is_that_of_most_memory_not_of_most_tokens(config, tmp_path):
+    """Shared beginnings spare tokens, and cost copies of their keys and values."""
+
+    def pair(task, first, second):
+        """Two sides of two turns, whose first prompt is the same and whose second is not."""
+        for good in (True, False):
+            one = sampled(task, replies=("a", "b") if good else ("c", "d"), resolved=good)
+            steps = list(one.steps)
+            for at, ids in ((2, (50,) * first), (3, (51 + good,) * second)):
+                metrics = replace(steps[at].metrics, prompt_token_ids=ids)
+                prefix = metrics.prompt_prefix and first + 1
+                steps[at] = replace(steps[at], metrics=replace(metrics, prompt_prefix=prefix))
+            yield replace(one, steps=tuple(steps), attempt=int(good))
+
+    folder = write_buffer(tmp_path / "two", [*pair("t-1", 290, 6), *pair("t-2", 27, 140)])
+    changes = {"buffer": folder, "ties": 0, "batch_size": 1, "gradient_checkpointing": False}
+    worst = plan_training(config.model_copy(update=changes)).longest
+    assert (worst.lengths, worst.shared) == ((298, 298), (290,))
+    assert worst.tokens == 306 < 27 + 2 * 142
 
 
 def test_packing_and_min_share_are_the_runs(config):
@@ -156,6 +248,22 @@ def test_wrong_requests_are_one_sentence(config):
         plan_training(config.model_copy(update={"buffer": "/nowhere"}))
     with pytest.raises(ConfigError, match="No adapter with targets"):
         plan_training(config.model_copy(update={"lora_targets": ["nothing"]}))
+
+
+def test_what_training_refuses_is_refused(config):
+    with pytest.raises(ConfigError, match="has no entropy term"):
+        plan_training(config.model_copy(update={"loss": "dpo", "zeta": 2 * config.gamma}))
+    with pytest.raises(ConfigError, match="Full fine-tuning starts from whole weights"):
+        plan_training(config.model_copy(update={"init_adapter": "a"}), method="full")
+    with pytest.raises(ConfigError, match="stop_kl is a distance from the reference"):
+        plan_training(config.model_copy(update={"loss": "sft", "stop_kl": 1.0}))
+
+
+def test_float32_is_told_of(config):
+    assert config.dtype == "float32"
+    assert any("66.9 TFLOP/s" in note for note in plan_training(config, gpu="H100-80").notes)
+    half = plan_training(config.model_copy(update={"dtype": "bfloat16"}), gpu="H100-80")
+    assert not any("TFLOP/s" in note for note in half.notes)
 
 
 def test_a_started_adapter_gives_its_own_rank(config, settings):

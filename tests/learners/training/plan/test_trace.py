@@ -45,6 +45,78 @@ def test_a_qwen3_layer_keeps_what_counting_by_hand_gives():
     assert layer.kept.fixed == 0
 
 
+def test_a_layer_in_4_bits_keeps_its_inputs_in_float32_for_each_projection():
+    h, i, q, kv, heads, r = 64, 96, 64, 32, 4, 8
+    float32, bf16 = 4, 2
+    norms = bf16 * (h + q + kv) + float32 * (2 + heads + 2)
+    attention = bf16 * (2 * q + 2 * kv) + float32 * heads
+    gate = bf16 * 2 * i
+    # q, k, v, gate and up read hidden states; then the output projection and that of the unit.
+    adapters = float32 * (5 * h + q + i) + float32 * 7 * r
+    layer, _ = costs(tiny("qwen3"), "qlora")
+    assert layer.kept.per_token == norms + attention + gate + adapters
+
+
+def test_four_bit_layers_are_told_from_lean_ones():
+    from learners.ops.lora import lean_weights
+
+    settings = TrainConfig(model="", buffer="", out="")
+    lean, plain = (adapted(meta_model(tiny("llama")), settings, m) for m in ("lora", "qlora"))
+    assert lean_weights(lean) == 2 * 8 * (64 + 64 + 2 * (64 + 32) + 64 + 64 + 3 * (64 + 96))
+    assert lean_weights(plain) == 0
+
+
+def test_as_four_bit_computes_what_peft_does():
+    from peft.tuners.lora.layer import Linear
+
+    from learners.training.plan.fourbit import as_four_bit
+
+    settings = TrainConfig(model="", buffer="", out="")
+    model = adapted(meta_model(tiny("llama")), settings, "lora").to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    layer = next(m for m in model.modules() if type(m) is Linear)
+    x = torch.randn(5, 64, dtype=torch.bfloat16)
+    expected = Linear.forward(layer, x)
+    assert as_four_bit(model) == 14
+    assert torch.allclose(layer(x).float(), expected.float(), atol=0.02, rtol=0.02)
+
+
+def test_attention_is_as_wide_as_what_layers_give_it():
+    assert costs(tiny("qwen3"))[0].attention == (4, 4 * 32, 4 * 16, 2 * 32)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_under_autocast_a_layer_keeps_what_it_does_with_real_tensors(kind):
+    config = tiny(kind)
+    settings = TrainConfig(model="", buffer="", out="")
+    meta = adapted(meta_model(config, torch.float32), settings, "full")
+    planned = layer_costs(meta, cast=True)
+    real = adapted(meta_model(config, torch.float32), settings, "full").to_empty(device="cpu")
+    for parameter in real.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    tokens = 96
+    for index, layer in enumerate(decoder_layers(real)):
+        states = torch.randn(1, tokens, 64, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            saved = _saved(layer, states, real, index)
+        assert saved == planned[index].kept(tokens)
+    matrices = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96
+    assert planned[0].kept.fixed == 2 * matrices
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_experts_in_float32_keep_twice_what_they_do_in_bfloat16(method):
+    """The meta device has grouped products in bfloat16 only; cards have both."""
+    settings = TrainConfig(model="", buffer="", out="", lora_targets=["q_proj"])
+    kept = {
+        dtype: layer_costs(adapted(meta_model(tiny("qwen3_moe"), dtype), settings, method))[0].kept
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    half, wide = (kept[dtype].per_token for dtype in (torch.bfloat16, torch.float32))
+    assert 1.3 * half < wide <= 2 * half
+
+
 def test_an_adapter_on_two_layers_keeps_less():
     few = costs(tiny("qwen3"), lora_targets=["q_proj", "v_proj"])[0]
     # q and v keep one input between them; the other five need two more, and what A gives
@@ -114,11 +186,11 @@ def _tensors(given):
 
 def test_the_logits_exist_for_one_chunk_whatever_the_length():
     head = torch.empty(151_936, 64, dtype=torch.bfloat16, device="meta")
-    short, long = (logps_bytes(head, n, n, None) for n in (8_192, 65_536))
+    short, long = (logps_bytes(head, n, n, None).peak for n in (8_192, 65_536))
     # the chosen hidden states, their gradient, and the gradient of all hidden states
     assert long - short == pytest.approx((65_536 - 8_192) * 3 * 64 * 2, rel=1e-6)
     assert short < 4 << 30
-    assert logps_bytes(head, 8_192, 8_192, 30.0) > short  # the soft cap keeps one more
+    assert logps_bytes(head, 8_192, 8_192, 30.0).peak > short  # the soft cap keeps one more
 
 
 def test_live_bytes_are_those_that_are_held():
