@@ -25,8 +25,10 @@ def wandb(tmp_path, monkeypatch):
 
 def sent(folder):
     """The id and the steps of each part of a run, in order."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its process may write for a while after a run is finished
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
         data, at, steps = path.read_bytes(), 7, []
