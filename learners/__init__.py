@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from learners.data import encode, kto_rows, pairs, sft_rows
     from learners.training import (
-        PauseTraining,
         Progress,
         StopTraining,
         TrainConfig,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "PauseTraining",
     "Progress",
     "StopTraining",
     "TrainConfig",
