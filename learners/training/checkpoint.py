@@ -113,10 +113,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: it cannot be read.
+        SweError: it cannot be read for now.
     """
     try:
         return _load(path)
     except Exception as error:  # unpickling what is damaged raises whatever it meets
+        _check_passing(path, error)
         raise ConfigError(
             f"The checkpoint {path} cannot be read ({_reason(error)}): remove it to go on without "
             "it."
@@ -140,7 +142,7 @@ def newest_checkpoint(folder: Path, workers: Workers) -> dict[str, Any] | None:
     if not found:
         try:
             found.append(read_checkpoint(path))
-        except ConfigError as error:
+        except SweError as error:
             problem = str(error)
     for said in workers.gather(problem):
         if said:
@@ -156,11 +158,7 @@ def _choose(folder: Path, found: list[dict[str, Any]]) -> Path | None:
             _check_sums(path)
             found.append(_load(path))
         except Exception as error:  # as above
-            if _passing(error):
-                raise SweError(
-                    f"The checkpoint {path} cannot be read now ({_reason(error)}): nothing was "
-                    "changed, so go on with --resume when it can."
-                ) from error
+            _check_passing(path, error)
             damaged[path] = _reason(error)
             continue
         for other, reason in damaged.items():
@@ -197,10 +195,18 @@ def _check_sums(path: Path) -> None:
 _PASSING = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 
 
-def _passing(error: Exception) -> bool:
-    """Whether it tells of the machine, not of the file."""
+def _check_passing(path: Path, error: Exception) -> None:
+    """It tells of the file, not of the machine.
+
+    Raises:
+        SweError: it does not.
+    """
     no_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    return no_memory or (isinstance(error, OSError) and error.errno in _PASSING)
+    if no_memory or (isinstance(error, OSError) and error.errno in _PASSING):
+        raise SweError(
+            f"The checkpoint {path} cannot be read now ({_reason(error)}): nothing was changed, so "
+            "go on with --resume when it can."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task, TaskID
 
-    from learners.training.config import TrainConfig
     from learners.training.results import OnProgress, Progress
 
 _EVERY = 30.0
@@ -93,7 +92,7 @@ def train(
     _only_with_plan(asked)
     resolved = TrainConfig.load(config, **changes)
     try:
-        with progress_bar() as show, pausing(show, resolved) as heeding:
+        with progress_bar() as show, pausing(show) as heeding:
             result = run(resolved, on_progress=heeding)
     except Paused as pause:
         raise KeyboardInterrupt(f"{pause}: the same command with --resume goes on") from pause
@@ -176,7 +175,7 @@ class _Display:
         self._bar = bar
         self._tasks: dict[str, TaskID] = {}
         self._due: dict[str, float] = {}
-        self._untold = ""
+        self._untold: dict[str, str] = {}
 
     def __call__(self, progress: Progress) -> None:
         """As `OnProgress`."""
@@ -189,9 +188,9 @@ class _Display:
             self._tell(progress, task.time_remaining)
 
     def close(self) -> None:
-        """Print the last line, if it was held back."""
-        if self._untold:
-            self._print(self._untold)
+        """Print the last line of each stage, if it was held back."""
+        for line in self._untold.values():
+            self._print(line)
 
     def _update(self, progress: Progress) -> Task:
         stage = progress.stage
@@ -199,7 +198,8 @@ class _Display:
             self._tasks[stage] = self._bar.add_task(stage, figures="")
         number = self._tasks[stage]
         task = self._bar.tasks[number]
-        if progress.done <= task.completed:  # another round, as of every evaluation
+        # Another round, as of every evaluation, or another buffer's.
+        if progress.done <= task.completed or task.total not in (None, progress.total):
             self._bar.reset(number)
         figures = "  ".join(_figures(progress.metrics))
         self._bar.update(number, completed=progress.done, total=progress.total, figures=figures)
@@ -212,22 +212,22 @@ class _Display:
         line = f"{progress.stage}: {', '.join(parts)}"
         now = self._bar.get_time()
         if progress.done < progress.total and now < self._due.get(progress.stage, now):
-            self._untold = line
+            self._untold[progress.stage] = line
             return
         self._print(line)
         self._due[progress.stage] = now + _EVERY
-        self._untold = ""
+        self._untold.pop(progress.stage, None)
 
     def _print(self, line: str) -> None:
         self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
-def pausing(show: OnProgress, config: TrainConfig) -> Iterator[OnProgress]:
+def pausing(show: OnProgress) -> Iterator[OnProgress]:
     """`show`, which leaves a run after its step and a checkpoint if Ctrl-C or SIGTERM comes.
 
-    A second one ends it at once; so does the first before the first step, where there are no
-    checkpoints, and where several processes train, which the launcher ends as it likes.
+    A second one ends it at once; so does the first before the first step, in an evaluation (whose
+    step is saved), and where several processes train, which the launcher ends as it likes.
     """
     from learners.training.results import PauseTraining
 
@@ -249,14 +249,18 @@ def pausing(show: OnProgress, config: TrainConfig) -> Iterator[OnProgress]:
 
     alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
     main = threading.current_thread() is threading.main_thread()
-    if config.save_every is None or not alone or not main:
+    if not alone or not main:
         yield show
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # In the background of a script Ctrl-C is not for this process.
+    heard = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
+        for number in heard:
+            signal.signal(number, ask)
         yield heeding
     finally:
-        for number, handler in before.items():
+        for number, handler in heard.items():
             signal.signal(number, handler)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from learners.training.checkpoint import checkpoints
 from learners.training.config import TrainConfig
@@ -26,14 +26,20 @@ _MAY_CHANGE = {
     "resume", "out", "save_every", "keep_checkpoints", "eval_every", "eval_buffer", "tensorboard",
     "wandb_project", "gradient_checkpointing", "micro_batch_tokens",
 }  # fmt: skip
-"""Settings that a resumed run may have other values of: they do not change its result (the last
-two but for rounding)."""
-_MAY_MOVE = {"model", "buffer", "init_adapter"}
-"""Places, of whose content each checkpoint holds a digest."""
+"""Settings that a resumed run may have other values of: they do not change its result, but for
+rounding and, of `micro_batch_tokens` on a GPU, what dropout draws."""
+_MAY_MOVE = {"buffer", "init_adapter"}
+"""Places, of whose whole content each checkpoint holds a digest."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def check_folder(config: TrainConfig) -> Path:
+def check_folder(config: TrainConfig, *, moved: bool) -> Path:
     """The output folder: missing, empty, or holding the same run's earlier part.
+
+    Args:
+        config: The run's settings.
+        moved: Whether buffer and starting adapter may lie elsewhere than they did, because they
+            will be compared with a checkpoint.
 
     Raises:
         ConfigError: it holds something else, or a run with other settings or settings that cannot
@@ -53,16 +59,16 @@ def check_folder(config: TrainConfig) -> Path:
             )
         if not (out / _SETTINGS).is_file():
             raise ConfigError(f"{out} holds no earlier training run, so there is none to resume.")
-        _check_settings(out, config)
+        moved = moved and bool(checkpoints(out / "checkpoints"))
+        _check_settings(out, config, _MAY_CHANGE | (_MAY_MOVE if moved else set()))
     return out
 
 
-def _check_settings(out: Path, config: TrainConfig) -> None:
+def _check_settings(out: Path, config: TrainConfig, free: set[str]) -> None:
     settings = json.loads(config.model_dump_json())
     # A setting that this version has and that one had not was as it is by default.
     default = json.loads(TrainConfig(model="", buffer="", out="").model_dump_json())
     before = default | _read_settings(out / _SETTINGS)
-    free = _MAY_CHANGE | (_MAY_MOVE if checkpoints(out / "checkpoints") else set())
     changed = [name for name in settings if name not in free and settings[name] != before.get(name)]
     if changed:
         name = changed[0]
@@ -96,7 +102,8 @@ class OutFolder:
         """Nothing is looked at yet."""
         self.path = Path(config.out).expanduser()
         self._config = config
-        self._lock = FileLock(self.path / _LOCK, timeout=0)
+        self._lock: int | None = None
+        self._found = False
 
     def check(self) -> Path:
         """As `check_folder`, and hold what is there.
@@ -104,8 +111,9 @@ class OutFolder:
         Raises:
             ConfigError: or another run writes to it.
         """
-        check_folder(self._config)
-        if (self.path / _SETTINGS).is_file():
+        check_folder(self._config, moved=True)
+        self._found = (self.path / _SETTINGS).is_file()
+        if self._found:
             self._hold()
         return self.path
 
@@ -123,7 +131,11 @@ class OutFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._hold()
-            check_folder(self._config)  # what began there since it was looked at
+            if not self._found and (self.path / _SETTINGS).exists():
+                raise ConfigError(
+                    f"Another run has begun in {self.path} since this one looked: train into "
+                    "another folder, or go on with it by --resume."
+                )
             settings = self._config.model_dump_json(indent=2) + "\n"
             write_atomically(self.path / _SETTINGS, settings.encode())
         except OSError as error:
@@ -133,23 +145,35 @@ class OutFolder:
 
     def close(self) -> None:
         """Let others write to it."""
-        self._lock.release()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _hold(self) -> None:
-        if self._lock.is_locked:
+        if self._lock is not None:
             return
+        lock = None
         try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"Another run writes to {self.path}: wait until it has ended, or train into "
-                "another folder."
-            ) from error
-        except NotImplementedError:
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise ConfigError(
+                    f"Another run writes to {self.path}: wait until it has ended, or train into "
+                    "another folder."
+                ) from error
+            if error.errno not in _NO_LOCKS:
+                raise ConfigError(
+                    f"The output folder {self.path} cannot be written ({error})."
+                ) from error
             log.warning(
                 "The file system of %s has no locks: nothing keeps another run from writing to it.",
                 self.path,
             )
+            return
+        self._lock = lock
 
     def _check_room(self, weights: int) -> None:
         config, folder = self._config, self.path / "checkpoints"

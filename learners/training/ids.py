@@ -27,6 +27,7 @@ def own_ids(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
     *,
+    refuse: bool = True,
     tell: bool = True,
 ) -> list[Trajectory]:
     """The trajectories, of which those with another tokenizer's ids have none any more.
@@ -39,6 +40,7 @@ def own_ids(
         trajectories: A buffer's.
         tokenizer: The trained model's.
         config: Its `recorded_ids` is heeded.
+        refuse: Whether a buffer of another tokenizer alone is a mistake, as it is to train on.
         tell: Warn of those without; False where that was done.
 
     Raises:
@@ -50,7 +52,7 @@ def own_ids(
     recorded = [one for one in trajectories if has_ids(one)]
     others = _others(recorded, tokenizer, tell)
     aside = {id(one) for records in others.values() for one in records}
-    if recorded and all(id(one) in aside for one in recorded):
+    if refuse and recorded and all(id(one) in aside for one in recorded):
         raise ConfigError(
             f"The token ids of {next(iter(others))}: train the model that sampled them, with the "
             "chat_template it was given, or learn from the text alone (--set recorded_ids=false)."

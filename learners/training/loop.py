@@ -104,7 +104,7 @@ def _finished(config: TrainConfig) -> TrainResult | None:
     """The result of a run that there is nothing left to resume of."""
     done = read_result(Path(config.out).expanduser()) if config.resume else None
     if done is not None:
-        check_folder(config)
+        check_folder(config, moved=False)
         log.warning("The run in %s is finished: nothing is trained.", done.out)
     return done
 
@@ -257,7 +257,7 @@ class _Run:
         reason, pause = self.workers.agree((reason, pause))
         self._stop(reason)
         if pause and self.step < self.parts.total:
-            self._save()
+            self._save(anyway=True)
             raise Paused(f"The run in {self.out} was left after step {self.step}")
 
     def _stop(self, reason: str) -> None:
@@ -268,9 +268,9 @@ class _Run:
         log.info("Stopped after step %d: %s", self.step, self.stopped)
         self._save()
 
-    def _save(self) -> None:
-        """A checkpoint, unless the run has none."""
-        if self.config.save_every is None:
+    def _save(self, *, anyway: bool = False) -> None:
+        """A checkpoint, if the run has them or it is to be `anyway`."""
+        if self.config.save_every is None and not anyway:
             return
         extra = {
             "z0": state_of(self.parts.z0), "metrics": self.metrics, "rule": self.rule.state_dict(),

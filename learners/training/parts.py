@@ -202,10 +202,10 @@ def _read(
     if config.eval_buffer is not None:
         trajectories = read_buffer(config.eval_buffer)
         try:
-            held_out = build_dataset(trajectories, tokenizer, config, loss)
+            held_out = build_dataset(trajectories, tokenizer, config, loss, held_out=True)
         except NoSignal as error:
             raise NoSignal(f"Nothing can be evaluated on {config.eval_buffer}: {error}") from error
-        own = own_ids(trajectories, tokenizer, config, tell=False)
+        own = own_ids(trajectories, tokenizer, config, refuse=False, tell=False)
         found = attempts(own, encoder(tokenizer, config))
         several = f"of several solutions: {found.dataset.report}"
         _tell(held_out.report, f"Held out: {held_out.report}; {several}.", show)

@@ -75,15 +75,17 @@ def build_dataset(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
     loss: Loss,
+    *,
+    held_out: bool = False,
 ) -> Dataset:
-    """The samples this loss learns from.
+    """The samples this loss learns from, or is evaluated on where they are `held_out`.
 
     Raises:
         ConfigError: the token ids of all trajectories that have some are another tokenizer's.
         NoSignal: nothing is left of them, or all have one label; says what was left out and why.
     """
     trajectories = list(trajectories)
-    own = own_ids(trajectories, tokenizer, config)
+    own = own_ids(trajectories, tokenizer, config, refuse=not held_out)
     encode_one = encoder(tokenizer, config)
     if loss.kind == "pairs":
         dataset = pair_samples(

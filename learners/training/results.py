@@ -48,8 +48,8 @@ class Progress:
     """Where a run stands, for whoever shows it."""
 
     stage: str
-    """"data" (once a buffer), "reference" (from 1 again for each buffer), "training" or
-    "evaluation" (from 1 again each time)."""
+    """"data" (once a buffer), "reference" (once more for each buffer, from what the cache
+    has), "training" or "evaluation" (from 1 again each time)."""
     done: int
     """Samples in stage "data", steps in "training", else sequences."""
     total: int

@@ -11,6 +11,7 @@ from typing import Any
 from learners.training.card import public_settings
 from learners.training.config import TrainConfig
 from learners.training.metrics import read_metrics
+from learners.training.results import Paused
 from swe_env.disk import write_atomically
 from swe_env.errors import ConfigError
 
@@ -45,18 +46,18 @@ class Tracking:
                 project=project, name=out.name, dir=str(out), id=known,
                 resume="allow" if known else None, config=public_settings(self._config),
             )  # fmt: skip
-        except wandb.errors.Error as error:
+            write_atomically(record, f"{self._run.id}\n".encode())
+            if known:
+                # Online W&B tells which step it waits for; offline the folder knows what it had.
+                written = max((int(row["step"]) for row in read_metrics(out)), default=0)
+                self._first = written + 1 if self._run.offline else self._run.step
+        except (wandb.errors.Error, OSError) as error:
             other = f", remove {record} to begin another there" if known else ""
             raise ConfigError(
                 f"wandb_project: the run {known or out.name} in {project!r} cannot be begun "
                 f"({_line(error)}): set that right and go on with --resume{other}, or set "
                 "WANDB_MODE=offline."
             ) from error
-        write_atomically(record, f"{self._run.id}\n".encode())
-        if known:
-            # Online W&B tells which step it waits for; offline the folder knows what it was given.
-            written = max((int(record["step"]) for record in read_metrics(out)), default=0)
-            self._first = written + 1 if self._run.offline else self._run.step
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Send the figures of one step (counted from 1), unless an earlier process did."""
@@ -73,7 +74,8 @@ class Tracking:
         traceback: TracebackType | None,
     ) -> None:
         if self._run is not None:
-            self._run.finish(exit_code=int(error is not None))
+            left = error is None or isinstance(error, Paused)
+            self._run.finish(exit_code=int(not left))
 
 
 def check_wandb(project: str | None) -> None:

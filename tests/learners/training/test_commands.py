@@ -147,7 +147,7 @@ def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_after_its_step_with_a_checkpoint(settings, tmp_path, number, capsys):
-    settings |= {"save_every": 50, "loss": "sft"}
+    settings |= {"save_every": None, "loss": "sft"}  # it is saved all the same
     whole = run(TrainConfig(**{**settings, "out": str(tmp_path / "whole")})).out
     config, before = TrainConfig(**settings), signal.getsignal(number)
 
@@ -155,7 +155,7 @@ def test_a_signal_leaves_a_run_after_its_step_with_a_checkpoint(settings, tmp_pa
         if progress.stage == "training" and progress.done == 2:
             os.kill(os.getpid(), number)
 
-    with pausing(press, config) as show, pytest.raises(Paused, match="was left after step 2"):
+    with pausing(press) as show, pytest.raises(Paused, match="was left after step 2"):
         run(config, on_progress=show)
     assert "leaving after this step" in capsys.readouterr().err
     assert signal.getsignal(number) is before
@@ -171,21 +171,31 @@ def test_a_second_signal_and_one_before_the_first_step_end_it_at_once(settings):
         if progress.stage == "reference":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pausing(press, config) as show, pytest.raises(KeyboardInterrupt):
+    with pausing(press) as show, pytest.raises(KeyboardInterrupt):
         run(config, on_progress=show)
-    with pausing(lambda _: None, config) as show:
+    with pausing(lambda _: None) as show:
         show(Progress("training", 1, 2, {}))
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("without", ["checkpoints", "one process"])
-def test_where_a_run_cannot_be_left_signals_are_what_they_were(settings, monkeypatch, without):
-    if without == "one process":
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        settings["save_every"] = 50
+def test_a_run_of_several_processes_leaves_signals_to_its_launcher(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     before = signal.getsignal(signal.SIGTERM)
-    with pausing(print, TrainConfig(**settings)) as show:
+    with pausing(print) as show:
         assert show is print
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_ignored_stays_so_and_one_in_an_evaluation_ends_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pausing(lambda _: None) as show:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            show(Progress("training", 1, 2, {}))
+            show(Progress("evaluation", 1, 2, {}))
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)

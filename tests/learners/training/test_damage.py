@@ -108,6 +108,15 @@ def test_another_process_reads_what_the_main_one_chose(killed):
     assert newest_checkpoint(folder(killed), Second(None)) is None
 
 
+def test_what_another_process_cannot_read_for_now_is_not_to_be_removed(killed, monkeypatch):
+    def refuse(path):
+        raise MemoryError
+
+    monkeypatch.setattr("learners.training.checkpoint._load", refuse)
+    with pytest.raises(ConfigError, match=r"step-00000002 cannot be read now .*nothing was ch"):
+        newest_checkpoint(folder(killed), Second(folder(killed) / "step-00000002"))
+
+
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(settings, monkeypatch):
     real, synced = os.fsync, []
 

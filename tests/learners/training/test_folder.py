@@ -1,5 +1,6 @@
 """The output folder: one run at a time, room on its disk, and what a resumed run may change."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -53,17 +54,32 @@ def test_of_two_runs_that_found_it_empty_the_second_is_refused(settings):
     with pytest.raises(ConfigError, match="Another run writes to"):
         second.open(1)
     first.close()
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="has begun in"):
         second.open(1)
 
 
-def test_a_file_system_without_locks_is_told_of(settings, monkeypatch, caplog):
-    def none(lock):
-        raise NotImplementedError
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of(settings, monkeypatch, caplog, number):
+    def none(*_):
+        raise OSError(number, "no")
 
-    monkeypatch.setattr(folders.FileLock, "acquire", none)
-    OutFolder(TrainConfig(**settings)).open(1)
-    assert "has no locks" in caplog.text
+    monkeypatch.setattr(folders.fcntl, "flock", none)
+    folder = OutFolder(TrainConfig(**settings, resume=True))
+    folder.check()
+    folder.open(1)
+    assert caplog.text.count("has no locks") == 1
+    OutFolder(TrainConfig(**settings, resume=True)).check()
+
+
+def test_a_run_that_began_since_the_folder_was_looked_at_is_not_gone_on_with(settings):
+    """What it saved was not read: this one would begin anew over it."""
+    first, second = (OutFolder(TrainConfig(**settings, resume=True)) for _ in range(2))
+    first.check(), second.check()
+    first.open(1)
+    first.close()
+    with pytest.raises(ConfigError, match=r"Another run has begun in .* since"):
+        second.open(1)
+    second.close()
 
 
 def test_checkpoints_stay_behind_the_end_and_the_last_step_has_one(settings):
@@ -103,18 +119,16 @@ def test_a_disk_that_is_full_while_an_adapter_is_saved_is_a_sentence(killed, mon
     assert train(TrainConfig(**killed, resume=True)).steps == 6
 
 
-def test_model_and_buffer_may_have_moved_and_passes_be_smaller(killed, tmp_path):
-    moved = {
-        name: shutil.copytree(killed[name], tmp_path / f"moved-{name}")
-        for name in ("model", "buffer")
-    }
-    again = {**killed, **{name: str(path) for name, path in moved.items()}}
-    assert train(TrainConfig(**again, micro_batch_tokens=100, resume=True)).steps == 6
-    again["model"] = killed["model"]
-    # A finished run is compared with nothing.
-    shutil.rmtree(Path(killed["out"]) / "checkpoints")
+def test_a_buffer_may_have_moved_until_the_run_is_finished(killed, tmp_path):
+    """A finished one is compared with nothing."""
+    moved = str(shutil.copytree(killed["buffer"], tmp_path / "moved"))
+    again = {**killed, "buffer": moved, "resume": True, "micro_batch_tokens": 100}
+    assert train(TrainConfig(**again)).steps == 6
+    assert train(TrainConfig(**again)).steps == 6
+    with pytest.raises(ConfigError, match="was started with buffer ="):
+        train(TrainConfig(**{**again, "buffer": killed["buffer"]}))
     with pytest.raises(ConfigError, match="was started with model ="):
-        train(TrainConfig(**again, resume=True))
+        train(TrainConfig(**{**again, "model": str(tmp_path)}))
 
 
 def test_a_checkpoint_that_cannot_be_read_for_now_is_not_set_aside(killed, monkeypatch):
