@@ -57,7 +57,8 @@ def read_template(name: str | Path) -> str:
 _DATE = {
     "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%B": "July",
     "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26",
-    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%D": "07/26/24", "%T": "00:00:00",
+    "%x": "07/26/24", "%X": "00:00:00", "%c": "Fri Jul 26 00:00:00 2024",
 }  # fmt: skip
 _TODAY = (
     "{% macro strftime_now(format) %}{{ format"
@@ -110,9 +111,8 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        own = getattr(tokenizer, "chat_template", None)
-        dated = isinstance(own, str) and "strftime_now" in own
-        self._template = f"{_TODAY}{own}" if dated else None
+        own = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
+        self._template = f"{_TODAY}{own}" if own and "strftime_now" in own else None
         if not own:
             raise ConfigError(
                 "The tokenizer has no chat template: take an instruction-tuned model, or set "

@@ -7,8 +7,7 @@ sequence, backward) in a process of its own, once with and once without gradient
 growth of the process's peak resident memory, which knows nothing of tensors, stands beside what the
 plan says is needed beyond weights, adapter, gradients and optimizer. Both in float32, in which
 every CPU computes; with as many key heads as query heads, because PyTorch's CPU kernel for fewer
-keeps the tokens x tokens matrix that a GPU's does not. From 1,450 tokens on a checkpointed step
-keeps attention's results besides, which the plan counts for GPUs only.
+keeps the tokens x tokens matrix that a GPU's does not.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ A checkpointed layer is computed again for its backward pass: a quarter of a ste
 of what the step of a small model waits for. Where the card has room for all that the last layers
 keep, these are not checkpointed. Of the others attention over long sequences is kept: of all that a
 layer computes it takes most of the time, and its result the memory of one hidden state. On a CPU
-that alone is kept.
+training asks for that alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -212,8 +213,8 @@ class Kept:
         """Decide for the pass that comes, by what memory is free.
 
         Attention is kept for long runs of a packed row, on a CPU for a long row of its own too;
-        layers as a whole on CUDA. Nothing is kept of a row that several processes share: a part of
-        it has no spans.
+        layers as a whole if the model is `selective`, as it is trained on CUDA. Nothing is kept of
+        a row that several processes share: a part of it has no spans.
 
         Args:
             model: The model.
@@ -241,7 +242,7 @@ class Kept:
         attention = sizes.attention_bytes(tokens, parts.size)
         room = free - _SPARE - parts.owed() - sizes.needed_bytes(tokens, parts.size)
         on_cpu = input_ids.device.type == "cpu"
-        least = min(WORTH, WORTH_ON_CPU) if on_cpu else WORTH
+        least = WORTH_ON_CPU if on_cpu else WORTH
         known = layout is not None or (on_cpu and len(input_ids) == 1)
         worth = known and sizes.attention_work(input_ids, layout) >= least
         self.attention = worth and self._attends and attention < SHARE * room
@@ -350,14 +351,17 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def _available() -> int:
-    """Bytes of memory that are left to this machine, or to this control group of it."""
+    """Bytes of memory that are left to this process: of this machine, or its control group."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # there is no limit, or no such group
         limit = int((_GROUP / "memory.max").read_text())
-        free = min(free, limit - int((_GROUP / "memory.current").read_text()))
-    return free
+        used = int((_GROUP / "memory.current").read_text())
+        said = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        # Files that were read and can be read again give way.
+        free = min(free, limit - used + int(said.get("inactive_file", 0)))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from learners.ops import keeping, pack
+from learners.ops import keeping, pack, packed_logps, prepare
 from learners.ops.context import Context, part_of
 from learners.ops.keeping import Kept, Sizes, checkpoint_settings, give_way, weigh
 from tests.learners.models import tiny
@@ -110,16 +110,23 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_cpu_keeps_long_attention(monkeypatch, packed):
-    """Of rows with a layout and of plain ones; the same bits in half the calls of its kernel."""
+    """Of packed rows and of plain ones; the same bits in half the calls of its kernel."""
     model, kept = prepared(tiny("llama", attn_implementation="sdpa"), selective=False)
-    ids, found = row(250).input_ids, []
+    if packed:
+        assert prepare(model, "segments", torch.device("cpu")) == ""
+    one, found = row(250), []
     for worth in (1e12, 0.0):
-        monkeypatch.setattr(keeping, "WORTH", worth)
+        monkeypatch.setattr(keeping, "WORTH_ON_CPU", worth)
         model.zero_grad()
-        weigh(model, ids, row(250).layout if packed else None)
+        weigh(model, one.input_ids, one.layout if packed else None)
         assert kept.attention == (worth == 0.0)
         with Calls() as seen:
-            model(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum().backward()
+            if packed:
+                packed_logps(model, one, "segments").logps.sum().backward()
+            else:
+                model(input_ids=one.input_ids, use_cache=False).logits.logsumexp(
+                    -1
+                ).sum().backward()
         gradients = [p.grad.clone() for p in model.parameters()]
         found.append((seen.names["_scaled_dot_product_flash_attention_for_cpu"], gradients))
     again, once = found
@@ -127,13 +134,33 @@ def test_a_cpu_keeps_long_attention(monkeypatch, packed):
     assert all(map(torch.equal, again[1], once[1]))
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_attention_is_long_from_a_number_of_operations_on(packed, room):
+    """Causal attention of n tokens, 32 wide: 2 x 32 n^2 operations."""
+    room(ROOM)
+    model, kept = prepared(tiny("llama"), selective=False)
+    least = round((keeping.WORTH_ON_CPU / 64) ** 0.5)
+    for tokens in (least - 1, least + 1):
+        one = row(tokens)
+        weigh(model, one.input_ids, one.layout if packed else None)
+        assert kept.attention == (tokens > least)
+    weigh(model, one.input_ids.repeat(2, 1), None)  # padded, perhaps: with a mask of its own
+    assert not kept.attention
+
+
 def test_a_control_groups_limit_is_what_is_left(monkeypatch, tmp_path):
+    """Less what it uses, but for files that were read; for each process of the machine its part."""
     free = keeping._available()
     assert free > 0
-    (tmp_path / "memory.max").write_text(f"{free // 2 + 5}\n")
-    (tmp_path / "memory.current").write_text("5\n")
+    (tmp_path / "memory.max").write_text(f"{free // 2}\n")
+    (tmp_path / "memory.current").write_text(f"{free // 4}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {free // 8}\n")
     monkeypatch.setattr(keeping, "_GROUP", tmp_path)
-    assert keeping._available() == free // 2
+    wanted = free // 2 - free // 4 + free // 8
+    assert keeping._available() == wanted
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert keeping._available() == wanted // 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     (tmp_path / "memory.max").write_text("max\n")
     assert keeping._available() > free // 2
 
@@ -276,7 +303,7 @@ def test_what_a_measured_layer_saved_is_freed_with_its_graph(room):
 
 
 def test_attention_gives_way_after_layers(monkeypatch, room):
-    monkeypatch.setattr(keeping, "WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH_ON_CPU", 0.0)
     room(ROOM)
     model, kept = prepared(tiny("llama", num_hidden_layers=4))
     found = []
@@ -318,7 +345,7 @@ def test_no_layer_is_kept_whole(room, reason, monkeypatch):
 
 def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
     """Were all of it worth keeping and to fit."""
-    monkeypatch.setattr(keeping, "WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH_ON_CPU", 0.0)
     room(ROOM)
     keeps = []
     for packed in (row(), part_of(row(), Context(2, 0))):
@@ -329,7 +356,7 @@ def test_nothing_is_kept_of_a_row_that_processes_share(monkeypatch, room):
 
 
 def test_attention_is_not_kept_where_every_layer_is(monkeypatch, room):
-    monkeypatch.setattr(keeping, "WORTH", 0.0)
+    monkeypatch.setattr(keeping, "WORTH_ON_CPU", 0.0)
     room(ROOM)
     model, kept = prepared(tiny("llama"))
     found = []
