@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from learners.ops.experts import chosen_experts
 from learners.ops.lora import SPLIT_BYTES, lean_weights
 from learners.ops.packing import Layout
 from learners.ops.rotary import moving_rotary
@@ -61,7 +62,7 @@ class Sizes(NamedTuple):
         found: Any = config
         try:
             hidden, heads = int(found.hidden_size), int(found.num_attention_heads)
-            experts = getattr(found, "num_experts_per_tok", None)
+            experts: Any = chosen_experts(found)
             inner = (experts and getattr(found, "moe_intermediate_size", None)) or next(
                 (size for name in _INNER if (size := getattr(found, name, None))), 4 * hidden
             )

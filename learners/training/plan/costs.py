@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,7 +57,7 @@ class Memory:
     gradients: int
     """While sharded also those of a layer before each GPU has its part of them."""
     activations: int
-    """Kept for the backward pass of the longest micro-batch."""
+    """Kept by the micro-batch for its backward pass."""
     layer: int
     """Used by one layer's backward pass beyond them; not at the same time as `logps`."""
     logps: int
@@ -132,7 +133,8 @@ class Costs:
         L inputs of 2 x width x T and what the L layers keep at T beside them (nothing with
         checkpointing), plus the last norm's input, output and float32 copy (8 x width x T). Where
         beginnings are shared, attention keeps the keys and values of each context's whole path,
-        4 x (key heads x head size) bytes a token, and their gradients in the backward pass.
+        2 x key heads x (width of a key + of a value) bytes a token, and their gradients in the
+        backward pass.
 
         Full training on one GPU is in float32 under autocast: hidden states take 4 bytes, and the
         bfloat16 copies of weights lie beside them, of all layers while a forward pass lasts (and
@@ -178,6 +180,10 @@ class Costs:
             reference=round(copies + max(forward, logps.forward) + 2 * hidden),
             overhead=assume.context_bytes,
         )
+
+    def worst(self, setup: Setup, passes: Iterable[MicroBatch]) -> MicroBatch:
+        """The pass that needs most memory, which may be another with another setup."""
+        return max(passes, key=lambda batch: self.memory(setup, batch).total)
 
     def _cast(self, setup: Setup) -> bool:
         """Whether weights are float32 and autocast computes in bfloat16: FSDP casts them itself."""
@@ -230,7 +236,7 @@ class Costs:
 
         LoRA: 2 bytes a weight. QLoRA: 4.127 bits for weights of linear layers, 2 bytes for all
         others (embeddings, head, norms; experts too, unless they are taken to be quantised). Full
-        training: 4 bytes, of which bfloat16 copies of a layer are made while it is in use.
+        training: 4 bytes; autocast's bfloat16 copies are not counted here (`Memory.casts`).
         """
         counts, assume = self.counts, self.assume
         if method == "full":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from learners.ops.experts import CHOSEN, chosen_experts
 from learners.ops.lora import lean_weights
 from learners.ops.sequence import unwrap
 from learners.training.config import TrainConfig
@@ -220,7 +221,6 @@ def _plain_linears(model: nn.Module) -> Iterator[nn.Linear]:
 
 
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
-_CHOSEN = ("num_experts_per_tok", "top_k_experts")
 
 
 def _expert_share(causal: PreTrainedModel) -> float:
@@ -230,15 +230,13 @@ def _expert_share(causal: PreTrainedModel) -> float:
         ConfigError: the configuration names the experts, but not how many of them.
     """
     config = causal.config.get_text_config()
-    experts, chosen = (
-        next((size for name in names if (size := getattr(config, name, None))), None)
-        for names in (_EXPERTS, _CHOSEN)
-    )
+    experts = next((size for name in _EXPERTS if (size := getattr(config, name, None))), None)
+    chosen = chosen_experts(config)
     if not experts:
         return 1.0
     if not chosen:
         raise ConfigError(
             f"The configuration of {type(causal).__name__} has {experts} experts and does not say "
-            f"to how many a token is sent ({' or '.join(_CHOSEN)}): no plan can be made."
+            f"to how many a token is sent ({' or '.join(CHOSEN)}): no plan can be made."
         )
     return float(chosen) / float(experts)

@@ -33,7 +33,7 @@ class Plan:
     memory: Memory
     """With the setup's own choice of gradient checkpointing."""
     memory_other: Memory
-    """With the other choice."""
+    """With the other choice, for the micro-batch that then needs most."""
     usable: int
     """Bytes of the GPU that a run can have."""
     longest_fits: int
@@ -105,10 +105,9 @@ def plan_training(
     )
     other = replace(setup, checkpointing=not setup.checkpointing)
     costs = Costs(shapes, config, method, assume)
-    longest = max(work.passes, key=lambda batch: costs.memory(setup, batch).total)
+    longest, longest_other = costs.worst(setup, work.passes), costs.worst(other, work.passes)
     memory = costs.memory(setup, longest)
     room = usable(card, assume)
-    share = longest.loss_tokens / sum(longest.lengths)
     step_seconds, reference_seconds = _times(costs, setup, card, work)
     known = known_model(config.model)
     return Plan(
@@ -119,10 +118,10 @@ def plan_training(
         counts=costs.counts,
         longest=longest,
         memory=memory,
-        memory_other=costs.memory(other, longest),
+        memory_other=costs.memory(other, longest_other),
         usable=room,
-        longest_fits=longest_that_fits(costs, setup, loss, room, share),
-        longest_fits_other=longest_that_fits(costs, other, loss, room, share),
+        longest_fits=longest_that_fits(costs, setup, loss, room, longest.loss_share),
+        longest_fits_other=longest_that_fits(costs, other, loss, room, longest_other.loss_share),
         samples=work.samples,
         steps=work.total_steps,
         tokens=work.tokens,
@@ -131,7 +130,7 @@ def plan_training(
         hours=(reference_seconds + step_seconds * work.total_steps / len(work.steps)) / 3600,
         reference_hours=reference_seconds / 3600,
         fits=memory.total <= room,
-        verdict=advise(costs, setup, card, longest, loss, shapes, config),
+        verdict=advise(costs, setup, card, work.passes, loss, shapes, config),
         notes=_notes(costs, setup, card, work, config, costs.keeps(setup, card, longest)),
         data=work.report,
         assumptions=assume,
@@ -153,7 +152,7 @@ def _notes(
     counts, assume = costs.counts, costs.assume
     if setup.checkpointing and setup.selective and costs.keepable and not setup.sharded:
         notes.append(
-            "Layers are computed again only where memory demands it: of the longest sample "
+            "Layers are computed again only where memory demands it: of the pass that needs most "
             f"{kept.layers} of {len(costs.layers)} are not, in memory that is free otherwise "
             "(gradient_checkpointing=true keeps memory low, =false keeps all)."
         )

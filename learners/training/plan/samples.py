@@ -60,6 +60,11 @@ class MicroBatch:
         return sum(self.computed) - sum(self.shared)
 
     @property
+    def loss_share(self) -> float:
+        """Share of its tokens whose log-probability is learned."""
+        return self.loss_tokens / sum(self.lengths)
+
+    @property
     def sizes(self) -> str:
         """Tokens of its contexts, in words."""
         if self.rows == 1:

@@ -1,7 +1,8 @@
 """What one decoder layer keeps and uses, found by running it on torch's meta device.
 
-A formula would have to know every family's norms, gates and copies, and what peft adds to them
-(float32 copies of each adapted layer's input, whole stacks of merged experts). Running the layer
+A formula would have to know every family's norms, gates and copies, and what adapters add to them
+(whole stacks of merged experts; with QLoRA float32 copies of each adapted layer's input, which peft
+keeps there and the learner's own LoRA layers do not). Running the layer
 itself, with its adapter, on tensors that have shapes and no memory counts exactly what autograd
 saves. Attention is the exception: its kernel is replaced by one that allocates what flash
 attention does, inputs, output and one float32 a row and head, and no tokens x tokens matrix. Its

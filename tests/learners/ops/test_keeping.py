@@ -395,7 +395,8 @@ def test_what_keeping_needs():
     ("names", "inner"),
     [({"n_inner": 50}, 50), ({"ffn_dim": 70}, 70), ({"intermediate_size": None}, 128),
      ({"intermediate_size": [40, 60]}, 60),
-     ({"num_experts_per_tok": 4, "moe_intermediate_size": 9, "intermediate_size": 99}, 36)],
+     ({"num_experts_per_tok": 4, "moe_intermediate_size": 9, "intermediate_size": 99}, 36),
+     ({"top_k_experts": 3, "moe_intermediate_size": 50, "intermediate_size": 99}, 150)],
 )  # fmt: skip
 def test_sizes_by_whatever_name(names, inner):
     common = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}

@@ -337,18 +337,18 @@ def test_the_longest_that_fits_does_and_a_longer_one_does_not(qwen):
     assert pair == pytest.approx(tokens / 2, rel=0.01)
 
 
-def verdict(costs, setup, card, batch, loss="dpo"):
+def verdict(costs, setup, card, *passes, loss="dpo"):
     shapes = model_config("qwen3-4b")
-    return advise(costs, setup, gpu(card), batch, get_loss(loss), shapes, CONFIG)
+    return advise(costs, setup, gpu(card), passes, get_loss(loss), shapes, CONFIG)
 
 
 def test_the_verdict_says_that_it_fits(qwen):
-    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(8000), "sft")
+    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(8000), loss="sft")
     assert said.startswith("Fits on one A100-80: ")
     assert said.count(". ") == 0
     room = usable(gpu("A100-80"), Assumptions())
     tight = longest_that_fits(qwen, Setup("lora", 1, True), get_loss("sft"), room, 1.0)
-    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(tight), "sft")
+    said = verdict(qwen, Setup("lora", 1, True), "A100-80", one(tight), loss="sft")
     assert said.startswith("Fits on one A100-80, with little to spare: ")
 
 
@@ -368,12 +368,45 @@ def test_the_verdict_says_what_would_make_it_fit(qwen):
     assert qwen.memory(Setup("lora", 1, True), batch).total <= room
 
 
+def test_the_verdict_is_of_the_pass_that_is_the_worst_with_each_change(qwen):
+    """Copies of a shared beginning's keys are kept in all layers, with checkpointing in one."""
+    shared, alone = MicroBatch((9000, 9000), 100, shared=(8000,)), MicroBatch((10_500,), 100)
+    off, on = ([qwen.memory(Setup("lora", 1, how), b).total for b in (shared, alone)]
+               for how in (False, True))  # fmt: skip
+    assert off[0] > off[1]
+    assert on[0] < on[1]
+    said = verdict(qwen, Setup("lora", 1, False), "A100-40", shared, alone)
+    assert f"9,000 tokens need {off[0] / GIB:.1f} GiB" in said
+    assert f"gradient checkpointing ({on[1] / GIB:.1f} GiB)" in said
+
+
+def test_the_verdict_names_two_changes_where_neither_alone_is_enough(qwen):
+    """As of 70B on one A100-80: weights are too large for one card, the sample for any."""
+    assume = Assumptions(context_bytes=15 * GIB)
+    crowded = Costs(model_config("qwen3-4b"), CONFIG, "lora", assume)
+    room = usable(gpu("RTX4090"), assume)
+    assert crowded.memory(Setup("lora", 1, True), one(1)).fixed > room
+    assert crowded.memory(Setup("lora", 64, True), one(200_000)).total > room
+    said = verdict(crowded, Setup("lora", 1, True), "RTX4090-24", one(200_000), loss="sft")
+    found = re.search(r"it would fit with (\d+) GPUs and FSDP and max_tokens=(\d+)\.$", said)
+    gpus, tokens = map(int, found.groups())
+    most = longest_that_fits(crowded, Setup("lora", 64, True), get_loss("sft"), room, 1.0)
+    assert most / 2 - 256 < tokens <= most
+    assert crowded.memory(Setup("lora", gpus, True), one(tokens)).total <= room
+    said = verdict(crowded, Setup("lora", 1, False), "RTX4090-24", one(200_000), loss="sft")
+    assert said.endswith(" and gradient checkpointing.")
+    none = Costs(model_config("qwen3-4b"), CONFIG, "lora", Assumptions(context_bytes=30 * GIB))
+    said = verdict(none, Setup("lora", 1, True), "RTX4090-24", one(2000), loss="sft")
+    least = none.memory(Setup("lora", 64, True), one(1)).fixed
+    assert said.endswith(f"optimizer alone take {least / GIB:.1f} GiB on each of 64 GPUs.")
+
+
 def test_the_verdict_offers_lora_for_full_training_and_sharding():
     config = tiny("llama", hidden_size=2048, intermediate_size=8192, vocab_size=32_000,
                   num_hidden_layers=24)  # fmt: skip
     costs = Costs(config, CONFIG, "full", Assumptions())
     card = gpu("RTX4090")
-    said = advise(costs, Setup("full", 1, True), card, one(512), get_loss("sft"), config, CONFIG)
+    said = advise(costs, Setup("full", 1, True), card, [one(512)], get_loss("sft"), config, CONFIG)
     assert "LoRA (" in said
     assert "2 GPUs and FSDP (" in said
     assert "max_tokens" not in said  # not even a short sample fits
@@ -383,8 +416,15 @@ def test_the_verdict_offers_sharded_lora_for_qlora_which_is_whole_on_every_gpu()
     costs = Costs(model_config("qwen3-4b"), CONFIG, "qlora", Assumptions())
     setup, room = Setup("qlora", 1, True), usable(gpu("RTX4090"), Assumptions())
     most = longest_that_fits(costs, setup, get_loss("sft"), room, 1.0)
-    said = verdict(costs, setup, "RTX4090-24", one(round(1.02 * most)), "sft")
+    said = verdict(costs, setup, "RTX4090-24", one(round(1.02 * most)), loss="sft")
     assert re.search(r"fit with LoRA on \d+ GPUs and FSDP \(", said)
+
+
+def test_the_verdict_offers_lora_for_qlora_which_keeps_more_a_token(qwen):
+    costs = Costs(model_config("qwen3-4b"), CONFIG, "qlora", Assumptions())
+    said = verdict(costs, Setup("qlora", 1, True), "H200-141", one(288_000), loss="sft")
+    need = qwen.memory(Setup("lora", 1, True), one(288_000)).total
+    assert f"fit with LoRA ({need / GIB:.1f} GiB), or max_tokens=" in said
 
 
 @pytest.mark.parametrize(
@@ -415,7 +455,7 @@ def test_the_verdict_blames_weights_only_where_they_do_not_fit(qwen):
     assume = Assumptions(context_bytes=11 * GIB + room - crowded.memory(setup, one(500)).total)
     crowded = Costs(model_config("qwen3-4b"), CONFIG, "lora", assume)
     assert most > 2000
-    said = verdict(crowded, setup, "RTX4090-24", one(2000), "sft")
+    said = verdict(crowded, setup, "RTX4090-24", one(2000), loss="sft")
     fixed = crowded.memory(setup, one(2000)).fixed
     assert fixed < room
     assert "nothing short of another" not in said
@@ -424,7 +464,7 @@ def test_the_verdict_blames_weights_only_where_they_do_not_fit(qwen):
     assert 490 <= tokens <= 500
 
     none = Costs(model_config("qwen3-4b"), CONFIG, "lora", Assumptions(context_bytes=30 * GIB))
-    said = verdict(none, setup, "RTX4090-24", one(2000), "sft")
+    said = verdict(none, setup, "RTX4090-24", one(2000), loss="sft")
     assert "nothing short of another model, method or card changes that" in said
 
 
