@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -203,9 +205,19 @@ def is_main() -> bool:
 
 
 def stop_workers() -> None:
-    """Leave the group of processes, if this one is in any; for the end of a program."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    """End a program that is one of several processes, once all have come here; alone, go on.
+
+    The process is left at once: at the regular end of the interpreter one was seen to abort after
+    its work was done, on threads of torch's ("terminate called without an active exception").
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    distributed.barrier()
+    distributed.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _fsdp() -> FullyShardedDataParallelPlugin | None:

@@ -9,7 +9,7 @@ from torch import distributed
 from learners.training.passes import Passes
 from learners.training.reference import reference_logps
 from learners.training.score import PolicySums, Scorer
-from learners.training.workers import Workers
+from learners.training.workers import Workers, stop_workers
 from tests.learners.models import tiny_llama
 from tests.learners.training.test_passes import CPU
 from tests.learners.training.test_reference import SAMPLES, flat
@@ -25,4 +25,4 @@ if __name__ == "__main__":
     logps = workers.gather(found.logps.view(-1, 2).tolist())
     if workers.main:
         Path(sys.argv[1]).write_text(json.dumps({"logps": logps, "done": done}))
-    distributed.destroy_process_group()
+    stop_workers()
