@@ -145,6 +145,15 @@ def test_an_interrupted_training_is_gone_on_with_by_resume(settings, monkeypatch
     )
 
 
+@pytest.fixture
+def heard():
+    """Signals as a program in the foreground has them; tests may run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_after_its_step_with_a_checkpoint(settings, tmp_path, number, capsys):
     settings |= {"save_every": None, "loss": "sft"}  # it is saved all the same
